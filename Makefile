@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# `make help` lists what is supported. VENV=DIR takes another virtual environment than .venv.
+
+VENV	?= .venv
+# arguments of `make run`, such as RUN='--guests 2 --guest-memory 512M'
+RUN	?=
+PYTEST	?=
+PY	:= $(VENV)/bin/python
+SHELLS	:= liveupdate/setup.sh .ci/run
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check lint unit component vm bench images kernel-check clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
+
+setup: ## packages, virtual environment and images; nothing to do takes less than 2 s
+	@liveupdate/setup.sh
+
+run: setup ## set up, then show a guest surviving a kexec; RUN='...' is passed on
+	$(VENV)/bin/liveupdate run $(RUN)
+
+test: ## everything: set up for tests, lint, all tests, real machines too
+	liveupdate/setup.sh --tests
+	$(MAKE) lint
+	$(PY) -m pytest -m unit -n auto $(PYTEST)
+	$(PY) -m pytest -m 'component or vm' $(PYTEST)
+
+check: lint ## what needs neither root, network nor images: linters, unit and component tests
+	$(PY) -m pytest $(PYTEST)
+
+lint: ## ruff, mypy, shellcheck
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	@if [ -x $(VENV)/bin/shellcheck ]; then $(VENV)/bin/shellcheck $(SHELLS); \
+	else shellcheck $(SHELLS); fi
+
+unit: ## pure tests, under 10 s
+	$(PY) -m pytest -m unit $(PYTEST)
+
+component: ## a local sshd, fake peers, a QEMU without a guest
+	$(PY) -m pytest -m component $(PYTEST)
+
+vm: images ## the real thing: hosts under update with guests
+	$(PY) -m pytest -m vm $(PYTEST)
+
+bench: images ## measure the budgets and print their table
+	$(PY) -m tests.bench
+
+images: ## build what is missing of all images, those for tests too
+	$(VENV)/bin/liveupdate images build --tests
+
+kernel-check: ## every prefix of the kernel series: checkpatch, builds with its option on and off
+	$(PY) -m liveupdate.images.check
+
+clean: ## what was made in the checkout; images stay in the cache (`liveupdate images gc`)
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	find liveupdate tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	$(MAKE) -C guest-images/guest clean

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The group of verbs, loaded one at a time, and the one place where errors become exit codes.
+
+Nothing is imported here that ``liveupdate --help`` does not need: it has a budget of 200 ms.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+
+from liveupdate import __version__
+from liveupdate.cli.output import PROGRAM, complain, log, log_error, setup_logging
+from liveupdate.cli.signals import Interrupted, handle_signals
+from liveupdate.errors import DeadlineExceeded, LiveUpdateError, ScenarioError
+from liveupdate.model.verdict import ExitCode
+
+COMPLETION_VARIABLE = "_LIVEUPDATE_COMPLETE"
+
+#: verb: (module:command, one line of help); in the order of --help
+VERBS = {
+    "setup": ("liveupdate.cli.setup:setup", "Install what is needed and build the images."),
+    "doctor": ("liveupdate.cli.doctor:doctor", "Check this machine and say what to do."),
+    "run": ("liveupdate.cli.run:run", "Update a host under its guests and judge the result."),
+    "matrix": ("liveupdate.cli.matrix:matrix", "Compare mechanisms over guest sizes."),
+    "plan": ("liveupdate.cli.plan:plan", "Show what a run would do, and do nothing."),
+    "judge": ("liveupdate.cli.judge:judge", "Judge a run directory again; needs no machine."),
+    "report": ("liveupdate.cli.judge:report", "Report on a run directory in another format."),
+    "images": ("liveupdate.cli.images:images", "Build, list and trim kernels and root disks."),
+    "faults": ("liveupdate.cli.faults:faults", "List the faults a run can inject."),
+    "ps": ("liveupdate.cli.machines:ps", "List machines of ours that still run."),
+    "gc": ("liveupdate.cli.machines:gc", "End machines whose run is gone, remove what they left."),
+    "shell": ("liveupdate.cli.shell:shell", "Boot a host under update and log in."),
+    "completion": ("liveupdate.cli.completion:completion", "Print a shell's completion script."),
+}
+
+
+@dataclass(slots=True)
+class App:
+    """What the global options say; the one mutable thing, filled while the line is parsed."""
+
+    argv: tuple[str, ...] = ()
+    verbosity: int = 0
+    color: str = "auto"
+    #: map what cannot be judged to 125, for `git bisect run`
+    bisect: bool = False
+
+
+class Verbs(click.Group):
+    """A group that imports a verb's module when the verb is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{VERBS[cmd_name][0]} is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in VERBS:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            if near:
+                ctx.fail(f"No such command '{args[0]}'. Did you mean '{near[0]}'?")
+        return super().resolve_command(ctx, args)
+
+
+def _set_verbosity(ctx: click.Context, _param: click.Parameter, count: int) -> None:
+    ctx.ensure_object(App).verbosity += count
+
+
+def _set_quiet(ctx: click.Context, _param: click.Parameter, is_set: bool) -> None:
+    if is_set:
+        ctx.ensure_object(App).verbosity = -1
+
+
+def _set_color(ctx: click.Context, _param: click.Parameter, choice: str | None) -> None:
+    if choice:
+        ctx.ensure_object(App).color = choice
+
+
+GLOBAL_OPTIONS = (
+    click.option("-v", "--verbose", count=True, expose_value=False, callback=_set_verbosity,
+                 help="Log more; twice for everything."),
+    click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet,
+                 help="Log errors only."),
+    click.option("--color", type=click.Choice(["auto", "always", "never"]), expose_value=False,
+                 callback=_set_color, help="Colours; auto looks at the terminal and NO_COLOR."),
+)  # fmt: skip
+"""Understood before the verb and after it."""
+
+
+@click.group(
+    cls=Verbs,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> int:
+    """Replace the kernel of a host by kexec while its guests survive, and prove that they did.
+
+    Exit status: 0 pass; 1 something that had to be preserved was lost, or a budget exceeded;
+    2 the input is wrong; 3 the harness or this machine could not do it; 4 everything was skipped;
+    5 rolled back, guests fine; 124 timed out; 125 cannot judge, with --bisect; 130, 143 signals.
+    """
+    if ctx.invoked_subcommand is None:
+        log(ctx.get_help())
+        return ExitCode.USAGE
+    return ExitCode.PASS
+
+
+for _option in reversed(GLOBAL_OPTIONS):
+    cli = _option(cli)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status; never raises for an expected failure."""
+    arguments = tuple(sys.argv[1:] if argv is None else argv)
+    app = App(argv=arguments)
+    instruction = os.environ.get(COMPLETION_VARIABLE)
+    if instruction:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {"obj": app}, PROGRAM, COMPLETION_VARIABLE, instruction)
+    try:
+        with handle_signals():
+            code = int(_invoke(app, arguments))
+    except Interrupted as interrupt:
+        log(f"{PROGRAM}: stopped by {interrupt}")
+        return interrupt.exit_code
+    return for_bisect(code) if app.bisect else code
+
+
+def for_bisect(code: int) -> int:
+    """Map an exit status for ``git bisect run``: what could not be judged is 125, to be skipped."""
+    return ExitCode.CANNOT_JUDGE if code in (ExitCode.ERROR, ExitCode.SKIP) else code
+
+
+def _invoke(app: App, arguments: tuple[str, ...]) -> int:
+    """Parse, call the verb, and turn every error into a message and a status."""
+    setup_logging(0)
+    try:
+        with cli.make_context(PROGRAM, list(arguments), obj=app) as ctx:
+            result = cli.invoke(ctx)
+            sys.stdout.flush()
+            return int(result) if isinstance(result, int) else ExitCode.PASS
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else PROGRAM
+        complain(error.format_message(), f"see '{path} --help'")
+        return ExitCode.USAGE
+    except ScenarioError as error:
+        log_error(error)
+        return ExitCode.USAGE
+    except DeadlineExceeded as error:
+        log_error(error)
+        return ExitCode.TIMEOUT
+    except LiveUpdateError as error:
+        log_error(error)
+        return ExitCode.ERROR
+    except BrokenPipeError:
+        # the reader of our stdout has left; nothing more can be said to it, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.ERROR
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        complain(
+            f"{type(error).__name__}: {error}", "this is a bug in liveupdate; please report it"
+        )
+        return ExitCode.ERROR

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liveupdate faults``."""
+
+from __future__ import annotations
+
+import click
+
+from liveupdate.cli.app import App
+from liveupdate.cli.options import common, json_option
+from liveupdate.cli.output import say, say_json
+from liveupdate.faults import FAULTS
+from liveupdate.model.verdict import ExitCode
+
+
+@click.command()
+@json_option
+@common
+def faults(app: App, *, as_json: bool) -> int:
+    """List the faults `run --fault NAME` can inject, and what each must come to."""
+    if as_json:
+        say_json([_document(name) for name in FAULTS])
+        return ExitCode.PASS
+    width = max(map(len, FAULTS))
+    for name, fault in FAULTS.items():
+        expected = fault.expected
+        say(f"{name:<{width}}  {expected.check} {expected.status}, exit {expected.exit_code}")
+        say(f"{'':<{width}}  {fault.what}")
+    return ExitCode.PASS
+
+
+def _document(name: str) -> dict[str, object]:
+    fault = FAULTS[name]
+    expected = fault.expected
+    return {
+        "name": name,
+        "what": fault.what,
+        "where": fault.where,
+        "check": expected.check,
+        "status": expected.status,
+        "exit_code": int(expected.exit_code),
+    }

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liveupdate images build|list|gc``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from liveupdate.cli.app import App
+from liveupdate.cli.options import common, json_option
+from liveupdate.cli.output import say, say_json
+from liveupdate.model.verdict import ExitCode
+
+
+@click.group()
+def images() -> None:
+    """Build, list and trim kernels, root disks and payloads."""
+
+
+@images.command()
+@click.argument("names", nargs=-1)
+@click.option("--tests", is_flag=True, help="Also the kernels that fault tests need.")
+@click.option(
+    "--kernel-tree",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Build kernels from your own source tree.",
+)
+@common
+def build(app: App, *, names: tuple[str, ...], tests: bool, kernel_tree: Path | None) -> int:
+    """Build what is not in the cache yet, and print where it is."""
+    from liveupdate.cli.view import show_steps
+    from liveupdate.errors import ScenarioError
+    from liveupdate.images import catalogue
+    from liveupdate.steps import Steps
+
+    if kernel_tree is not None and not (kernel_tree / "Kbuild").is_file():
+        raise ScenarioError(f"'{kernel_tree}' is no kernel source tree", where="--kernel-tree")
+    which = [*names, *([] if names else catalogue.DEFAULT), *(catalogue.TESTS if tests else ())]
+    steps = Steps()
+    with show_steps(steps, app, os.environ):
+        built = catalogue.build(which, kernel_tree=kernel_tree, steps=steps)
+    for path in built:
+        say(str(path))
+    return ExitCode.PASS
+
+
+@images.command("list")
+@json_option
+@common
+def list_images(app: App, *, as_json: bool) -> int:
+    """List the cache; `*` marks what a run would take now."""
+    from liveupdate.images import catalogue
+    from liveupdate.units import format_size
+
+    found = catalogue.listing()
+    if as_json:
+        say_json(
+            [
+                {
+                    "name": info.name,
+                    "kind": info.kind,
+                    "digest": info.digest,
+                    "path": str(info.path),
+                    "size_bytes": info.size_bytes,
+                    "used_at": info.used_at.isoformat(),
+                    "current": info.is_current,
+                    "detail": info.detail,
+                }
+                for info in found
+            ]
+        )
+        return ExitCode.PASS
+    for info in found:
+        mark = "*" if info.is_current else " "
+        say(
+            f"{mark} {info.name:<14} {info.digest[:12]}  {format_size(info.size_bytes):>10}"
+            f"  {info.used_at:%Y-%m-%d %H:%M}  {info.detail}"
+        )
+    if not found:
+        say("no images; build them with 'liveupdate images build'")
+    return ExitCode.PASS
+
+
+@images.command()
+@click.option("--days", type=click.FloatRange(min=0), help="Keep what was used in the last days.")
+@click.option("--all", "everything", is_flag=True, help="Remove all, current ones too.")
+@json_option
+@common
+def gc(app: App, *, days: float | None, everything: bool, as_json: bool) -> int:
+    """Remove images that no run has used for a while; current ones stay."""
+    from liveupdate.images import catalogue
+    from liveupdate.units import format_size
+
+    keep = catalogue.KEEP_DAYS if days is None else days
+    done = catalogue.gc(keep_days=keep, everything=everything)
+    if as_json:
+        say_json({"removed": done.removed, "freed_bytes": done.freed_bytes})
+    else:
+        say(f"removed {done.removed} images, {format_size(done.freed_bytes)}")
+    return ExitCode.PASS

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liveupdate judge`` and ``liveupdate report``: from a run directory, with no machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from liveupdate.cli.app import App
+from liveupdate.cli.options import common, json_option, report_files
+from liveupdate.model.verdict import ExitCode
+
+run_dir_argument = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+
+
+@click.command()
+@run_dir_argument
+@json_option
+@report_files
+@common
+def judge(app: App, *, run_dir: Path, as_json: bool, junit: Path | None, ktap: Path | None) -> int:
+    """Judge the run directory RUN again from its evidence, and exit as the run would.
+
+    Nothing in RUN is changed. Altered evidence is an error, never a pass.
+    """
+    from liveupdate.cli import results
+    from liveupdate.cli.gather import check_report
+
+    for path in filter(None, (junit, ktap)):
+        check_report(path)
+    outcome = results.judge_directory(run_dir, results.required_checks())
+    results.write_reports(outcome, junit, ktap)
+    return results.show(outcome, app, as_json=as_json)
+
+
+@click.command()
+@run_dir_argument
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["text", "json", "junit", "ktap", "html"]),
+    default="text",
+    show_default=True,
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file."
+)
+@common
+def report(app: App, *, run_dir: Path, kind: str, output: Path | None) -> int:
+    """Report on the run directory RUN; exits 0 whatever the verdict (see `judge`)."""
+    import os
+    import sys
+
+    from liveupdate.cli import results
+    from liveupdate.cli.output import say, wants_color, write_file
+
+    outcome = results.judge_directory(run_dir, results.required_checks())
+    on_terminal = kind == "text" and output is None
+    color = on_terminal and wants_color(app.color, os.environ, is_tty=sys.stdout.isatty())
+    text = results.render(outcome, kind, color=color)
+    if output is not None:
+        write_file(output, text)
+    else:
+        say(text)
+    return ExitCode.PASS

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several verbs share, as decorators."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from liveupdate.cli.app import GLOBAL_OPTIONS, App
+from liveupdate.cli.output import setup_logging
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """A scenario as named on the command line: file or shipped name, and (key, value, option)."""
+
+    scenario: str | None
+    overrides: tuple[tuple[str, str, str], ...]
+
+
+#: option, scenario key, metavar, help; see docs/scenario.md
+OVERRIDES = (
+    ("--kernel", "kernel", "PATH", "bzImage of the outgoing kernel."),
+    ("--next-kernel", "next_kernel", "PATH", "bzImage of the incoming kernel."),
+    ("--mechanism", "mechanism", "NAME", "What carries the guests' memory across."),
+    ("--guests", "guests", "N", "How many guests."),
+    ("--guest-memory", "guest.*.memory", "SIZE", "RAM of every guest, such as 512M."),
+    ("--hops", "hops", "N", "How many kexecs in a row."),
+    ("--target", "target", "NAME", "What the host under update is."),
+    ("--accel", "accel", "NAME", "auto, kvm (never falls back) or tcg."),
+    ("--fault", "fault", "NAME", "Inject a fault; see `liveupdate faults`."),
+)
+
+
+def common(function: F) -> F:
+    """Add the global options, and pass the :class:`App` as first argument."""
+
+    @click.pass_context
+    @functools.wraps(function)
+    def wrapper(ctx: click.Context, /, *args: Any, **kwargs: Any) -> Any:
+        app = ctx.ensure_object(App)
+        setup_logging(app.verbosity)
+        return function(app, *args, **kwargs)
+
+    decorated: Any = wrapper
+    for option in reversed(GLOBAL_OPTIONS):
+        decorated = option(decorated)
+    return decorated  # type: ignore[no-any-return]
+
+
+def scenario_options(function: F) -> F:
+    """Add ``[SCENARIO]`` and everything that overrides it; passed on as ``wish``."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        overrides = []
+        for option, key, _, _ in OVERRIDES:
+            value = kwargs.pop(_parameter(option))
+            if value is not None:
+                overrides.append((key, value, option))
+        if kwargs.pop("cold"):
+            overrides.append(("cold", "true", "--cold"))
+        for text in kwargs.pop("sets"):
+            overrides.append(_split_set(text))
+        wish = Wish(scenario=kwargs.pop("scenario"), overrides=tuple(overrides))
+        return function(*args, wish=wish, **kwargs)
+
+    decorated: Any = click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override any key of the scenario.",
+    )(wrapper)
+    decorated = click.option("--cold", is_flag=True, help="Boot anew, load no saved host.")(
+        decorated
+    )
+    for option, _, metavar, text in reversed(OVERRIDES):
+        decorated = click.option(option, _parameter(option), metavar=metavar, help=text)(decorated)
+    return click.argument("scenario", required=False)(decorated)  # type: ignore[no-any-return]
+
+
+def _parameter(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
+
+
+def _split_set(text: str) -> tuple[str, str, str]:
+    from liveupdate.load import set_override
+
+    override = set_override(text)
+    return (override.key, override.value, override.option)
+
+
+results_option = click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the run directory goes; ./runs by default.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def report_files(function: F) -> F:
+    """Add ``--junit FILE`` and ``--ktap FILE``."""
+    for name in ("ktap", "junit"):
+        function = click.option(
+            f"--{name}",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help=f"Also write a {'KTAP' if name == 'ktap' else 'JUnit'} report.",
+        )(function)
+    return function

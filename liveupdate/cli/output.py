@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""stdout is the product, stderr the log; who gets colour and who a moving display."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from liveupdate.errors import LiveUpdateError, ScenarioError
+
+PROGRAM = "liveupdate"
+
+
+def wants_color(choice: str, env: Mapping[str, str], *, is_tty: bool) -> bool:
+    """Decide on colour: the option, FORCE_COLOR and CLICOLOR_FORCE, NO_COLOR, then the terminal."""
+    if choice != "auto":
+        return choice == "always"
+    if env.get("FORCE_COLOR") or env.get("CLICOLOR_FORCE", "0") not in ("", "0"):
+        return True
+    if env.get("NO_COLOR"):
+        return False
+    return is_tty and env.get("TERM", "dumb") != "dumb"
+
+
+def wants_live(env: Mapping[str, str], *, is_tty: bool) -> bool:
+    """Decide on a moving display: on a terminal only, never in CI or with NO_COLOR."""
+    if env.get("NO_COLOR") or env.get("CI", "").lower() not in ("", "0", "false"):
+        return False
+    return is_tty and env.get("TERM", "dumb") != "dumb"
+
+
+def say(text: str) -> None:
+    """Print a line of the product."""
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+
+
+def say_json(document: object) -> None:
+    """Print one JSON document as the whole product."""
+    import json
+
+    say(json.dumps(document, indent=2, ensure_ascii=False, sort_keys=False))
+
+
+def log(text: str) -> None:
+    """Print a line of the log."""
+    sys.stderr.write(text.rstrip("\n") + "\n")
+    sys.stderr.flush()
+
+
+def log_error(error: LiveUpdateError) -> None:
+    """Print an error in one line, and its hint in another."""
+    complain(error.args[0] if error.args else str(error), error.hint)
+
+
+def complain(message: object, hint: str | None = None) -> None:
+    """Print ``liveupdate: error: …``, always one line, and the hint."""
+    log(f"{PROGRAM}: error: {one_line(str(message))}")
+    if hint:
+        log(f"{PROGRAM}: hint: {one_line(hint)}")
+
+
+def one_line(text: str) -> str:
+    """Fold to one line and make control characters visible: part of it may come from a guest."""
+    return printable(" | ".join(filter(None, (line.strip() for line in text.splitlines()))))
+
+
+def printable(text: str) -> str:
+    """Replace what a terminal would act upon."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write ``text`` whole or not at all.
+
+    :raises ScenarioError: the directory cannot be written to.
+    """
+    import tempfile
+
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes it 0600; a report is for everybody the umask lets
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ScenarioError(
+            f"cannot be written: {error.strerror or error}", where=str(path)
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+class StderrHandler(logging.Handler):
+    """Logs to whatever stderr is at that moment: the live view puts its own there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except Exception:
+            self.handleError(record)
+
+
+def setup_logging(verbosity: int) -> None:
+    """Set the level: -1 errors, 0 warnings, 1 info, 2 and more debug."""
+    level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    handler = StderrHandler()
+    handler.setFormatter(logging.Formatter("%(levelname).1s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    if verbosity < 3:
+        # What goes wrong in them reaches us as an exception, which we report; their chatter is of
+        # use only to those who debug them.
+        for name in ("paramiko", "qemu.qmp"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger("asyncio").setLevel(max(level, logging.WARNING))

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run or a re-judged run directory comes to: reports, words for people, exit status."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from liveupdate.cli.output import log, one_line, printable, say, wants_color, write_file
+from liveupdate.model.verdict import ExitCode
+
+if TYPE_CHECKING:
+    from liveupdate.cli.app import App
+    from liveupdate.model.evidence import Evidence
+    from liveupdate.model.plan import Plan
+    from liveupdate.model.verdict import Verdict
+
+FORMATS = ("text", "json", "junit", "ktap", "html")
+#: SGR parameters: green, bold red, yellow, bold magenta
+STATUS_COLORS = {"PASS": "32", "FAIL": "1;31", "SKIP": "33", "ERROR": "1;35"}
+#: how much of the console is shown when a run went wrong
+CONSOLE_LINES = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A judged run, from a machine or from a directory."""
+
+    plan: Plan
+    evidence: Evidence
+    verdict: Verdict
+    run_dir: Path
+
+
+def required_checks(env: Mapping[str, str] = os.environ) -> frozenset[str]:
+    """Checks that LIVEUPDATE_REQUIRE does not let be skipped; read before anything is started."""
+    from liveupdate.require import VARIABLE, parse_required
+
+    return parse_required(env.get(VARIABLE, ""))
+
+
+def judge_directory(path: Path, required: frozenset[str]) -> Outcome:
+    """Judge what a run directory holds, with no machine.
+
+    :raises EvidenceError: it is no run directory, or its plan cannot be used.
+    """
+    from liveupdate.judge import judge
+    from liveupdate.require import apply_required
+    from liveupdate.store import RunDir
+
+    record = RunDir.open(path)
+    plan = record.load_plan()
+    evidence = record.load_evidence()
+    verdict = apply_required(judge(plan, evidence), required)
+    return Outcome(plan=plan, evidence=evidence, verdict=verdict, run_dir=record.path)
+
+
+def render(outcome: Outcome, kind: str, *, color: bool = False) -> str:
+    """Render a report in one of :data:`FORMATS`; ``color`` is for text only."""
+    arguments = (outcome.plan, outcome.evidence, outcome.verdict)
+    if kind == "json":
+        from liveupdate.report.json_result import render_json
+        from liveupdate.store import RunDir
+
+        return render_json(*arguments, RunDir.open(outcome.run_dir).artifacts())
+    if kind == "junit":
+        from liveupdate.report.junit import render_junit
+
+        return render_junit(*arguments)
+    if kind == "ktap":
+        from liveupdate.report.ktap import render_ktap
+
+        return render_ktap(*arguments)
+    if kind == "html":
+        from liveupdate.report.html import render_html
+
+        return render_html(*arguments)
+    from liveupdate.report.text import render_text
+
+    text = render_text(*arguments)
+    return paint(text) if color else text
+
+
+def paint(text: str) -> str:
+    """Colour the statuses of a text report; it has no escapes of its own."""
+    return re.sub(
+        r"\b(?:PASS|FAIL|SKIP|ERROR)\b",
+        lambda match: f"\x1b[{STATUS_COLORS[match[0]]}m{match[0]}\x1b[0m",
+        text,
+    )
+
+
+def write_reports(outcome: Outcome, junit: Path | None, ktap: Path | None) -> None:
+    """Write the reports that were asked for by ``--junit`` and ``--ktap``."""
+    for kind, path in (("junit", junit), ("ktap", ktap)):
+        if path is not None:
+            write_file(path, render(outcome, kind))
+
+
+def store_reports(outcome: Outcome) -> Outcome:
+    """Write the run directory's own reports; they can always be made again from the evidence.
+
+    A pass that leaves no result behind is no pass: then the returned outcome is an error.
+    """
+    from dataclasses import replace
+
+    from liveupdate.model import layout
+    from liveupdate.model.verdict import Outcome as Status
+    from liveupdate.store import RunDir, StoreError
+
+    reports = (("json", layout.RESULT), ("junit", layout.JUNIT), ("html", layout.REPORT))
+    try:
+        record = RunDir.open(outcome.run_dir)
+        for kind, name in reports:
+            record.write_report(name, render(outcome, kind))
+    except StoreError as error:
+        log(f"liveupdate: {one_line(str(error))}")
+        if outcome.verdict.outcome in (Status.PASS, Status.SKIP):
+            verdict = replace(outcome.verdict, outcome=Status.ERROR, reason=error.message)
+            return replace(outcome, verdict=verdict)
+    return outcome
+
+
+def show(outcome: Outcome, app: App, *, as_json: bool) -> int:
+    """Print the product and return the exit status."""
+    import sys
+
+    color = wants_color(app.color, os.environ, is_tty=sys.stdout.isatty())
+    say(render(outcome, "json") if as_json else render(outcome, "text", color=color))
+    return ExitCode(outcome.verdict.exit_code)
+
+
+def explain_failure(outcome: Outcome, argv: Iterable[str], console: Iterable[str] = ()) -> None:
+    """Say on stderr what a person needs next: reason, console, directory, how to see it again."""
+    import shlex
+
+    verdict = outcome.verdict
+    log(f"liveupdate: {verdict.outcome.value}: {one_line(verdict.reason or 'no reason given')}")
+    lines = tuple(console) or last_console_lines(outcome.run_dir)
+    if lines:
+        log("last lines of the host's console:")
+        for line in lines[-CONSOLE_LINES:]:
+            log(f"  | {printable(line)}")
+    log(f"run directory: {outcome.run_dir}")
+    log(f"reproduce: {shlex.join(['liveupdate', *argv])}")
+
+
+def last_console_lines(run_dir: Path, count: int = CONSOLE_LINES) -> tuple[str, ...]:
+    """Return the end of the newest boot's console log, if there is one."""
+    boots = sorted(
+        (path for path in run_dir.glob("boot-*/console.log") if path.parent.name[5:].isdigit()),
+        key=lambda path: int(path.parent.name[5:]),
+    )
+    for path in reversed(boots):
+        try:
+            with path.open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 16384))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            continue
+        kept = [line.rstrip() for line in lines if line.strip()]
+        if kept:
+            return tuple(kept[-count:])
+    return ()

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liveupdate run``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from liveupdate.cli.app import App
+from liveupdate.cli.options import (
+    Wish,
+    common,
+    json_option,
+    report_files,
+    results_option,
+    scenario_options,
+)
+from liveupdate.model.verdict import ExitCode
+
+if TYPE_CHECKING:
+    from liveupdate.cli.gather import Prepared
+    from liveupdate.cli.results import Outcome
+
+
+@click.command()
+@scenario_options
+@results_option
+@json_option
+@report_files
+@click.option("--bisect", is_flag=True, help="Exit 125 when it cannot be judged (git bisect run).")
+@common
+def run(
+    app: App, *, wish: Wish, results: Path | None, as_json: bool,
+    junit: Path | None, ktap: Path | None, bisect: bool,
+) -> int:  # fmt: skip
+    """Update a host under its guests and judge the result.
+
+    SCENARIO is a TOML file (docs/scenario.md) or the name of a shipped one; without it, one guest
+    goes through one kexec.
+    """
+    from liveupdate.cli import results as outcomes
+    from liveupdate.cli.gather import prepare
+
+    app.bisect = bisect
+    required = outcomes.required_checks()
+    prepared = prepare(wish, results, reports=(junit, ktap))
+    outcome, console = carry_out(app, prepared, required)
+    outcomes.write_reports(outcome, junit, ktap)
+    code = outcomes.show(outcome, app, as_json=as_json)
+    if code != ExitCode.PASS:
+        outcomes.explain_failure(outcome, app.argv, console)
+    return code
+
+
+def carry_out(
+    app: App, prepared: Prepared, required: frozenset[str]
+) -> tuple[Outcome, tuple[str, ...]]:
+    """Run the plan under the view; return the outcome and the console's last lines."""
+    from liveupdate import runner
+    from liveupdate.cli.results import Outcome, store_reports
+    from liveupdate.cli.view import show_steps
+    from liveupdate.require import apply_required
+    from liveupdate.steps import Steps
+
+    steps = Steps()
+    with show_steps(steps, app, os.environ):
+        steps.note("accelerator", accel=prepared.plan.machine.accel, reason=prepared.accel_reason)
+        done = runner.run(
+            prepared.plan,
+            prepared.scenario,
+            results=prepared.results,
+            steps=steps,
+        )
+    outcome = Outcome(
+        plan=prepared.plan,
+        evidence=done.evidence,
+        verdict=apply_required(done.verdict, required),
+        run_dir=done.run_dir,
+    )
+    return store_reports(outcome), done.console_tail

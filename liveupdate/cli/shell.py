@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liveupdate shell``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from liveupdate.cli.app import App
+from liveupdate.cli.options import Wish, common, scenario_options
+from liveupdate.cli.output import log
+from liveupdate.model.verdict import ExitCode
+
+if TYPE_CHECKING:
+    from liveupdate.cli.gather import Prepared
+
+#: opening a session on a host whose agent has already answered
+LOGIN_S = 30.0
+
+
+@click.command()
+@scenario_options
+@click.option("-c", "--command", metavar="COMMAND", help="Run this instead of a shell.")
+@common
+def shell(app: App, *, wish: Wish, command: str | None) -> int:
+    """Boot a host under update, without guests, and log in as root; it ends with the shell.
+
+    Exits like ssh: with the status of the shell or the command over there.
+    """
+    from liveupdate.cli.gather import prepare
+
+    with tempfile.TemporaryDirectory(prefix="liveupdate-shell-") as directory:
+        prepared = prepare(wish, Path(directory))
+        log(f"liveupdate: accelerator {prepared.plan.machine.accel}: {prepared.accel_reason}")
+        return log_in(app, prepared, Path(directory), command)
+
+
+def log_in(app: App, prepared: Prepared, directory: Path, command: str | None) -> int:
+    """Boot in ``directory``, connect the terminal, and return the remote status."""
+    import secrets
+
+    from liveupdate.bringup import make_host
+    from liveupdate.cli.view import show_steps
+    from liveupdate.deadline import Deadline
+    from liveupdate.images.catalogue import make_kit
+    from liveupdate.steps import Steps
+
+    plan = prepared.plan
+    host = make_host(plan, secrets.token_hex(3), directory, make_kit(plan.images))
+    steps = Steps()
+    with host:
+        with show_steps(steps, app, os.environ), steps.step("boot"):
+            deadline = Deadline.after(plan.timeouts.boot_s, "sshd on the host under update")
+            ssh = host.ssh(deadline)
+        with ssh:
+            opening = Deadline.after(LOGIN_S, "a session on the host under update")
+            status = ssh.shell(opening, ("sh", "-c", command) if command else ())
+    return ExitCode.ERROR if status == 255 else status

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Have the tables changed since they were decoded? Cheap enough to ask 50 times a second.
+
+A :class:`TableFingerprint` keeps the bytes a decode was made from and compares them with memory
+as it is now. For 65,000 mappings that is half a MiB, so comparing costs no more than hashing and,
+unlike a hash, says which entry changed from what to what. Accessed and dirty bits, which hardware
+sets while DMA goes on, are not changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, replace
+
+from liveupdate.formats.iommu import UNREADABLE, ByteReader
+from liveupdate.units import format_addr
+
+_U64 = struct.Struct("<Q")
+#: changed entries named per page; a page that was reused for something else differs everywhere
+_MAX_ENTRIES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TablePage:
+    """A part of the tables as it was read, a multiple of 8 bytes.
+
+    :ivar volatile: bits of each u64 that hardware may set by itself.
+    :ivar is_paging: a page table, not an entry on the way to one.
+    """
+
+    phys: int
+    data: bytes
+    volatile: int = 0
+    is_paging: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryChange:
+    """One u64 of the tables that is not what it was; volatile bits as found."""
+
+    address: int
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        return f"{format_addr(self.address)}: {self.before:#018x} -> {self.after:#018x}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageChange:
+    """A part of the tables that changed.
+
+    :ivar entries: the first changed entries; empty if the page could not be read.
+    :ivar error: why it could not be read, else None.
+    """
+
+    phys: int
+    size: int
+    entries: tuple[EntryChange, ...]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recheck:
+    """Result of one comparison.
+
+    :ivar fingerprint: to be used for the next comparison; carries volatile bits as they are now, so
+        that they are masked out only once. Changes stay changes until a new decode.
+    """
+
+    changes: tuple[PageChange, ...]
+    fingerprint: TableFingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableFingerprint:
+    """The bytes behind a decode."""
+
+    pages: tuple[TablePage, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes compared each time."""
+        return sum(len(page.data) for page in self.pages)
+
+    def digest(self) -> str:
+        """SHA-256 over addresses and contents without volatile bits, for the record."""
+        digest = hashlib.sha256()
+        for page in self.pages:
+            digest.update(struct.pack("<QQ", page.phys, len(page.data)))
+            digest.update(_stable(page.data, page.volatile).to_bytes(len(page.data), "little"))
+        return digest.hexdigest()
+
+    def recheck(self, reader: ByteReader) -> Recheck:
+        """Compare with memory as it is now."""
+        read = reader.read
+        changes: list[PageChange] = []
+        moved: dict[int, TablePage] = {}
+        for index, page in enumerate(self.pages):
+            before = page.data
+            try:
+                now = read(page.phys, len(before))
+            except UNREADABLE as error:
+                changes.append(
+                    PageChange(phys=page.phys, size=len(before), entries=(), error=str(error))
+                )
+                continue
+            if now == before:
+                continue
+            if len(now) != len(before):
+                changes.append(
+                    PageChange(
+                        phys=page.phys,
+                        size=len(before),
+                        entries=(),
+                        error=f"{len(now)} of {len(before)} bytes",
+                    )
+                )
+            elif page.volatile and _stable(now, page.volatile) == _stable(before, page.volatile):
+                moved[index] = replace(page, data=bytes(now))
+            else:
+                changes.append(_page_change(page, now))
+        if not moved:
+            return Recheck(changes=tuple(changes), fingerprint=self)
+        pages = tuple(moved.get(index, page) for index, page in enumerate(self.pages))
+        return Recheck(changes=tuple(changes), fingerprint=TableFingerprint(pages=pages))
+
+
+def _stable(data: bytes, volatile: int) -> int:
+    """Give the page as one integer without its volatile bits; much faster than entry by entry."""
+    value = int.from_bytes(data, "little")
+    if not volatile:
+        return value
+    return value & ~int.from_bytes(_U64.pack(volatile) * (len(data) // 8), "little")
+
+
+def _page_change(page: TablePage, now: bytes) -> PageChange:
+    entries: list[EntryChange] = []
+    pairs = zip(_U64.iter_unpack(page.data), _U64.iter_unpack(now), strict=True)
+    for index, ((before,), (after,)) in enumerate(pairs):
+        if (before ^ after) & ~page.volatile:
+            address = page.phys + 8 * index
+            entries.append(EntryChange(address=address, before=before, after=after))
+            if len(entries) == _MAX_ENTRIES:
+                break
+    return PageChange(phys=page.phys, size=len(now), entries=tuple(entries))

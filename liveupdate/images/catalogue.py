@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All images by name: build, list, resolve for a run, collect garbage. Logic of ``images`` verbs.
+
+Nothing is remembered about what is current: an image's digest follows from its sources in the
+checkout and the compiler, so an image is there or has to be built.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from liveupdate import paths
+from liveupdate.errors import BuildError, PlanError
+from liveupdate.images import guest, kernel, kit, rootfs
+from liveupdate.images.cache import Cache, days_ago, digest_of, file_sha256, tree_bytes
+from liveupdate.model.plan import ImageSet, KernelImage
+from liveupdate.steps import Steps
+
+DEFAULT = ("kernel-a", "kernel-b", "rootfs", "guest")
+"""What a run needs; built by ``images build``."""
+TESTS = ("kernel-skew", "kernel-stock", "kernel-nokho")
+"""Kernels for fault tests; built in addition by ``images build --tests``."""
+KEEP_DAYS = 14.0
+
+_HINT = "liveupdate images build"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """One line of ``images list``. ``detail`` is a release, a package count or the like."""
+
+    name: str
+    kind: str
+    digest: str
+    path: Path
+    size_bytes: int
+    used_at: datetime.datetime
+    #: it is what a run would take now
+    is_current: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """What :func:`gc` did."""
+
+    removed: int
+    freed_bytes: int
+
+
+def open_cache() -> Cache:
+    """Return the image cache of this user."""
+    return Cache(paths.cache_dir() / "images")
+
+
+def build(
+    which: Sequence[str], *, kernel_tree: Path | None = None, steps: Steps
+) -> tuple[Path, ...]:
+    """Build images that are not in the cache yet.
+
+    :param which: names out of :data:`DEFAULT` and :data:`TESTS`; none means :data:`DEFAULT`.
+    :param kernel_tree: the user's own kernel source, taken for the kernels in place of Debian's.
+    :return: the images' files, in the order of ``which``.
+    :raises BuildError: with the last lines of the tool that failed.
+    """
+    cache = open_cache()
+    sources = paths.guest_images_dir()
+    names = tuple(which) or DEFAULT
+    unknown = [name for name in names if name not in DEFAULT + TESTS]
+    if unknown:
+        known = ", ".join(DEFAULT + TESTS)
+        raise BuildError(f"no image '{unknown[0]}'", hint=f"known: {known}")
+    compiler = kernel.compiler_version()
+    if compiler == "none":
+        raise BuildError("gcc and ld are needed to build images", hint="run 'make setup'")
+    builder = kernel.KernelBuilder(cache, sources / "kernel", steps)
+    # In the order of VARIANTS, which is the cheap one.
+    variants = [v for v in kernel.VARIANTS if f"kernel-{v.name}" in names]
+    built: dict[str, Path] = {}
+    if "rootfs" in names:
+        entry = rootfs.build_rootfs(cache, sources / "host", compiler, steps)
+        built["rootfs"] = entry / "rootfs.ext4"
+    if "guest" in names:
+        entry = guest.build_guest(cache, sources / "guest", compiler, sys.executable, steps)
+        built["guest"] = entry / guest.IMAGE
+    for variant in variants:
+        if kernel_tree is not None:
+            entry = builder.build_tree(kernel_tree, variant)
+        else:
+            entry = builder.build(variant)
+        built[f"kernel-{variant.name}"] = entry / "bzImage"
+    for name, path in built.items():
+        _link(cache, f"tree-{name}" if kernel_tree and name.startswith("kernel") else name, path)
+    return tuple(built[name] for name in names)
+
+
+def _link(cache: Cache, name: str, path: Path) -> None:
+    """Keep ``by-name/NAME`` pointing at what was built last; for people, nothing reads it."""
+    directory = cache.root / "by-name"
+    directory.mkdir(parents=True, exist_ok=True)
+    # two builders may get here at the same time
+    fresh = directory / f".{name}.{secrets.token_hex(4)}"
+    fresh.symlink_to(Path("..") / path.relative_to(cache.root))
+    fresh.replace(directory / name)
+
+
+def current_digests() -> dict[str, tuple[str, str]]:
+    """Map each image's name to (kind, digest) as the checkout and the compiler are now."""
+    sources = paths.guest_images_dir()
+    compiler = kernel.compiler_version()
+    found = {
+        f"kernel-{variant.name}": (
+            "kernel",
+            digest_of(kernel.inputs_of(sources / "kernel", variant, compiler)),
+        )
+        for variant in kernel.VARIANTS
+    }
+    found["rootfs-base"] = ("rootfs-base", digest_of(rootfs.base_inputs()))
+    found["rootfs"] = ("rootfs", digest_of(rootfs.rootfs_inputs(sources / "host", compiler)))
+    found["guest"] = ("guest", digest_of(guest.guest_inputs(sources / "guest", compiler)))
+    return found
+
+
+def find_kernel(name: str) -> KernelImage:
+    """Return a built kernel by name, such as "kernel-nokho".
+
+    :raises PlanError: it has not been built.
+    """
+    kind, digest = current_digests()[name]
+    entry = open_cache().find(kind, digest)
+    if entry is None:
+        hint = f"{_HINT} --tests" if name in TESTS else _HINT
+        raise PlanError(f"image '{name}' has not been built", hint=hint)
+    return kernel.read_image_json(entry)
+
+
+def read_kernel(path: Path) -> KernelImage:
+    """Read the facts of the user's own bzImage; they are kept, for unpacking takes a second.
+
+    :raises PlanError: the file cannot be read or is no kernel.
+    """
+    cache = open_cache()
+    try:
+        sha256 = file_sha256(path)
+
+        def builder(scratch: Path) -> None:
+            kernel.write_image_json(scratch / "image.json", kernel.read_image(path), str(path))
+
+        entry = cache.build("facts", {"name": "facts", "image": sha256, "recipe": "1"}, builder)
+    except OSError as error:
+        raise PlanError(f"cannot read kernel '{path}': {error.strerror}") from error
+    except BuildError as error:
+        raise PlanError(error.message) from error
+    facts = kernel.read_image_json(entry)
+    return KernelImage(
+        path=str(path.resolve()),
+        sha256=sha256,
+        release=facts.release,
+        build_id=facts.build_id,
+        abi=facts.abi,
+    )
+
+
+def resolve(outgoing: Path | None, incoming: Path | None) -> ImageSet:
+    """Return the images of a run.
+
+    :param outgoing: the user's own bzImage to start with, or None for ours; ``incoming`` likewise.
+    :raises PlanError: something has not been built, or is no kernel.
+    """
+    cache = open_cache()
+    digests = current_digests()
+    needed = {"rootfs", "guest"}
+    needed |= {"kernel-a"} if outgoing is None else set()
+    needed |= {"kernel-b"} if incoming is None else set()
+    found = {name: cache.find(kind, digest) for name, (kind, digest) in digests.items()}
+    missing = sorted(name for name in needed if found[name] is None)
+    if missing:
+        raise PlanError(f"not built yet: {', '.join(missing)}", hint=f"run '{_HINT}'")
+    entries = {name: path for name, path in found.items() if path is not None}
+    first = read_kernel(outgoing) if outgoing else kernel.read_image_json(entries["kernel-a"])
+    second = read_kernel(incoming) if incoming else kernel.read_image_json(entries["kernel-b"])
+    root = entries["rootfs"]
+    # Guests keep our kernel when the host gets the user's: theirs need not have virtio.
+    guest_kernel = entries["kernel-a"] / "bzImage" if "kernel-a" in entries else Path(first.path)
+    return ImageSet(
+        outgoing=first,
+        incoming=second,
+        guest_kernel=str(guest_kernel),
+        guest_initrd=str(entries["guest"] / guest.IMAGE),
+        rootfs=str(root / "rootfs.ext4"),
+        rootfs_sha256=json.loads((root / "image.json").read_text())["sha256"],
+        ssh_client_key=str(root / "client_key"),
+        ssh_host_key_pub=str(root / "ssh_host_key.pub"),
+    )
+
+
+def make_kit(images: ImageSet) -> Path:
+    """Return the kit disk for these images, built when it is not there yet.
+
+    :raises BuildError: the agent does not compile.
+    """
+    cache = open_cache()
+    base = cache.find("rootfs-base", digest_of(rootfs.base_inputs()))
+    return kit.build_kit(cache, images, base / "python" if base else None)
+
+
+def listing() -> tuple[ImageInfo, ...]:
+    """Return all images in the cache, current ones first within each kind."""
+    current = set(current_digests().values())
+    found = [
+        ImageInfo(
+            name=entry.inputs.get("name", entry.kind),
+            kind=entry.kind,
+            digest=entry.digest,
+            path=entry.path,
+            size_bytes=entry.size_bytes,
+            used_at=datetime.datetime.fromtimestamp(entry.used_at, datetime.UTC),
+            is_current=(entry.kind, entry.digest) in current,
+            detail=_describe(entry.path),
+        )
+        for entry in open_cache().entries()
+        if entry.kind != "facts"
+    ]
+    return tuple(sorted(found, key=lambda info: (info.kind, not info.is_current, info.name)))
+
+
+def _describe(entry: Path) -> str:
+    if (entry / "bzImage").exists():
+        image = kernel.read_image_json(entry)
+        return f"{image.release}, build id {image.build_id[:12]}, {' '.join(image.abi) or 'no KHO'}"
+    if (entry / "packages").exists():
+        lines = (entry / "packages").read_text().splitlines()
+        qemu = [line.split()[1] for line in lines if line.startswith("qemu-system-x86 ")]
+        return f"{len(lines)} packages, QEMU {qemu[0] if qemu else 'none'}"
+    return ""
+
+
+def gc(*, keep_days: float = KEEP_DAYS, everything: bool = False) -> Collected:
+    """Remove what no run has used for ``keep_days``; what is current stays.
+
+    :param everything: remove all, current images and the kernel's build trees, too.
+    """
+    cache = open_cache()
+    before = len(cache.entries())
+    current = frozenset(cache.path_of(*pair) for pair in current_digests().values())
+    limit = time.time() + 1 if everything else days_ago(keep_days)
+    freed = cache.remove_older(limit, keep=frozenset() if everything else current)
+    for tree in sorted((cache.root / "build").glob("*")):
+        used_at = max((path.stat().st_mtime for path in tree.iterdir()), default=0.0)
+        lock = tree.name if tree.name.startswith("tree-") else kernel.TREE_LOCK
+        if used_at < limit:
+            with cache.locked(lock):
+                freed += tree_bytes(tree)
+                shutil.rmtree(tree)
+    return Collected(removed=before - len(cache.entries()), freed_bytes=freed)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make kernel-check``: is the series bisectable, and does every variant keep its options?
+
+Each patch is applied in turn to the pinned source; checkpatch.pl --strict has to be content with
+it; and the directories it touches are compiled, its own objects with W=1 and no warning allowed,
+once with the option of the series and once without. Then each variant is configured. Fails with
+the name of the patch or option.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from liveupdate import paths, proc
+from liveupdate.deadline import Deadline
+from liveupdate.errors import BuildError, CommandFailed, LiveUpdateError
+from liveupdate.images import catalogue, kernel, source
+from liveupdate.steps import StepEvent, Steps
+
+#: Every patch says where it comes from and whether it is meant for the kernel.
+REQUIRED_HEADERS = ("From", "Subject", "Patch-mainline", "Forwarded")
+OBJECTS_S = 1200.0
+STYLE_S = 60.0
+#: a variant with the option of the series, and one without
+STATES = ("a", "stock")
+
+
+def check_headers(name: str, text: str) -> None:
+    """Check a patch's mail.
+
+    :raises BuildError: a header of :data:`REQUIRED_HEADERS` is missing.
+    """
+    head = text.partition("\n---\n")[0]
+    missing = [key for key in REQUIRED_HEADERS if not re.search(rf"^{key}: \S", head, re.MULTILINE)]
+    if missing:
+        raise BuildError(f"patch '{name}' has no '{missing[0]}:' line")
+
+
+def touched_files(text: str, src: Path) -> tuple[Path, ...]:
+    """Return the C files which a patch touches, as far as they are there."""
+    names = re.findall(r"^\+\+\+ b/(\S+\.c)\b", text, re.MULTILINE)
+    return tuple(Path(name) for name in names if (src / name).exists())
+
+
+def check_kernels(directory: Path, steps: Steps) -> None:
+    """Check series and variants of a kernel directory.
+
+    :raises BuildError: naming the first patch, object or option that is wrong.
+    """
+    cache = catalogue.open_cache()
+    builder = kernel.KernelBuilder(cache, directory, steps)
+    series = source.read_series(directory / "series")
+    with cache.locked(kernel.TREE_LOCK, waiting=lambda: steps.note("waiting for another build")):
+        tree = builder.open_tree(source.read_base(directory / "BASE"))
+        for count, name in enumerate(series, start=1):
+            text = (directory / name).read_text()
+            check_headers(name, text)
+            with steps.step(f"patch {name}"):
+                tree.apply(directory, series[:count])
+                check_style(name, directory / name, tree.src)
+                for variant in map(kernel.find_variant, STATES):
+                    config = kernel.load_fragments(directory, variant.fragments)
+                    objects = tree.root / f"check-{variant.name}"
+                    objects.mkdir(exist_ok=True)
+                    # Options of later patches are not there yet: unknown ones are only noted.
+                    builder.configure(variant, config, tree.src, objects, own=count < len(series))
+                    compile_touched(name, touched_files(text, tree.src), tree.src, objects)
+        for variant in kernel.VARIANTS:
+            for name in variant.patches:
+                check_headers(name, (directory / name).read_text())
+            with steps.step(f"configure {variant.name}"):
+                tree.apply(directory, (*series, *variant.patches))
+                config = kernel.load_fragments(directory, variant.fragments)
+                objects = tree.root / f"check-{variant.name}"
+                objects.mkdir(exist_ok=True)
+                builder.configure(variant, config, tree.src, objects, own=False)
+
+
+def check_style(name: str, patch: Path, src: Path) -> None:
+    """Have the kernel's own checkpatch.pl look at a patch.
+
+    :raises BuildError: it is not content.
+    """
+    argv = ["perl", str(src / "scripts/checkpatch.pl"), "--strict", "--terse", "--no-tree"]
+    try:
+        proc.run([*argv, str(patch)], deadline=Deadline.after(STYLE_S, f"checkpatch of {name}"))
+    except CommandFailed as error:
+        raise BuildError(f"patch '{name}' has style faults: {error.tail}") from error
+
+
+def compile_touched(name: str, files: tuple[Path, ...], src: Path, out: Path) -> None:
+    """Compile the directories of ``files``, and those themselves with every warning an error.
+
+    :raises BuildError: something does not compile.
+    """
+    jobs = f"-j{(os.cpu_count() or 1) + 1}"
+    make = ["make", jobs, "-C", str(src), f"O={out}"]
+    for file in files:
+        (out / file).with_suffix(".o").unlink(missing_ok=True)
+    directories = sorted({f"{file.parent}/" for file in files})
+    try:
+        if directories:
+            deadline = Deadline.after(OBJECTS_S, f"directories of {name}")
+            proc.run([*make, *directories], deadline=deadline, tree=True)
+        # What the configuration leaves out has got no object.
+        mine = [str(file.with_suffix(".o")) for file in files]
+        mine = [each for each in mine if (out / each).exists()]
+        if mine:
+            deadline = Deadline.after(OBJECTS_S, f"objects of {name}")
+            proc.run([*make, "W=1", "KCFLAGS=-Werror", *mine], deadline=deadline, tree=True)
+    except CommandFailed as error:
+        raise BuildError(f"patch '{name}' does not build in {out.name}: {error.tail}") from error
+
+
+def main() -> int:
+    """Run the check, one line per step on stderr; return an exit status."""
+    steps = Steps()
+    steps.subscribe(_print_step)
+    try:
+        check_kernels(paths.guest_images_dir() / "kernel", steps)
+    except LiveUpdateError as error:
+        sys.stderr.write(f"kernel-check: {error}\n")
+        return 1
+    return 0
+
+
+def _print_step(event: StepEvent) -> None:
+    if event.kind in ("stop", "note"):
+        took = "" if event.elapsed_s is None else f" ({event.elapsed_s:.1f} s)"
+        sys.stderr.write(f"kernel-check: {event.name}{took}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

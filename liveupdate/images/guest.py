@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guests' initramfs with our payload as PID 1, made by ``guest-images/guest/Makefile``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from liveupdate import proc
+from liveupdate.deadline import Deadline
+from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.images.cache import Cache, file_sha256, tree_sha256
+from liveupdate.steps import Steps
+
+BUILD_S = 300.0
+IMAGE = "initramfs.cpio.gz"
+#: what the Makefile packs the archive with
+_PACKER = Path(__file__).with_name("cpio.py")
+
+
+def guest_inputs(guest_dir: Path, compiler: str) -> dict[str, str]:
+    """Return everything that decides the initramfs."""
+    return {
+        "name": "guest",
+        "sources": "; ".join(tree_sha256(guest_dir, p) for p in ("*.c", "*.h", "Makefile")),
+        "packer": file_sha256(_PACKER),
+        "compiler": compiler,
+    }
+
+
+def guest_argv(guest_dir: Path, objects: Path, python: str) -> tuple[str, ...]:
+    """Command that builds the payload and packs it."""
+    return ("make", "-C", str(guest_dir), f"O={objects}", f"PYTHON={python}")
+
+
+def build_guest(cache: Cache, guest_dir: Path, compiler: str, python: str, steps: Steps) -> Path:
+    """Return the cache entry that holds :data:`IMAGE`.
+
+    :param python: interpreter that has this package's dependencies.
+    :raises BuildError: the payload does not compile.
+    """
+
+    def builder(scratch: Path) -> None:
+        with steps.step("guest payload"):
+            deadline = Deadline.after(BUILD_S, "the guest payload")
+            try:
+                proc.run(guest_argv(guest_dir, scratch, python), deadline=deadline, tree=True)
+            except CommandFailed as error:
+                raise BuildError(f"the guest payload does not build: {error.tail}") from error
+            for path in scratch.iterdir():
+                if path.name != IMAGE:
+                    path.unlink()
+
+    inputs = guest_inputs(guest_dir, compiler)
+    return cache.build("guest", inputs, builder, again=lambda: guest_inputs(guest_dir, compiler))

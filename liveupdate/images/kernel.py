@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build the kernels: source + series + config fragments -> bzImage, cached by what went in.
+
+Variants share one source tree and one object directory, so that all but the first are built
+incrementally. The user's own tree is built out of tree and never written to. Must not know
+scenarios or machines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from liveupdate import proc
+from liveupdate.deadline import Deadline, wait_until
+from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.formats import kconfig
+from liveupdate.formats.kernelimage import KernelImageError, read_kernel_image
+from liveupdate.images import source
+from liveupdate.images.cache import Cache, SourcesChanged, file_sha256
+from liveupdate.images.tree import BuildTree
+from liveupdate.model.plan import KernelImage
+from liveupdate.steps import Steps
+
+BUILD_S = 3600.0
+CONFIG_S = 300.0
+PROGRESS_S = 15.0
+#: held by whoever writes to the source tree or its objects
+TREE_LOCK = "kernel-tree"
+#: Fixed, so that the same input gives the same image on any machine and day.
+BUILD_ENV: Mapping[str, str] = {
+    "KBUILD_BUILD_TIMESTAMP": "2026-01-01 00:00:00 UTC",
+    "KBUILD_BUILD_USER": "liveupdate",
+    "KBUILD_BUILD_HOST": "liveupdate",
+    "KBUILD_BUILD_VERSION": "1",
+}
+#: Without these a kernel cannot be a host under update at all.
+ESSENTIAL = ("KEXEC_FILE", "KEXEC_HANDOVER", "LIVEUPDATE", "KVM")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One kernel to build. ``fragments`` are merged in order, the later wins."""
+
+    name: str
+    localversion: str
+    fragments: tuple[str, ...] = ("base", "host", "keep-dma")
+    #: applied after the series, and for this variant only
+    patches: tuple[str, ...] = ()
+
+
+VARIANTS = (
+    Variant(name="a", localversion="-lu-a"),
+    Variant(name="b", localversion="-lu-b"),
+    # for tests: the LUO of the incoming kernel speaks another version
+    Variant(
+        name="skew",
+        localversion="-lu-skew",
+        patches=("debug/0001-liveupdate-announce-another-abi.patch",),
+    ),
+    # for tests: built as if our series were not there, so that no DMA outlives a kexec
+    Variant(name="stock", localversion="-lu-stock", fragments=("base", "host")),
+    # for tests: boots like any other, and has lost everything. Last: it touches most objects
+    Variant(name="nokho", localversion="-lu-nokho", fragments=("base", "host", "nokho")),
+)
+"""In the order in which they are built, so that each leaves as much as it can to the next."""
+
+
+def find_variant(name: str) -> Variant:
+    """Return a variant by name.
+
+    :raises BuildError: there is none of that name.
+    """
+    for variant in VARIANTS:
+        if variant.name == name:
+            return variant
+    raise BuildError(
+        f"no kernel variant '{name}'", hint=f"known: {', '.join(v.name for v in VARIANTS)}"
+    )
+
+
+def load_fragments(directory: Path, names: tuple[str, ...]) -> kconfig.Fragment:
+    """Merge ``config/NAME.config`` of the kernel directory.
+
+    :raises BuildError: a fragment is missing or has a line that is no option.
+    """
+    merged = kconfig.parse_config("")
+    for name in names:
+        path = directory / "config" / f"{name}.config"
+        try:
+            merged = merged.merge(kconfig.parse_config(path.read_text(), str(path)))
+        except (OSError, kconfig.KconfigError) as error:
+            raise BuildError(f"cannot use config fragment '{name}': {error}") from error
+    return merged
+
+
+def compiler_version() -> str:
+    """Return what the compiler and the linker call themselves; "none" when there is none."""
+    deadline = Deadline.after(30.0, "gcc --version")
+    said = []
+    for program in ("gcc", "ld"):
+        if proc.find_program(program) is None:
+            return "none"
+        said.append(proc.run([program, "--version"], deadline=deadline).stdout.splitlines()[0])
+    return "; ".join(said)
+
+
+def inputs_of(kernel_dir: Path, variant: Variant, compiler: str) -> dict[str, str]:
+    """Return everything that decides what the image of a variant will be."""
+    pin = source.read_base(kernel_dir / "BASE")
+    patches = (*source.read_series(kernel_dir / "series"), *variant.patches)
+    config = load_fragments(kernel_dir, variant.fragments)
+    return {
+        "name": f"kernel-{variant.name}",
+        "source": f"{pin.package} {pin.version} {pin.sha256}",
+        "patches": source.series_digest(kernel_dir, patches),
+        "config": hashlib.sha256(config.render().encode()).hexdigest(),
+        "localversion": variant.localversion,
+        "compiler": compiler,
+        "environment": json.dumps(dict(BUILD_ENV), sort_keys=True),
+    }
+
+
+def config_argv(src: Path, objects: Path, allconfig: Path) -> tuple[str, ...]:
+    """Command that writes ``.config``: the fragments over allnoconfig."""
+    return ("make", "-C", str(src), f"O={objects}", f"KCONFIG_ALLCONFIG={allconfig}", "allnoconfig")
+
+
+def make_argv(src: Path, objects: Path, localversion: str, jobs: int) -> tuple[str, ...]:
+    """Command that builds the image."""
+    return (
+        "make", "-C", str(src), f"O={objects}", f"-j{jobs}", f"LOCALVERSION={localversion}",
+        "bzImage",
+    )  # fmt: skip
+
+
+class KernelBuilder:
+    """Builds variants into a cache."""
+
+    def __init__(self, cache: Cache, kernel_dir: Path, steps: Steps) -> None:
+        self._cache = cache
+        self._dir = kernel_dir
+        self._steps = steps
+
+    def build(self, variant: Variant) -> Path:
+        """Return the cache entry of a variant: ``bzImage``, ``config``, ``image.json``.
+
+        :raises BuildError: source, patch, config or compiler trouble; names the culprit.
+        """
+        compiler = compiler_version()
+        while True:
+            inputs = inputs_of(self._dir, variant, compiler)
+
+            def builder(scratch: Path, inputs: Mapping[str, str] = inputs) -> None:
+                with self._cache.locked(TREE_LOCK, waiting=self._say_waiting):
+                    tree, config = self._prepare(variant)
+                    # What is in the tree now is what will be built; the lock may have taken long.
+                    if inputs_of(self._dir, variant, compiler) != inputs:
+                        raise SourcesChanged(inputs["name"])
+                    self._make(
+                        variant, config, tree.src, tree.objects, scratch, tree.origin(), own=False
+                    )
+
+            try:
+                return self._cache.build("kernel", inputs, builder, waiting=self._say_waiting)
+            except SourcesChanged as change:
+                self._steps.note(f"{change}, beginning anew")
+
+    def build_tree(self, tree: Path, variant: Variant) -> Path:
+        """Build a variant from the user's own source ``tree``, which is only read.
+
+        Its objects stay in the cache; make(1) decides what has to be built again.
+
+        :raises BuildError: it is no kernel source, has been built in, or cannot be configured.
+        """
+        if not (tree / "Kbuild").is_file() or not (tree / "arch/x86/Kconfig").is_file():
+            raise BuildError(f"'{tree}' is not the top of a kernel source tree")
+        if (tree / ".config").exists() or (tree / "include/config").exists():
+            raise BuildError(
+                f"'{tree}' has been built in, which stands in the way of a build outside of it",
+                hint=f"run 'make -C {tree} mrproper', or give a fresh worktree",
+            )
+        name = hashlib.sha256(os.fsencode(tree.resolve())).hexdigest()[:16]
+        work = self._cache.root / "build" / f"tree-{name}"
+        with self._cache.locked(f"tree-{name}", waiting=self._say_waiting):
+            work.mkdir(parents=True, exist_ok=True)
+            image = work / "out"
+            shutil.rmtree(image, ignore_errors=True)
+            image.mkdir()
+            config = load_fragments(self._dir, variant.fragments)
+            self._make(variant, config, tree, work / "o", image, f"kernel tree {tree}", own=True)
+            inputs = {
+                "name": f"tree-{variant.name}",
+                "source": str(tree.resolve()),
+                "image": file_sha256(image / "bzImage"),
+            }
+            return self._cache.build("kernel", inputs, lambda scratch: _copy_files(image, scratch))
+
+    def open_tree(self, pin: source.Base) -> BuildTree:
+        """Return the tree that all variants are built in, unpacked; the caller holds its lock."""
+        tree = BuildTree(self._cache.root / "build" / f"{pin.package}_{pin.version}")
+        tree.root.mkdir(parents=True, exist_ok=True)
+        if tree.is_ready():
+            return tree
+        with self._steps.step("kernel source", package=pin.package, version=pin.version):
+            tree.prepare(pin, say=lambda text: self._steps.note(text))
+        return tree
+
+    def _prepare(self, variant: Variant) -> tuple[BuildTree, kconfig.Fragment]:
+        tree = self.open_tree(source.read_base(self._dir / "BASE"))
+        tree.apply(self._dir, (*source.read_series(self._dir / "series"), *variant.patches))
+        return tree, load_fragments(self._dir, variant.fragments)
+
+    def _make(
+        self,
+        variant: Variant,
+        config: kconfig.Fragment,
+        src: Path,
+        objects: Path,
+        target: Path,
+        origin: str,
+        *,
+        own: bool,
+    ) -> None:
+        objects.mkdir(exist_ok=True)
+        with self._steps.step(f"kernel {variant.name}: configure"):
+            self.configure(variant, config, src, objects, own=own)
+        with self._steps.step(f"kernel {variant.name}: compile"):
+            self._compile(variant, src, objects)
+        shutil.copyfile(objects / "arch/x86/boot/bzImage", target / "bzImage")
+        shutil.copyfile(objects / ".config", target / "config")
+        image = read_image(target / "bzImage")
+        if not image.release.endswith(variant.localversion):
+            raise BuildError(f"built '{image.release}', wanted a release in {variant.localversion}")
+        write_image_json(target / "image.json", image, origin)
+
+    def configure(
+        self, variant: Variant, config: kconfig.Fragment, src: Path, objects: Path, *, own: bool
+    ) -> None:
+        """Write ``.config`` and check that every option survived.
+
+        :param own: ``src`` is the user's: symbols it does not know are noted, unless essential.
+        :raises BuildError: naming the options that were lost.
+        """
+        allconfig = objects / "liveupdate.config"
+        allconfig.write_text(config.render())
+        argv = config_argv(src, objects, allconfig)
+        try:
+            proc.run(argv, deadline=Deadline.after(CONFIG_S, "make allnoconfig"), tree=True)
+        except CommandFailed as error:
+            raise BuildError(f"cannot configure the kernel: {error.tail}") from error
+        found = kconfig.parse_config((objects / ".config").read_text())
+        lost = config.missing_from(found)
+        if own and lost:
+            known = _defined_symbols(src)
+            for difference in lost:
+                if difference.symbol not in known and difference.symbol not in ESSENTIAL:
+                    self._steps.note(f"{src} does not know CONFIG_{difference.symbol}")
+            lost = tuple(d for d in lost if d.symbol in known or d.symbol in ESSENTIAL)
+        if lost:
+            raise BuildError(
+                f"kernel {variant.name}: these options did not survive configuration: "
+                + ", ".join(map(str, lost)),
+                hint="a dependency is missing in guest-images/kernel/config",
+            )
+
+    def _compile(self, variant: Variant, src: Path, objects: Path) -> None:
+        # One more than there are CPUs: the compiler also waits for the disk.
+        argv = make_argv(src, objects, variant.localversion, (os.cpu_count() or 1) + 1)
+        log = objects.parent / f"build-{variant.name}.log"
+        deadline = Deadline.after(BUILD_S, f"kernel {variant.name}")
+        with (
+            log.open("wb") as stream,
+            proc.spawn(argv, stdout=stream, stderr=stream, env=BUILD_ENV, tree=True) as child,
+        ):
+            due = Deadline.after(PROGRESS_S, "progress")
+
+            def probe() -> tuple[int] | None:
+                nonlocal due
+                if (code := child.returncode) is not None:
+                    return (code,)
+                if due.expired:
+                    compiled = log.read_bytes().count(b"\n  CC ")
+                    self._steps.note(f"kernel {variant.name}: {compiled} files compiled")
+                    due = Deadline.after(PROGRESS_S, "progress")
+                return None
+
+            (status,) = wait_until(probe, deadline, interval_s=0.5)
+        if status != 0:
+            raise BuildError(
+                f"kernel {variant.name} does not build (make exit {status}, log {log}):\n"
+                + first_errors(log.read_text(errors="replace"))
+            )
+
+    def _say_waiting(self) -> None:
+        self._steps.note("waiting for another build of the same")
+
+
+def first_errors(log: str, limit: int = 15) -> str:
+    """Return the lines of a build log that say what went wrong; the last lines when none do."""
+    lines = log.splitlines()
+    wrong = [line for line in lines if re.search(r"error:|\*\*\*|undefined reference|FAILED", line)]
+    return "\n".join(wrong[:limit] or lines[-limit:])
+
+
+def _defined_symbols(src: Path) -> frozenset[str]:
+    pattern = re.compile(r"^\s*(?:menu)?config\s+(\w+)", re.MULTILINE)
+    found: set[str] = set()
+    for path in src.rglob("Kconfig*"):
+        if path.is_file():
+            found.update(pattern.findall(path.read_text(errors="replace")))
+    return frozenset(found)
+
+
+def read_image(path: Path) -> KernelImage:
+    """Read a bzImage's facts from its bytes.
+
+    :raises BuildError: it is no bzImage, or cannot be decoded.
+    """
+    try:
+        facts = read_kernel_image(path.read_bytes())
+    except OSError as error:
+        raise BuildError(f"cannot read kernel '{path}': {error.strerror}") from error
+    except KernelImageError as error:
+        raise BuildError(f"'{path}' is not a kernel that can be used: {error}") from error
+    return KernelImage(
+        path=str(path),
+        sha256=file_sha256(path),
+        release=facts.release,
+        build_id=facts.build_id,
+        abi=facts.abi,
+    )
+
+
+def write_image_json(path: Path, image: KernelImage, origin: str) -> None:
+    """Write the facts beside an image, so that later readers need not unpack it."""
+    facts = {key: value for key, value in asdict(image).items() if key != "path"}
+    path.write_text(json.dumps({**facts, "origin": origin}, indent=1))
+
+
+def read_image_json(entry: Path) -> KernelImage:
+    """Return the facts of a cache entry that :class:`KernelBuilder` made."""
+    facts = json.loads((entry / "image.json").read_text())
+    return KernelImage(
+        path=str(entry / "bzImage"),
+        sha256=facts["sha256"],
+        release=facts["release"],
+        build_id=facts["build_id"],
+        abi=tuple(facts["abi"]),
+    )
+
+
+def _copy_files(origin: Path, target: Path) -> None:
+    for path in origin.iterdir():
+        shutil.copyfile(path, target / path.name)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kit: a small read-only disk with the agent and all kernels, mounted at ``/kit``.
+
+Layout: ``agent/`` (run as ``python3 -I -S /kit/agent``), ``kernel-a`` (outgoing), ``kernel-b``
+(incoming), ``guest-kernel``, ``guest-initrd``, ``config.json``. A disk of its own, so that another
+kernel or agent does not mean another root file system. Must not know machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from liveupdate import proc
+from liveupdate.deadline import Deadline
+from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.images import ext4
+from liveupdate.images.cache import Cache, file_sha256, tree_sha256
+from liveupdate.model.plan import ImageSet
+from liveupdate.units import MIB
+
+FORMAT = 1
+IMAGE = "kit.ext4"
+AGENT_DIR = Path(__file__).parent.parent / "agent"
+
+
+def kit_inputs(images: ImageSet, agent_dir: Path = AGENT_DIR) -> dict[str, str]:
+    """Return everything that decides the kit."""
+    return {
+        "name": "kit",
+        "format": str(FORMAT),
+        "agent": tree_sha256(agent_dir, "*.py"),
+        "kernel-a": images.outgoing.sha256,
+        "kernel-b": images.incoming.sha256,
+        "guest-kernel": file_sha256(Path(images.guest_kernel)),
+        "guest-initrd": file_sha256(Path(images.guest_initrd)),
+        "rootfs": images.rootfs_sha256,
+    }
+
+
+def build_kit(
+    cache: Cache, images: ImageSet, python: Path | None, agent_dir: Path = AGENT_DIR
+) -> Path:
+    """Return the kit's image for a set of images; takes well under a second.
+
+    :param python: the rootfs's interpreter as kept by :mod:`liveupdate.images.rootfs`; the agent
+        goes without bytecode when it is None, and starts later for it.
+    """
+    inputs = kit_inputs(images, agent_dir)
+
+    def builder(scratch: Path) -> None:
+        tree = scratch / "tree"
+        shutil.copytree(
+            agent_dir, tree / "agent", ignore=shutil.ignore_patterns("__pycache__", "*.typed")
+        )
+        if python is not None:
+            compile_agent(tree / "agent", python)
+        for name, origin in (
+            ("kernel-a", images.outgoing.path),
+            ("kernel-b", images.incoming.path),
+            ("guest-kernel", images.guest_kernel),
+            ("guest-initrd", images.guest_initrd),
+        ):
+            shutil.copyfile(origin, tree / name)
+        (tree / "config.json").write_text(json.dumps({"format": FORMAT, "inputs": inputs}))
+        for path in (*tree.rglob("*"), tree):
+            # mke2fs copies times: the same input must give the same disk
+            os.utime(path, (ext4.FIXED_TIME_S, ext4.FIXED_TIME_S))
+        ext4.make_image(tree, scratch / IMAGE, "liveupdate-kit", spare_bytes=1 * MIB)
+        shutil.rmtree(tree)
+
+    entry = cache.build("kit", inputs, builder, again=lambda: kit_inputs(images, agent_dir))
+    return entry / IMAGE
+
+
+def compile_argv(agent: Path, python: Path) -> tuple[str, ...]:
+    """Command that compiles the agent with the rootfs's own interpreter and C library.
+
+    Bytecode that is never checked against the source: a stat(2) per module is time of the blackout.
+    """
+    return (
+        str(python / "bin/ld-linux-x86-64.so.2"), "--library-path", str(python / "bin"),
+        # Not -I, which would ignore PYTHONHOME.
+        str(python / "bin/python3"), "-S", "-s", "-m", "compileall", "-q",
+        "--invalidation-mode", "unchecked-hash", "-s", str(agent.parent), "-p", "/kit", str(agent),
+    )  # fmt: skip
+
+
+def compile_agent(agent: Path, python: Path) -> None:
+    """Put ``__pycache__`` beside the agent's modules."""
+    deadline = Deadline.after(60.0, "compilation of the agent")
+    try:
+        proc.run(compile_argv(agent, python), deadline=deadline, env={"PYTHONHOME": str(python)})
+    except CommandFailed as error:
+        raise BuildError(f"the agent does not compile: {error.tail}") from error

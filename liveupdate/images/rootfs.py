@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The root file system of the host under update: Debian trixie, QEMU from backports, our init.
+
+Two stages, cached each: Debian's packages (a minute and the network), then our init and the SSH
+keys (a second). Root is needed for neither: mmdebstrap uses user namespaces then, and fakeroot
+keeps the owners. Must not know kernels or machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from liveupdate import proc
+from liveupdate.deadline import Deadline
+from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.images import ext4
+from liveupdate.images.cache import Cache, file_sha256
+from liveupdate.images.source import MIRROR
+from liveupdate.steps import Steps
+from liveupdate.units import MIB
+
+SUITE = "trixie"
+BACKPORTS = f"{SUITE}-backports"
+#: QEMU must know mode=cpr-reboot and preserve memfds; the release's own is too old for some of it
+PIN = f"Package: qemu-* seabios ipxe-qemu\nPin: release n={BACKPORTS}\nPin-Priority: 900\n"
+PACKAGES = (
+    "python3", "openssh-server", "kexec-tools", "kmod", "iproute2", "qemu-system-x86",
+    # makes the file system on reserved memory
+    "e2fsprogs",
+)  # fmt: skip
+#: nothing in here is ever read by the host under update
+EXCLUDED = (
+    "/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*",
+    "/usr/share/lintian/*", "/usr/share/bash-completion/*", "/usr/share/zsh/*",
+    "/usr/share/zoneinfo/*", "/usr/share/i18n/*", "/usr/lib/x86_64-linux-gnu/gconv/*",
+    "/usr/bin/qemu-system-i386", "/usr/bin/qemu-system-x86_64-microvm",
+    "/usr/share/qemu/*.dtb", "/usr/share/qemu/hppa-*", "/usr/share/qemu/s390-*",
+    "/usr/share/qemu/openbios-*", "/usr/share/qemu/u-boot*", "/usr/share/qemu/slof*",
+    "/usr/share/qemu/skiboot*", "/usr/share/qemu/pxe-*", "/usr/share/qemu/palcode-*",
+)  # fmt: skip
+#: what the interpreter needs to run apart from its own tree, see kit.compile_agent
+PYTHON_LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1")
+SSHD_CONFIG = """\
+# Only the pinned host key, only the pinned client key, and no look-ups that wait for a network.
+HostKey /etc/ssh/ssh_host_ed25519_key
+AuthorizedKeysFile /etc/ssh/authorized_keys
+AuthenticationMethods publickey
+PermitRootLogin prohibit-password
+UsePAM no
+UseDNS no
+PrintMotd no
+PrintLastLog no
+Subsystem sftp internal-sftp
+"""
+BOOTSTRAP_S = 1200.0
+#: bump when the code below changes what comes out
+RECIPE = "1"
+
+
+def mmdebstrap_argv(target: Path) -> tuple[str, ...]:
+    """Command that makes the tarball of Debian's packages."""
+    pin = PIN.replace("\n", "\\n")
+    # The hook gets the new root as $1 and runs in mmdebstrap's own shell.
+    hook = (
+        'mkdir -p "$1/etc/apt/preferences.d"; '
+        f'printf "{pin}" > "$1/etc/apt/preferences.d/liveupdate"'
+    )
+    return (
+        "mmdebstrap", "--mode=auto", "--variant=essential", "--format=tar",
+        f"--include={','.join(PACKAGES)}",
+        '--aptopt=APT::Install-Recommends "false"',
+        '--aptopt=Acquire::Languages "none"',
+        '--aptopt=Acquire::Retries "3"',
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
+        f"--setup-hook={hook}",
+        # Made new for each image, see _make_keys; a mount point for the kit.
+        '--customize-hook=rm -f "$1"/etc/ssh/ssh_host_*',
+        '--customize-hook=mkdir -p "$1/kit"',
+        SUITE, str(target), f"deb {MIRROR} {SUITE} main", f"deb {MIRROR} {BACKPORTS} main",
+    )  # fmt: skip
+
+
+def base_inputs() -> dict[str, str]:
+    """Return everything but the archive's own state that decides the first stage."""
+    return {"name": "rootfs-base", "recipe": RECIPE, "argv": json.dumps(mmdebstrap_argv(Path("-")))}
+
+
+def rootfs_inputs(host_dir: Path, compiler: str) -> dict[str, str]:
+    """Return everything that decides the second stage."""
+    return {
+        "name": "rootfs",
+        "base": json.dumps(base_inputs(), sort_keys=True),
+        "init": file_sha256(host_dir / "init.c"),
+        "sshd": SSHD_CONFIG,
+        "compiler": compiler,
+        "recipe": RECIPE,
+    }
+
+
+def build_base(cache: Cache, steps: Steps) -> Path:
+    """Return the entry of the first stage: ``base.ext4``, ``packages``, ``python/``.
+
+    :raises BuildError: mmdebstrap failed; quotes its last lines.
+    """
+
+    def builder(scratch: Path) -> None:
+        with steps.step("rootfs: Debian packages", suite=SUITE):
+            tarball = scratch / "tree.tar"
+            try:
+                proc.run(
+                    mmdebstrap_argv(tarball),
+                    deadline=Deadline.after(BOOTSTRAP_S, "mmdebstrap"),
+                    tree=True,
+                )
+            except CommandFailed as error:
+                raise BuildError(
+                    f"mmdebstrap failed: {error.tail}",
+                    hint="check the network; without root, /etc/subuid must name you",
+                ) from error
+        with steps.step("rootfs: file system"):
+            _make_base(scratch, tarball)
+
+    return cache.build("rootfs-base", base_inputs(), builder)
+
+
+def _make_base(scratch: Path, tarball: Path) -> None:
+    tree = scratch / "tree"
+    tree.mkdir()
+    # Without root fakeroot remembers the owners between unpacking and mke2fs.
+    saved = scratch / "fakeroot"
+    as_root = os.geteuid() == 0
+    unpack = () if as_root else ("fakeroot", "-s", str(saved))
+    proc.run(
+        [
+            *unpack,
+            "tar",
+            "-x",
+            "-p",
+            "--numeric-owner",
+            "--exclude=./dev/*",
+            "-f",
+            tarball,
+            "-C",
+            tree,
+        ],
+        deadline=Deadline.after(300.0, "unpacking of the rootfs"),
+        tree=not as_root,
+    )
+    tarball.unlink()
+    prefix = () if as_root else ("fakeroot", "-i", str(saved))
+    ext4.make_image(
+        tree, scratch / "base.ext4", "liveupdate-root", spare_bytes=8 * MIB, prefix=prefix
+    )
+    status = (tree / "var/lib/dpkg/status").read_text()
+    (scratch / "packages").write_text(parse_packages(status))
+    _copy_python(tree, scratch / "python")
+    saved.unlink(missing_ok=True)
+    shutil.rmtree(tree)
+
+
+def parse_packages(status: str) -> str:
+    """Return ``name version`` lines from dpkg's status file."""
+    pattern = re.compile(r"^Package: (\S+)$.*?^Version: (\S+)$", re.MULTILINE | re.DOTALL)
+    return "".join(f"{name} {version}\n" for name, version in sorted(pattern.findall(status)))
+
+
+def _copy_python(tree: Path, target: Path) -> None:
+    """Keep the interpreter of the rootfs: only it can compile bytecode for itself."""
+    (interpreter,) = (tree / "usr/bin").glob("python3.[0-9][0-9]")
+    libraries = tree / "usr/lib/x86_64-linux-gnu"
+    (target / "bin").mkdir(parents=True)
+    shutil.copy(interpreter, target / "bin/python3")
+    shutil.copytree(
+        tree / "usr/lib" / interpreter.name,
+        target / "lib" / interpreter.name,
+        ignore=shutil.ignore_patterns("__pycache__"),
+        ignore_dangling_symlinks=True,
+    )
+    for name in (*PYTHON_LIBRARIES, "ld-linux-x86-64.so.2"):
+        shutil.copy(libraries / name, target / "bin" / name)
+
+
+def build_rootfs(cache: Cache, host_dir: Path, compiler: str, steps: Steps) -> Path:
+    """Return the entry of the second stage.
+
+    It holds ``rootfs.ext4``, ``client_key`` (0600), ``ssh_host_key.pub``, ``image.json``.
+
+    :raises BuildError: init.c does not compile, or the first stage failed.
+    """
+
+    def builder(scratch: Path) -> None:
+        base = build_base(cache, steps)
+        with steps.step("rootfs: init and keys"):
+            init = scratch / "liveupdate-init"
+            _compile_init(host_dir / "init.c", init)
+            _make_keys(scratch)
+            config = scratch / "sshd_config"
+            config.write_text(SSHD_CONFIG)
+            keys = scratch / "authorized_keys"
+            shutil.copyfile(scratch / "client_key.pub", keys)
+            for path, mode in ((config, 0o644), (keys, 0o644), (init, 0o755)):
+                path.chmod(mode)
+            ext4.add_files(
+                base / "base.ext4",
+                scratch / "rootfs.ext4",
+                (
+                    (init, "/liveupdate-init"),
+                    (config, "/etc/ssh/sshd_config"),
+                    (keys, "/etc/ssh/authorized_keys"),
+                    (scratch / "ssh_host_key", "/etc/ssh/ssh_host_ed25519_key"),
+                ),
+            )
+            shutil.copyfile(base / "packages", scratch / "packages")
+            for path in (init, config, keys, scratch / "ssh_host_key"):
+                path.unlink()
+            image = {"sha256": file_sha256(scratch / "rootfs.ext4"), "base": base.name}
+            (scratch / "image.json").write_text(json.dumps(image))
+
+    inputs = rootfs_inputs(host_dir, compiler)
+    return cache.build("rootfs", inputs, builder, again=lambda: rootfs_inputs(host_dir, compiler))
+
+
+def init_argv(origin: Path, target: Path) -> tuple[str, ...]:
+    """Command that compiles our init; static, so that nothing is linked in the blackout."""
+    return (
+        "gcc", "-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror",
+        f"-ffile-prefix-map={origin.parent}=.", "-o", str(target), str(origin),
+    )  # fmt: skip
+
+
+def _compile_init(origin: Path, target: Path) -> None:
+    try:
+        proc.run(init_argv(origin, target), deadline=Deadline.after(120.0, "init.c"), tree=True)
+    except CommandFailed as error:
+        raise BuildError(f"'{origin}' does not compile: {error.tail}") from error
+
+
+def _make_keys(scratch: Path) -> None:
+    for name in ("ssh_host_key", "client_key"):
+        proc.run(
+            [
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                "liveupdate",
+                "-f",
+                scratch / name,
+            ],
+            deadline=Deadline.after(30.0, "ssh-keygen"),
+        )

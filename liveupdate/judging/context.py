@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every check shares: findings, and why a piece of evidence is not there.
+
+Absent evidence is ERROR. One thing only turns it into SKIP: a guest or a whole handover that is
+already known to be lost, because some other check says FAIL for it. What nobody could have seen any
+more must not read like a broken harness; :mod:`liveupdate.judge` makes sure that the FAIL is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from liveupdate.model.evidence import Evidence, GuestMemory, GuestTrace, HopEvidence, Incident
+from liveupdate.model.plan import Hop, KernelImage, Plan
+from liveupdate.model.scenario import GuestSpec
+from liveupdate.model.verdict import Check, Outcome, reduce
+from liveupdate.preserve.base import AGENT_SESSION, KHO, LUO
+
+#: the kernel under update broke its promise
+KERNEL_KINDS = ("panic", "reset")
+#: we lost the means to see; nothing follows about the kernel
+TROUBLE_KINDS = ("deadline", "exited", "lost-agent", "lost-ssh", "lost-qmp", "harness")
+#: one guest did not survive
+GUEST_KINDS = ("vmm-lost", "restore-failed")
+#: how many findings a reason quotes before it counts the rest
+_QUOTED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One check's result for one hop or one guest in one hop."""
+
+    status: Outcome
+    reason: str
+    observed: str = ""
+    expected: str = ""
+    evidence: tuple[str, ...] = ()
+
+
+def passed(reason: str, observed: str = "", evidence: tuple[str, ...] = ()) -> Finding:
+    return Finding(status=Outcome.PASS, reason=reason, observed=observed, evidence=evidence)
+
+
+def failed(
+    reason: str, *, observed: str = "", expected: str = "", evidence: tuple[str, ...] = ()
+) -> Finding:
+    return Finding(
+        status=Outcome.FAIL,
+        reason=reason,
+        observed=observed,
+        expected=expected,
+        evidence=evidence,
+    )
+
+
+def unknown(reason: str, *, observed: str = "", evidence: tuple[str, ...] = ()) -> Finding:
+    """Make an ERROR: it could not be found out."""
+    return Finding(status=Outcome.ERROR, reason=reason, observed=observed, evidence=evidence)
+
+
+def skipped(reason: str) -> Finding:
+    return Finding(status=Outcome.SKIP, reason=reason)
+
+
+def to_check(check_id: str, findings: Sequence[Finding]) -> Check:
+    """Reduce findings to one check; the worst ones speak. No finding at all is ERROR."""
+    status = reduce(finding.status for finding in findings)
+    worst = [finding for finding in findings if finding.status is status]
+    reasons = list(dict.fromkeys(finding.reason for finding in worst if finding.reason))
+    if not findings:
+        reasons = ["nothing was found out"]
+    more = f"; and {len(reasons) - _QUOTED} more" if len(reasons) > _QUOTED else ""
+    files = dict.fromkeys(path for finding in worst for path in finding.evidence)
+    return Check(
+        id=check_id,
+        status=status,
+        reason="; ".join(reasons[:_QUOTED]) + more,
+        observed=next((finding.observed for finding in worst if finding.observed), ""),
+        expected=next((finding.expected for finding in worst if finding.expected), ""),
+        evidence=tuple(files),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Plan and evidence of one run, indexed; ``dead`` is filled by the liveness check."""
+
+    plan: Plan
+    evidence: Evidence
+    #: (hop, guest) to the reason for which the guest is known to be dead from then on
+    dead: dict[tuple[int, str], str] = field(default_factory=dict)
+
+    def hop(self, number: int) -> HopEvidence | None:
+        return next((hop for hop in self.evidence.hops if hop.number == number), None)
+
+    def guests(self) -> Iterator[tuple[Hop, HopEvidence | None, GuestSpec]]:
+        """Walk every planned guest in every planned hop."""
+        for hop in self.plan.hops:
+            for guest in self.plan.guests:
+                yield hop, self.hop(hop.number), guest
+
+    def outgoing(self, hop: Hop) -> KernelImage:
+        """The kernel that ``hop`` is planned to leave."""
+        before = [other for other in self.plan.hops if other.number < hop.number]
+        return before[-1].incoming if before else self.plan.images.outgoing
+
+    def memory(self, hop: int, guest: str) -> GuestMemory | None:
+        facts = self.hop(hop)
+        return next((each for each in facts.memory if each.guest == guest), None) if facts else None
+
+    def trace(self, hop: int, guest: str) -> GuestTrace | None:
+        facts = self.hop(hop)
+        return next((each for each in facts.guests if each.guest == guest), None) if facts else None
+
+    def incidents(self, kinds: Iterable[str], hop: int) -> list[Incident]:
+        """Incidents of these kinds in this hop."""
+        return [
+            incident
+            for incident in self.evidence.incidents
+            if incident.kind in kinds and incident.hop == hop
+        ]
+
+    @property
+    def kernel_incident(self) -> Incident | None:
+        """The first panic or reset after the update began; what follows it is its consequence."""
+        return next(
+            (
+                incident
+                for incident in sorted(self.evidence.incidents, key=lambda each: each.hop)
+                if incident.kind in KERNEL_KINDS and incident.hop > 0
+            ),
+            None,
+        )
+
+    def troubles(self, until: int | None = None) -> list[Incident]:
+        """Incidents that mean that we could not see, those left out that a panic or reset explains.
+
+        :param until: only up to this hop.
+        """
+        cause = self.kernel_incident
+        return [
+            incident
+            for incident in self.evidence.incidents
+            if (
+                incident.kind in TROUBLE_KINDS
+                or (incident.kind in KERNEL_KINDS and incident.hop == 0)
+            )
+            and (cause is None or incident.hop < cause.hop)
+            and (until is None or incident.hop <= until)
+        ]
+
+    @property
+    def rolled_back_hop(self) -> int | None:
+        """The hop that was given up with the guests alive on the outgoing kernel."""
+        if not self.evidence.rolled_back:
+            return None
+        refused = [each.hop for each in self.evidence.incidents if each.kind == "freeze-refused"]
+        seen = [hop.number for hop in self.evidence.hops]
+        return max(refused or seen or [1])
+
+    def rolled_back(self, hop: int) -> bool:
+        given_up = self.rolled_back_hop
+        return given_up is not None and hop >= given_up
+
+    def loss(self, hop: int, guest: str | None = None) -> str | None:
+        """Why nothing more can be seen of the handover (of ``guest``) in ``hop``: a known FAIL."""
+        for number in range(1, hop + 1):
+            reason = self._lost_in(number)
+            if reason is None and guest is not None:
+                reason = self._guest_lost_in(number, guest)
+            if reason is not None:
+                return reason
+        return None
+
+    def _lost_in(self, hop: int) -> str | None:
+        for incident in self.incidents(KERNEL_KINDS, hop):
+            return say_kernel_incident(incident)
+        facts = self.hop(hop)
+        if facts is None or facts.after is None:
+            return None
+        if KHO in self.plan.witnesses and not facts.after.kho_found:
+            return f"hop {hop}: the incoming kernel found no handover data"
+        if LUO in self.plan.witnesses and not facts.after.liveupdate:
+            return f"hop {hop}: the incoming kernel has no /dev/liveupdate"
+        for session in facts.sessions:
+            if session.name == AGENT_SESSION and session.error is not None:
+                return f"hop {hop}: nothing was taken over: {session.error}"
+        return None
+
+    def _guest_lost_in(self, hop: int, guest: str) -> str | None:
+        for incident in self.incidents(GUEST_KINDS, hop):
+            if incident.guest in ("", guest):
+                return f"hop {hop}, {guest}: {incident.kind}: {incident.text}"
+        facts = self.hop(hop)
+        for session in facts.sessions if facts else ():
+            if session.name == session_name(guest) and session.error is not None:
+                return f"hop {hop}, {guest}: session not retrieved: {session.error}"
+        return self.dead.get((hop, guest))
+
+    def missing(
+        self, what: str, hop: int, guest: str | None = None, paths: Iterable[str] = ()
+    ) -> Finding:
+        """Say why ``what`` is not there: unreadable, lost with its guest, or never seen.
+
+        :param paths: files of the run directory it would have come from.
+        """
+        where = f"hop {hop}" + (f", {guest}" if guest else "")
+        for path in paths:
+            why = self.evidence.unreadable.get(path)
+            if why is not None:
+                return unknown(f"{where}: {what}: {path} cannot be used: {why}", evidence=(path,))
+        loss = self.loss(hop, guest)
+        if loss is not None:
+            return skipped(f"{where}: {what} could not be seen any more ({loss})")
+        troubles = self.troubles(until=hop)
+        if troubles:
+            return unknown(f"{where}: no evidence of {what}, because {say_incident(troubles[0])}")
+        return unknown(f"{where}: no evidence of {what}")
+
+
+def session_name(guest: str) -> str:
+    """Name of the LUO session that carries ``guest``."""
+    return f"lu.guest.{guest}"
+
+
+def say_incident(incident: Incident) -> str:
+    guest = f" ({incident.guest})" if incident.guest else ""
+    return f"{incident.kind}{guest}: {incident.text}"
+
+
+def say_kernel_incident(incident: Incident) -> str:
+    what = {
+        "panic": "incoming kernel panicked",
+        "reset": "the machine was reset instead of kexec'ed",
+    }[incident.kind]
+    return f"hop {incident.hop}: {what}: {incident.text}"

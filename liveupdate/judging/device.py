@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""device.dma-continuity: what was sent to a device arrived, all of it, also while no kernel looked.
+
+Two oracles: the control host's own list of the frames it sent, and the account of the driver on the
+host under update, which is kept in memory that goes through the kexec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from liveupdate.formats import qemu_trace
+from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
+from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
+from liveupdate.model import layout
+from liveupdate.model.evidence import (
+    DeviceFacts,
+    DeviceTrace,
+    FrameAccount,
+    FrameSent,
+    IommuEvidence,
+)
+from liveupdate.model.scenario import DeviceSpec
+from liveupdate.units import format_ns
+
+_GAPS_QUOTED = 4
+#: VT-d global status register, TES
+_TRANSLATION = 1 << 31
+
+
+def judge_continuity(context: Context) -> list[Finding]:
+    """Every frame sent to a continuous device came in: once, whole, in order, blackout or not."""
+    findings: list[Finding] = []
+    for hop in context.plan.hops:
+        for device in context.plan.devices:
+            if device.tier != "continuous":
+                continue
+            if context.rolled_back(hop.number):
+                reason = f"hop {hop.number}, {device.name}: rolled back, there was no kexec"
+                findings.append(skipped(reason))
+            else:
+                findings.append(_judge_device(context, hop.number, device))
+    if not findings:
+        findings.append(skipped("the plan has no device whose DMA is to go on"))
+    return findings
+
+
+def _judge_device(context: Context, hop: int, device: DeviceSpec) -> Finding:
+    where = f"hop {hop}, {device.name}"
+    paths = (layout.device(hop, device.name), layout.frames(hop, device.name))
+    evidence = context.hop(hop)
+    trace = evidence.devices.get(device.name) if evidence is not None else None
+    unreadable = any(path in context.evidence.unreadable for path in paths)
+    if evidence is None or trace is None or trace.facts is None or unreadable:
+        return context.missing(f"frames of {device.name}", hop, paths=paths)
+    facts = trace.facts
+    stopped = _judge_stop(where, facts, trace, evidence.iommu, paths)
+    if stopped is not None:
+        return stopped
+    before, after = facts.before, facts.after
+    if before is None or after is None or not trace.frames:
+        return context.missing(f"frames received by {device.name}", hop, paths=paths)
+    if facts.landed is None or facts.frozen is None or facts.frozen_ns is None:
+        return context.missing(f"frames that came in during the blackout at {device.name}", hop)
+    if not _is_contiguous(trace.frames) or trace.frames[0].number != before.expected:
+        return unknown(f"{where}: the list of frames sent has gaps", evidence=paths)
+    return (
+        _judge_account(where, facts, before, after, trace.frames, paths)
+        or _judge_blackout(where, facts, trace.frames, paths)
+        or _pass(where, facts, trace.frames, paths)
+    )
+
+
+def _is_contiguous(frames: Sequence[FrameSent]) -> bool:
+    first = frames[0].number
+    return all(frame.number == first + index for index, frame in enumerate(frames))
+
+
+def _judge_stop(
+    where: str,
+    facts: DeviceFacts,
+    trace: DeviceTrace,
+    seen_outside: IommuEvidence | None,
+    paths: tuple[str, ...],
+) -> Finding | None:
+    """The device itself did not come through."""
+    why = facts.error
+    if why is None and facts.landed is not None and facts.adopted_ns is None:
+        why = "the incoming kernel did not adopt it"
+    if why is None:
+        return None
+    sent = len(trace.frames)
+    breakers = _say_breakers(facts, seen_outside)
+    landed = facts.landed.found if facts.landed is not None else 0
+    more = f"; before the kexec: {facts.not_kept}" if facts.not_kept else ""
+    return failed(
+        f"{where}: DMA did not go on: {breakers}{why}{more}",
+        observed=f"{landed} frames landed during the blackout, {_refused(trace.frames)} of {sent} "
+        "found nobody to take them",
+        expected="every frame received",
+        evidence=paths,
+    )
+
+
+def _say_breakers(facts: DeviceFacts, seen_outside: IommuEvidence | None) -> str:
+    """Say which of the known ways to stop DMA was seen from outside, in the order of time."""
+    if facts.frozen_ns is None or seen_outside is None:
+        return ""
+    times = {
+        "bus mastering went off": [
+            event.host_ns
+            for event in seen_outside.events
+            if event.what == qemu_trace.CONFIG_WRITE
+            and (event.where, event.offset) == (facts.bdf, COMMAND)
+            and not event.value & COMMAND_MASTER
+        ],
+        "translation went off": [
+            sample.host_ns for sample in seen_outside.samples if not sample.gsts & _TRANSLATION
+        ],
+        "it was reset": [
+            event.host_ns for event in seen_outside.events if event.what == qemu_trace.RESET
+        ],
+    }
+    first = {
+        what: min((at for at in seen if at > facts.frozen_ns), default=None)
+        for what, seen in times.items()
+    }
+    known = sorted((at, what) for what, at in first.items() if at is not None)
+    said = [f"{what} {format_ns(at - facts.frozen_ns)} after the last look" for at, what in known]
+    return f"{', '.join(said)}; " if said else ""
+
+
+def _refused(frames: Sequence[FrameSent]) -> int:
+    return sum(1 for frame in frames if frame.sent_ns is None)
+
+
+def _judge_account(
+    where: str,
+    facts: DeviceFacts,
+    before: FrameAccount,
+    after: FrameAccount,
+    frames: Sequence[FrameSent],
+    paths: tuple[str, ...],
+) -> Finding | None:
+    sent = len(frames)
+    received = after.received - before.received
+    # what came after the last good frame is missing without leaving a gap
+    missing = after.missing - before.missing + frames[-1].number + 1 - after.expected
+    counts = {
+        "missing": missing,
+        "received twice": after.duplicate - before.duplicate,
+        "out of order": after.reordered - before.reordered,
+        "damaged": after.damaged - before.damaged,
+    }
+    wrong = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    if not wrong and received == sent:
+        return None
+    refused = _refused(frames)
+    not_taken = f", {refused} of them never taken by the wire" if refused else ""
+    if facts.landed is not None and facts.landed.is_full:
+        not_taken += "; the ring was full before the blackout was over"
+    if received < 0 or missing < 0 or after.expected < before.expected:
+        return failed(
+            f"{where}: the account ran backwards over the kexec: its memory was not preserved",
+            observed=f"{received} received, next {after.expected}",
+            expected=f"{sent} received, next {frames[-1].number + 1}",
+            evidence=paths,
+        )
+    return failed(
+        f"{where}: of {sent} frames {wrong or f'{received} received'}{not_taken}"
+        f"{_say_gaps(before, after, frames)}",
+        observed=f"{received} received in order",
+        expected=f"{sent}",
+        evidence=paths,
+    )
+
+
+def _say_gaps(before: FrameAccount, after: FrameAccount, frames: Sequence[FrameSent]) -> str:
+    gaps = [gap for gap in after.gaps if gap not in before.gaps]
+    if after.expected <= frames[-1].number:
+        gaps.append((after.expected, frames[-1].number))
+    if not gaps:
+        return ""
+    shown = [
+        f"{first}" if first == last else f"{first}-{last}" for first, last in gaps[:_GAPS_QUOTED]
+    ]
+    more = ", …" if len(gaps) > _GAPS_QUOTED else ""
+    return f" (number {', '.join(shown)}{more})"
+
+
+def _judge_blackout(
+    where: str,
+    facts: DeviceFacts,
+    frames: Sequence[FrameSent],
+    paths: tuple[str, ...],
+) -> Finding | None:
+    """Frames must have landed while they were sent, not been queued until somebody cared."""
+    landed, frozen_ns = facts.landed, facts.frozen_ns
+    assert landed is not None
+    assert frozen_ns is not None
+    # When the agent looked is known by when its word arrived, which may have taken its time: what
+    # was sent in the first half must have been there by then, the rest is counted all the same.
+    middle_ns = (frozen_ns + landed.host_ns) // 2
+    due = [
+        frame.number
+        for frame in frames
+        if frame.sent_ns is not None and frozen_ns < frame.sent_ns < middle_ns
+    ]
+    if not due:
+        return unknown(
+            f"{where}: no frame was sent during the blackout: nothing was tried", evidence=paths
+        )
+    last = landed.last if landed.last is not None else -1
+    if landed.found == 0 or last < due[-1]:
+        late = sum(1 for number in due if number > last)
+        full = ", the ring was full" if landed.is_full else ""
+        return failed(
+            f"{where}: {late} of {len(due)} frames sent during the blackout had not landed when "
+            f"the incoming kernel's agent looked{full}",
+            observed=f"{landed.found} landed, the last is {landed.last}",
+            expected=f"all up to {due[-1]}",
+            evidence=paths,
+        )
+    if landed.found != last + 1 - (landed.first or 0):
+        return failed(
+            f"{where}: {landed.found} frames landed from {landed.first} to {landed.last}",
+            expected=f"{last + 1 - (landed.first or 0)}",
+            evidence=paths,
+        )
+    return None
+
+
+def _pass(
+    where: str, facts: DeviceFacts, frames: Sequence[FrameSent], paths: tuple[str, ...]
+) -> Finding:
+    assert facts.landed is not None
+    return passed(
+        f"{where}: {len(frames)} frames sent, {len(frames)} received in order, none twice, none "
+        f"damaged; {facts.landed.found} of them landed during the blackout",
+        observed=f"{len(frames)} of {len(frames)} frames",
+        evidence=paths,
+    )

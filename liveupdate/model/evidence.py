@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Facts as observed. Nothing in here says pass or fail, and absent means None, never a default.
+
+Host-side times are CLOCK_MONOTONIC of the control host in nanoseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A raw file of the run directory that parsed evidence was made from."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelFacts:
+    """What a running kernel of the host under update says of itself (inside view)."""
+
+    boot_id: str
+    release: str
+    build_id: str
+    cmdline: str
+    #: KVM_GET_TSC_KHZ; None when /dev/kvm could not be asked
+    tsc_khz: int | None
+    #: "KHO: found kexec handover data" in the log
+    kho_found: bool
+    #: N of "KHO: exec from: RELEASE (count N)"; 0 on a cold boot
+    generation: int
+    #: N of "Retrieved live update data, liveupdate number: N"
+    luo_number: int | None
+    #: /dev/liveupdate exists
+    liveupdate: bool
+    mem_free_bytes: int
+    preserved_bytes: int | None
+    scratch_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFacts:
+    """One LUO session as the incoming agent found it; ``error`` None: it was retrieved whole."""
+
+    name: str
+    error: str | None
+    tokens: int
+    retrieve_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageDigests:
+    """XXH3-64 of every page of a guest, little-endian u64 each, in guest-physical order."""
+
+    artifact: Artifact
+    digests: bytes
+    began_ns: int
+    ended_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestMemory:
+    """Digests from outside and placement from inside of one guest over one hop."""
+
+    guest: str
+    pages: int
+    #: right after the vCPUs stopped
+    freeze: PageDigests | None
+    #: while the incoming kernel booted, before the guest ran again
+    boot: PageDigests | None
+    #: page frame numbers as the outgoing (incoming) kernel's pagemap gave them, u64 LE each
+    pfns_before: bytes | None
+    pfns_after: bytes | None
+    pfns_before_artifact: Artifact | None = None
+    pfns_after_artifact: Artifact | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One reading of a guest's tick page, taken from outside."""
+
+    host_ns: int
+    boot: int
+    seq: int
+    tsc: int
+    monotonic_ns: int
+    boottime_ns: int
+    realtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """One network echo request; ``received_ns`` None: never answered."""
+
+    seq: int
+    sent_ns: int
+    received_ns: int | None
+    boot: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalSample:
+    """Newest valid journal record on the guest's disk, read from outside."""
+
+    host_ns: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalFacts:
+    """A whole scan of the journal disk from outside."""
+
+    boot: int
+    first_seq: int
+    last_seq: int
+    records: int
+    missing: tuple[int, ...]
+    corrupt: int
+    foreign: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatternFacts:
+    """What the payload found when it verified its own pattern after the update (inside view)."""
+
+    pages: int
+    bad: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPing:
+    """A QEMU guest agent answer of a user's own image: guest's realtime clock, host time."""
+
+    host_ns: int
+    realtime_ns: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """When a guest was looked at. Silence in here is the guest's, silence outside is ours."""
+
+    began_ns: int
+    ended_ns: int
+    #: longest time between two looks at the tick page (a control host that was too busy to look)
+    longest_hole_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestTrace:
+    """Liveness of one guest over one hop."""
+
+    guest: str
+    #: what the VMM says ("running"); proves nothing by itself
+    vmm_status: str | None
+    ticks: tuple[Tick, ...]
+    echoes: tuple[Echo, ...]
+    journal: tuple[JournalSample, ...]
+    #: scan before the hop: what was durable then must still be there afterwards
+    journal_before: JournalFacts | None
+    journal_after: JournalFacts | None
+    pattern: PatternFacts | None
+    agent_pings: tuple[AgentPing, ...] = ()
+    #: None: not known when it was looked at, so that nothing follows from silence
+    watched: Watched | None = None
+    artifacts: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSent:
+    """One frame for a device. ``sent_ns`` None: its wire did not take it, so it was never sent."""
+
+    number: int
+    due_ns: int
+    sent_ns: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameAccount:
+    """What a device's driver counted since it was started (inside view); all frames are numbered.
+
+    ``received`` counts each good frame once; ``expected`` is the next number in order.
+    """
+
+    received: int
+    missing: int
+    duplicate: int
+    reordered: int
+    damaged: int
+    foreign: int
+    first: int
+    expected: int
+    #: first and last number of each run that is missing, the first few of them
+    gaps: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landed:
+    """What the incoming agent found in a ring before its kernel had touched the device."""
+
+    host_ns: int
+    found: int
+    #: numbers of the first and the last frame found
+    first: int | None
+    last: int | None
+    #: there was no descriptor left
+    is_full: bool
+    #: ``liveupdate_keep_dma``; None: the incoming kernel has no such thing
+    keep: str | None
+    #: PCI command register
+    command: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """One passed-through device over one hop."""
+
+    device: str
+    bdf: str
+    #: at the beginning of the hop, when nothing is on its way
+    before: FrameAccount | None
+    #: when the outgoing agent looked for the last time
+    frozen: FrameAccount | None
+    frozen_ns: int | None
+    landed: Landed | None
+    #: when the incoming kernel had taken the device over, and its state then
+    adopted_ns: int | None
+    keep: str | None
+    #: at the end of the hop, when nothing is on its way
+    after: FrameAccount | None
+    #: why its DMA was not kept, as the outgoing agent was told
+    not_kept: str | None = None
+    #: why the incoming agent could not go on with it
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTrace:
+    """One device over one hop, as its driver and the control host saw it."""
+
+    facts: DeviceFacts | None
+    frames: tuple[FrameSent, ...]
+    artifacts: tuple[Artifact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One timed phase of a hop; ``guest`` is "" for those of the host."""
+
+    hop: int
+    name: str
+    began_ns: int
+    ended_ns: int
+    guest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSample:
+    """Registers of the DMA remapping unit, read from outside; values as they read.
+
+    ``fault_records`` is the hex of all fault recording registers, "" when ``fsts`` was clear.
+    """
+
+    host_ns: int
+    gsts: int
+    rtaddr: int
+    fsts: int
+    fault_records: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BindingSample:
+    """What a watched requester was attached to, kept whenever that was not as in the look before.
+
+    ``translation`` is a :class:`liveupdate.formats.iommu.Translation`; ``fault``: why its entry
+    could not be followed, "" if it could.
+    """
+
+    host_ns: int
+    requester: str
+    translation: str
+    domain_id: int | None
+    top: int
+    levels: int
+    fault: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableSample:
+    """Page tables of a watched requester that are not as they were walked before the update.
+
+    Kept whenever the set of changed words moved; ``pages`` 0: they are as they were again.
+    ``top``: of the tables the requester used in that moment.
+    """
+
+    host_ns: int
+    requester: str
+    top: int
+    pages: int
+    first: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEvent:
+    """Something that QEMU's device models did; ``host_ns`` is when the trace file was read.
+
+    ``what`` is a constant of :mod:`liveupdate.formats.qemu_trace`; ``where`` a PCI address or "";
+    ``note`` the name or type of the device, or the access of a fault.
+    """
+
+    host_ns: int
+    what: str
+    where: str
+    offset: int
+    value: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IommuWatch:
+    """How the sampling went.
+
+    :ivar interval_ns: what was asked for.
+    :ivar cpu_ns: processor time of the sampling thread.
+    :ivar trace_lines: lines of QEMU's trace that were read, ours or not.
+    """
+
+    samples: int
+    began_ns: int
+    ended_ns: int
+    longest_hole_ns: int
+    interval_ns: int
+    cpu_ns: int
+    trace_lines: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingRow:
+    """One requester's translation at one moment, without the mappings themselves.
+
+    :ivar moment: "before" the freeze or "after" the resume.
+    :ivar view: "outside" (walked in RAM) or "inside" (what the kernel's debugfs says).
+    :ivar faults: what could not be followed, as text.
+    """
+
+    requester: str
+    moment: str
+    view: str
+    taken_ns: int
+    took_ns: int
+    translation: str
+    domain_id: int | None
+    top: int
+    levels: int
+    access: int
+    faults: tuple[str, ...]
+    artifact: Artifact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingFacts(MappingRow):
+    """The same with its mappings.
+
+    :ivar runs: :func:`liveupdate.formats.iommu.pack_runs`, 32 bytes each.
+    """
+
+    runs: bytes
+
+    @classmethod
+    def of(cls, row: MappingRow, runs: bytes) -> MappingFacts:
+        """Put a row and its mappings together."""
+        return cls(**{each.name: getattr(row, each.name) for each in fields(row)}, runs=runs)
+
+    def row(self, artifact: Artifact) -> MappingRow:
+        """Leave the mappings out, as they lie in a file of their own."""
+        values = {each.name: getattr(self, each.name) for each in fields(MappingRow)}
+        return MappingRow(**{**values, "artifact": artifact})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigFacts:
+    """Configuration space of a watched device or of a bridge above it, read from outside.
+
+    ``data`` is hex, :data:`liveupdate.formats.pci_config.CONFIG_BYTES` bytes of it.
+    """
+
+    function: str
+    moment: str
+    taken_ns: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedDevice:
+    """A device of the plan as it was found: ``function`` is its PCI address.
+
+    :ivar kind: QEMU's device model.
+    :ivar bridges: addresses of the ports above it, the root port first.
+    """
+
+    name: str
+    kind: str
+    function: str
+    bridges: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IommuEvidence:
+    """Everything seen of the watched devices and their translation over one hop."""
+
+    devices: tuple[WatchedDevice, ...] = ()
+    watch: IommuWatch | None = None
+    samples: tuple[UnitSample, ...] = ()
+    bindings: tuple[BindingSample, ...] = ()
+    tables: tuple[TableSample, ...] = ()
+    events: tuple[DeviceEvent, ...] = ()
+    mappings: tuple[MappingFacts, ...] = ()
+    configs: tuple[ConfigFacts, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopEvidence:
+    """Everything observed over one kexec."""
+
+    number: int
+    before: KernelFacts | None
+    after: KernelFacts | None
+    sessions: tuple[SessionFacts, ...]
+    memory: tuple[GuestMemory, ...]
+    guests: tuple[GuestTrace, ...]
+    phases: tuple[Phase, ...]
+    #: host time at which each guest's vCPUs were stopped and went on
+    paused_ns: Mapping[str, int] = field(default_factory=dict)
+    resumed_ns: Mapping[str, int] = field(default_factory=dict)
+    #: by name
+    devices: Mapping[str, DeviceTrace] = field(default_factory=dict)
+    #: boot_id and nonce as read over SSH, the second way in; None: could not be read
+    ssh_boot_id: str | None = None
+    ssh_nonce_ok: bool | None = None
+    #: None: nothing of a device or an IOMMU was looked at
+    iommu: IommuEvidence | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    """Something that went wrong while the plan was carried out, as it was seen.
+
+    ``kind``: panic, reset (the machine was reset, not kexec'ed), exited, lost-agent, lost-ssh,
+    lost-qmp, vmm-lost, freeze-refused, restore-failed, deadline, harness, and fault (a fault was
+    injected as planned: a note). ``hop`` 0 is before the first.
+    """
+
+    kind: str
+    hop: int
+    text: str
+    guest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where all of it came from."""
+
+    tool_version: str
+    run_id: str
+    started_utc: str
+    argv: tuple[str, ...]
+    accel: str
+    accel_reason: str
+    #: what query-kvm said of the machine in use; None: not asked
+    kvm_enabled: bool | None
+    start: str
+    qemu_version: str
+    qemu_argv: tuple[str, ...]
+    guest_qemu_version: str | None
+    control_host: Mapping[str, str]
+    images: Mapping[str, str]
+    source: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The whole of a run's facts."""
+
+    provenance: Provenance | None
+    hops: tuple[HopEvidence, ...]
+    incidents: tuple[Incident, ...] = ()
+    #: files of the run directory that could not be read back, with the reason
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    #: the update was given up, and the guests were seen alive on the outgoing kernel
+    rolled_back: bool = False

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What will be done, fully resolved: nothing after it reads a default or the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from liveupdate.model.scenario import Budget, DeviceSpec, GuestSpec, Observation, Timeouts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelImage:
+    """A bootable kernel, as read from its bytes by :mod:`liveupdate.formats.kernelimage`."""
+
+    path: str
+    sha256: str
+    release: str
+    #: hex of the GNU build id note, or "" when the image has none
+    build_id: str
+    #: compatible strings found in it, such as ("kho-v4", "luo-v5", "memfd-v2")
+    abi: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSet:
+    """The built images a run stands on; paths into the image cache."""
+
+    outgoing: KernelImage
+    incoming: KernelImage
+    #: the guests' kernel (may be the outgoing one)
+    guest_kernel: str
+    guest_initrd: str
+    rootfs: str
+    rootfs_sha256: str
+    ssh_client_key: str
+    ssh_host_key_pub: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSpec:
+    """The host under update as a QEMU machine; input of the pure argv builder."""
+
+    accel: str
+    memory_bytes: int
+    vcpus: int
+    #: the guests' journal disks, one (serial, bytes) per guest
+    disks: tuple[tuple[str, int], ...]
+    iommu: str = "intel"
+    #: scalable mode of an Intel IOMMU
+    scalable: bool = False
+    #: passed-through devices, one (name, kind) per device, in the order of their bus numbers
+    devices: tuple[tuple[str, str], ...] = ()
+    qemu: str = "qemu-system-x86_64"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """Physical memory of the host under update that is set aside at boot."""
+
+    start: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hop:
+    """One kexec: the kernel that comes in and the command line it gets."""
+
+    number: int
+    incoming: KernelImage
+    append: str
+    #: "file" is kexec -s; "legacy" is kexec -c, which carries no KHO
+    loader: str = "file"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a run with an injected fault must come to; for its test, the judge does not look."""
+
+    check: str
+    status: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultPlan:
+    """The fault to inject; ``name`` is a key of :data:`liveupdate.faults.FAULTS`."""
+
+    name: str
+    expected: Expected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The whole of what will be done."""
+
+    scenario: str
+    target: str
+    mechanism: str
+    images: ImageSet
+    machine: MachineSpec
+    boot_append: str
+    hops: tuple[Hop, ...]
+    guests: tuple[GuestSpec, ...]
+    calibration: bool
+    timeouts: Timeouts
+    observe: Observation
+    budget: Budget
+    devices: tuple[DeviceSpec, ...] = ()
+    fault: FaultPlan | None = None
+    #: where the target is: libvirt's URI, a lab machine's description; "": its kind says it all
+    place: str = ""
+    #: serials or /dev paths of the guests' disks on a machine of a lab; empty: named as the guests
+    guest_disks: tuple[str, ...] = ()
+    cold: bool = False
+    #: check id to the reason why it is skipped; every other id is expected
+    skips: tuple[tuple[str, str], ...] = ()
+    seed: int = 0
+    #: which parts of the kernel have to bear witness to the handover ("kho", "luo")
+    witnesses: tuple[str, ...] = ("kho", "luo")
+    #: None: the mechanism takes its memory from anywhere
+    region: Region | None = None

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user asked for. Frozen, made from TOML by :mod:`liveupdate.load`; no machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from liveupdate.units import GIB, MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestSpec:
+    """One guest of the host under update."""
+
+    name: str
+    memory_bytes: int = 256 * MIB
+    vcpus: int = 1
+    #: how much of the RAM the payload fills with its pattern; None: an eighth, at most 8 MiB
+    pattern_bytes: int | None = None
+    #: size of the journal disk
+    disk_bytes: int = 16 * MIB
+    #: a user's own disk image (raw or qcow2) instead of our payload
+    image: str | None = None
+    #: how liveness of a user's own image is observed: "agent" (QEMU guest agent) or "network" (ARP
+    #: for :attr:`address`)
+    liveness: str = "payload"
+    #: IPv4 address of a user's own image on the wire, for liveness "network"
+    address: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSpec:
+    """One device that is passed through, to a driver in user space on the host under update."""
+
+    name: str
+    kind: str = "igb"
+    #: continuous: its DMA goes on through the kexec
+    tier: str = "continuous"
+    #: its address in the host under update; None: the first of its kind that no other entry took
+    bdf: str | None = None
+    #: how it is opened: "container" (VFIO group and type1 IOMMU) or "cdev" (iommufd)
+    access: str = "container"
+    #: receive descriptors
+    ring: int = 4096
+    #: frames per second that the control host sends it
+    rate: int = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IommuSpec:
+    """The IOMMU of the host under update."""
+
+    kind: str = "intel"
+    scalable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSpec:
+    """The host under update."""
+
+    #: None: what the guests need plus what the host needs itself (the planner says how much)
+    memory_bytes: int | None = None
+    vcpus: int = 2
+    #: appended to both kernels' command lines
+    append: str = ""
+    #: appended to the incoming kernel's only
+    next_append: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Deadlines in seconds. Each wait names itself when it runs out."""
+
+    boot_s: float = 120.0
+    guest_boot_s: float = 120.0
+    prepare_s: float = 120.0
+    jump_s: float = 30.0
+    incoming_s: float = 60.0
+    restore_s: float = 60.0
+    total_s: float = 900.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """For how long and how often liveness is watched."""
+
+    before_s: float = 1.0
+    after_s: float = 3.0
+    tick_sample_s: float = 0.005
+    echo_interval_s: float = 0.02
+    #: memory digests can be left out to measure what they cost
+    memory: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What the user will accept; None means no bound."""
+
+    blackout_s: float | None = None
+    #: rate error of the guest's clock after the update, parts per million
+    clock_ppm: float = 2000.0
+    #: longest silence of a live guest outside the blackout
+    stall_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """The whole of what the user asked for."""
+
+    name: str = "default"
+    target: str = "qemu"
+    accel: str = "auto"
+    mechanism: str = "luo-memfd"
+    hops: int = 1
+    guests: tuple[GuestSpec, ...] = (GuestSpec(name="vm0"),)
+    devices: tuple[DeviceSpec, ...] = ()
+    host: HostSpec = HostSpec()
+    iommu: IommuSpec = IommuSpec()
+    kernel: str | None = None
+    next_kernel: str | None = None
+    #: hand the TSC calibration of the outgoing kernel to the incoming one
+    calibration: bool = True
+    fault: str | None = None
+    cold: bool = False
+    timeouts: Timeouts = Timeouts()
+    observe: Observation = Observation()
+    budget: Budget = Budget()
+    #: where each key came from: key path to "file:line" or the option's name
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+MIN_GUEST_BYTES = 96 * MIB
+MAX_GUEST_BYTES = 64 * GIB

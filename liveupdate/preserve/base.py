@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a mechanism asks of kernels and machines, as data; the registry is an explicit tuple."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+#: what the agent's own bundle (LUO: session) is called in evidence
+AGENT_SESSION = "lu.agent"
+
+#: witnesses: what the incoming kernel itself says of the handover
+KHO = "kho"
+LUO = "luo"
+
+#: stand in :attr:`Requirements.append` for the region's place, known once the guests are
+SIZE = "{size}"
+START = "{start}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirements:
+    """What a mechanism needs before it can be planned, and what can be asked of it afterwards."""
+
+    name: str
+    #: kernel symbols, without CONFIG_, that both kernels must have
+    kconfig: tuple[str, ...]
+    #: compatible strings must exist with these prefixes and be equal in both kernels
+    abi_prefixes: tuple[str, ...]
+    #: words for both kernels' command lines
+    append: str
+    #: device nodes the agent needs on the host under update
+    devices: tuple[str, ...] = ()
+    #: which parts of the kernel take part in the handover (:data:`KHO`, :data:`LUO`) and have to
+    #: say so; what has no witness is not asked for, with the reason
+    witnesses: tuple[str, ...] = ()
+    #: bytes of the region beside the guests' RAM, or None: no memory is set aside at boot
+    region_spare_bytes: int | None = None
+    #: faults that say nothing about this mechanism, with the reason
+    immune: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LUO memfd: guest RAM and VM state in memfds that a Live Update Orchestrator session preserves.
+
+Kernel side: ``mm/memfd_luo.c``, ``kernel/liveupdate/`` (7.3). The work on the host is done
+by the agent (``liveupdate.agent``); here stands only what the planner must know.
+"""
+
+from __future__ import annotations
+
+from liveupdate.preserve.base import KHO, LUO, Requirements
+
+REQUIREMENTS = Requirements(
+    name="luo-memfd",
+    kconfig=("KEXEC_HANDOVER", "LIVEUPDATE", "LIVEUPDATE_MEMFD"),
+    abi_prefixes=("kho-v", "luo-v", "memfd-v"),
+    append="kho=on liveupdate=on",
+    devices=("/dev/liveupdate",),
+    witnesses=(KHO, LUO),
+    immune={
+        name: "it strikes a region that was set aside, and this mechanism has none"
+        for name in ("region-missing", "region-size", "region-corrupt", "region-full")
+    },
+)

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reserved memory as it is done today: ``memmap=SIZE!START``, pmem, ext4 with DAX; no KHO.
+
+Kernel side: ``drivers/nvdimm/e820.c``, ``fs/dax.c``. KHO is switched off, to show that it takes no
+part: what carries the memory is that both kernels are told to leave the same range alone.
+"""
+
+from __future__ import annotations
+
+from liveupdate.preserve.base import SIZE, START, Requirements
+from liveupdate.units import MIB
+
+_NO_KHO = "this mechanism does without KHO, which is switched off"
+
+REQUIREMENTS = Requirements(
+    name="reserved-dax",
+    kconfig=("X86_PMEM_LEGACY", "BLK_DEV_PMEM", "FS_DAX", "EXT4_FS"),
+    abi_prefixes=(),
+    append=f"kho=off liveupdate=off memmap={SIZE}!{START} lu.mechanism=reserved-dax",
+    devices=("/dev/pmem0",),
+    # ext4's own: superblock, inodes and journal in clusters of 2 MiB; manifest and VMM states
+    region_spare_bytes=64 * MIB,
+    immune={
+        "move-page": "it moves a page of a memfd",
+        "kho-off": _NO_KHO,
+        "liveupdate-off": _NO_KHO,
+        "kexec-load": _NO_KHO,
+        "kernel-without-kho": _NO_KHO,
+        "luo-abi-skew": _NO_KHO,
+    },
+)

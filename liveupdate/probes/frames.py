@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Send numbered frames to one device at a set rate, and note when its wire took each of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from liveupdate.model.evidence import FrameSent
+
+#: A wire that does not move for so long belongs to a device that receives nothing, or to a machine
+#: too busy to be measured; until a frame gets through again, nobody waits.
+PATIENCE_S = 1.0
+
+
+class TakesFrames(Protocol):
+    """Of :class:`liveupdate.transport.wire.Wire`, what this probe needs."""
+
+    def send_within(self, frame: bytes, patience_s: float) -> int | None: ...
+
+
+class FrameSender:
+    """A thread that sends from :meth:`resume` to :meth:`pause`, over and over, until it is left.
+
+    The schedule is fixed when it resumes: a frame that was late makes none of the others late, and
+    none is left out. Its first exception is kept in :attr:`error`.
+    """
+
+    def __init__(
+        self, name: str, wire: TakesFrames, build: Callable[[int], bytes], rate: float
+    ) -> None:
+        """
+        :param build: makes the frame of a number.
+        :param rate: frames per second.
+        """
+        self.name = name
+        self.error: BaseException | None = None
+        #: numbers that get lost on the way, for the fault that this probe must be able to show
+        self.lost: frozenset[int] = frozenset()
+        self._wire = wire
+        self._build = build
+        self._interval_ns = round(1e9 / rate)
+        self._changed = threading.Condition()
+        self._is_wanted = self._is_busy = self._is_left = False
+        self._number = 0
+        self._frames: list[FrameSent] = []
+        self._thread = threading.Thread(target=self._run, name=f"frames-{name}", daemon=True)
+
+    def __enter__(self) -> FrameSender:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with self._changed:
+            self._is_left = True
+            self._is_wanted = False
+            self._changed.notify_all()
+        self._thread.join()
+
+    def resume(self) -> None:
+        with self._changed:
+            self._is_wanted = True
+            self._changed.notify_all()
+
+    def pause(self) -> int:
+        """Stop sending; return the number of the next frame: all before it are on their way."""
+        with self._changed:
+            self._is_wanted = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._is_busy, timeout=2 * PATIENCE_S)
+        return self._number
+
+    @property
+    def next_number(self) -> int:
+        return self._number
+
+    def take(self) -> tuple[FrameSent, ...]:
+        """Hand over what was sent since the last call."""
+        with self._changed:
+            frames, self._frames = self._frames, []
+        return tuple(frames)
+
+    def _run(self) -> None:
+        try:
+            while self._wait_wanted():
+                self._send_paced()
+                with self._changed:
+                    self._is_busy = False
+                    self._changed.notify_all()
+        except Exception as error:
+            self.error = error
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
+
+    def _wait_wanted(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_wanted or self._is_left)
+            self._is_busy = self._is_wanted
+            return not self._is_left
+
+    def _send_paced(self) -> None:
+        due_ns = time.monotonic_ns()
+        patience_s = PATIENCE_S
+        while self._is_wanted:
+            ahead_ns = due_ns - time.monotonic_ns()
+            if ahead_ns > 0:
+                time.sleep(ahead_ns / 1e9)
+            number = self._number
+            frame = self._build(number)
+            if number in self.lost:
+                sent_ns: int | None = time.monotonic_ns()
+            else:
+                sent_ns = self._wire.send_within(frame, patience_s)
+                patience_s = 0.0 if sent_ns is None else PATIENCE_S
+            with self._changed:
+                self._frames.append(FrameSent(number, due_ns, sent_ns))
+                self._number = number + 1
+            due_ns += self._interval_ns

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The IOMMU and the devices behind it, from outside: registers, tables, configuration, trace.
+
+Registers and configuration space go through QEMU's monitor, tables through the mapped RAM. A
+:class:`IommuWatcher` walks everything before the freeze and after the resume, and between the two
+samples what is cheap: registers, the entries of the watched devices, and whether any byte of their
+page tables changed. Nothing in here says what ought to be. VT-d only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from liveupdate.errors import EvidenceError
+from liveupdate.formats import qemu_trace, vtd_regs
+from liveupdate.formats.iommu import (
+    Binding,
+    ByteReader,
+    MappingSet,
+    Requester,
+    Translation,
+    pack_runs,
+    parse_bdf,
+)
+from liveupdate.formats.iommu_watch import TableFingerprint
+from liveupdate.formats.qemu_pci import PciFunction, find_function
+from liveupdate.formats.vtd_tables import decode_unit
+from liveupdate.model.evidence import (
+    Artifact,
+    BindingSample,
+    ConfigFacts,
+    DeviceEvent,
+    IommuWatch,
+    MappingFacts,
+    TableSample,
+    UnitSample,
+    WatchedDevice,
+)
+from liveupdate.probes.base import Sampler
+from liveupdate.probes.qemu_machine import Machine, Monitor, TraceFile, soon
+
+#: 80 Hz, for 50 to be left on a busy machine: a sample that comes late is not made up for
+INTERVAL_S = 0.0125
+_NO_ARTIFACT = Artifact(path="", sha256="", size_bytes=0)
+
+
+@dataclass(slots=True)
+class _Target:
+    """A watched device and what is known of its tables."""
+
+    device: WatchedDevice
+    requester: Requester
+    bindings: tuple[BindingSample, ...] = ()
+    #: root pointer and entries behind ``bindings``: unchanged, there is nothing to decode
+    rtaddr: int = -1
+    entries: TableFingerprint | None = None
+    #: tops of the tables that ``tables`` remembers
+    tops: tuple[int, ...] = ()
+    tables: TableFingerprint | None = None
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Harvest:
+    """What was seen from :meth:`IommuWatcher.begin` to :meth:`IommuWatcher.end`."""
+
+    devices: tuple[WatchedDevice, ...]
+    watch: IommuWatch
+    samples: tuple[UnitSample, ...]
+    bindings: tuple[BindingSample, ...]
+    tables: tuple[TableSample, ...]
+    events: tuple[DeviceEvent, ...]
+
+
+@dataclass(slots=True)
+class _Collected:
+    samples: list[UnitSample] = field(default_factory=list)
+    bindings: list[BindingSample] = field(default_factory=list)
+    tables: list[TableSample] = field(default_factory=list)
+    events: list[DeviceEvent] = field(default_factory=list)
+
+
+class IommuWatcher:
+    """Watch some devices of one machine over one hop; used once."""
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        ram: ByteReader,
+        wanted: Sequence[tuple[str, str, str]],
+        trace: Path,
+    ) -> None:
+        """
+        :param wanted: (name, QEMU's device model, QEMU's device id) of each device.
+        :param trace: file that QEMU writes its trace to.
+        """
+        self._monitor = monitor
+        self._ram = ram
+        self._wanted = tuple(wanted)
+        self._trace = TraceFile(monitor, trace)
+        self._machine: Machine | None = None
+        self._targets: list[_Target] = []
+        self._functions: frozenset[str] = frozenset()
+        self._seen = _Collected()
+        self._stack = ExitStack()
+        self._sampler = Sampler("iommu", INTERVAL_S, self._sample)
+        self._began_ns = 0
+        self._cpu_ns = 0
+        self._looked_ns = self._hole_ns = 0
+
+    # --- moments
+
+    def begin(self) -> tuple[tuple[MappingFacts, ...], tuple[ConfigFacts, ...]]:
+        """Walk everything, then sample until :meth:`end`.
+
+        :raises EvidenceError: there is no such machine or device.
+        """
+        self._machine = Machine.find(self._monitor)
+        answer = self._monitor.execute("query-pci", {}, soon("QEMU's list of PCI devices"))
+        for name, kind, qdev_id in self._wanted:
+            found = find_function(answer, qdev_id)
+            if found is None:
+                raise EvidenceError(f"QEMU knows no PCI device '{qdev_id}'")
+            self._targets.append(_Target(_watched(name, kind, found), found.address))
+        self._functions = frozenset(
+            address
+            for target in self._targets
+            for address in (target.device.function, *target.device.bridges)
+        )
+        # The trace first: what happens while tables are walked must not go unseen.
+        self._stack.enter_context(self._trace)
+        self._stack.callback(self._read_trace)
+        seen = self._walk("before")
+        self._began_ns = self._looked_ns = time.monotonic_ns()
+        self._stack.enter_context(self._sampler)
+        return seen
+
+    def end(self) -> tuple[tuple[MappingFacts, ...], tuple[ConfigFacts, ...]]:
+        """Stop sampling and walk everything again."""
+        self.close()
+        return self._walk("after")
+
+    def close(self) -> None:
+        """Stop sampling. Idempotent; for whatever way a hop ends."""
+        self._stack.close()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether sampling has ever started."""
+        return self._began_ns > 0
+
+    @property
+    def samples_taken(self) -> int:
+        return len(self._seen.samples)
+
+    @property
+    def devices(self) -> tuple[WatchedDevice, ...]:
+        """The devices as they were found."""
+        return tuple(target.device for target in self._targets)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the sampling before its time."""
+        return self._sampler.error
+
+    def harvest(self) -> Harvest:
+        """Give what was sampled; after :meth:`close`."""
+        seen = self._seen
+        return Harvest(
+            devices=self.devices,
+            watch=IommuWatch(
+                samples=len(seen.samples),
+                began_ns=self._began_ns,
+                ended_ns=self._looked_ns,
+                longest_hole_ns=self._hole_ns,
+                interval_ns=round(INTERVAL_S * 1e9),
+                cpu_ns=self._cpu_ns,
+                trace_lines=self._trace.lines,
+            ),
+            samples=tuple(seen.samples),
+            bindings=tuple(seen.bindings),
+            tables=tuple(seen.tables),
+            events=tuple(seen.events),
+        )
+
+    # --- walking
+
+    def _walk(self, moment: str) -> tuple[tuple[MappingFacts, ...], tuple[ConfigFacts, ...]]:
+        assert self._machine is not None
+        status = self._machine.read_status(self._monitor)
+        mappings: list[MappingFacts] = []
+        for target in self._targets:
+            began = time.monotonic_ns()
+            if not vtd_regs.GlobalStatus(status.gsts).is_translating:
+                # What the root pointer leads to is of no meaning: addresses go through as they are.
+                bare = Binding(requester=target.requester, translation=Translation.PASS_THROUGH)
+                mappings.append(to_facts(MappingSet(binding=bare), moment, "outside", began, 0))
+                continue
+            decoded = decode_unit(self._ram, status.rtaddr, only=[target.requester])
+            took = time.monotonic_ns() - began
+            faults = tuple(str(fault) for fault in decoded.faults)
+            mappings += [
+                to_facts(each, moment, "outside", began, took, faults) for each in decoded.sets
+            ]
+            target.tops = tuple(each.binding.top for each in decoded.sets)
+            target.tables = decoded.paging_fingerprint()
+        configs = [
+            ConfigFacts(
+                function=function,
+                moment=moment,
+                taken_ns=time.monotonic_ns(),
+                data=self._machine.read_config(self._monitor, parse_bdf(function)).hex(),
+            )
+            for function in sorted(self._functions)
+        ]
+        return tuple(mappings), tuple(configs)
+
+    # --- sampling
+
+    def _sample(self) -> None:
+        assert self._machine is not None
+        began = time.thread_time_ns()
+        sample = self._machine.read_status(self._monitor)
+        self._seen.samples.append(sample)
+        self._hole_ns = max(self._hole_ns, sample.host_ns - self._looked_ns)
+        self._looked_ns = sample.host_ns
+        # With translation off the root pointer leads to memory that may be anybody's.
+        if vtd_regs.GlobalStatus(sample.gsts).is_translating:
+            for target in self._targets:
+                self._look_at_entries(target, sample.rtaddr)
+                self._look_at_tables(target, sample.rtaddr)
+        self._read_trace()
+        self._cpu_ns += time.thread_time_ns() - began
+
+    def _read_trace(self) -> None:
+        self._seen.events += [each for each in self._trace.read() if self._is_ours(each)]
+
+    def _is_ours(self, event: DeviceEvent) -> bool:
+        """Leave out what was done to other devices; a fault of any device counts."""
+        if event.what == qemu_trace.RESET:
+            return any(event.note == target.device.kind for target in self._targets)
+        return not event.where or event.where in self._functions or event.what == qemu_trace.FAULT
+
+    def _look_at_entries(self, target: _Target, rtaddr: int) -> None:
+        assert self._machine is not None
+        if (
+            rtaddr == target.rtaddr
+            and target.entries is not None
+            and not target.entries.recheck(self._ram).changes
+        ):
+            return
+        found, target.entries = read_bindings(self._ram, rtaddr, target.requester)
+        target.rtaddr = rtaddr
+        if _is_same(found, target.bindings):
+            return
+        # The kernel may have switched to another root table since the register was read, and used
+        # the memory of the old one for something else.
+        again = self._machine.read_status(self._monitor)
+        if again.rtaddr != rtaddr:
+            found, target.entries = read_bindings(self._ram, again.rtaddr, target.requester)
+            target.rtaddr = again.rtaddr
+        if not _is_same(found, target.bindings):
+            self._seen.bindings.extend(found)
+            target.bindings = found
+
+    def _look_at_tables(self, target: _Target, rtaddr: int) -> None:
+        """Compare page tables byte for byte, as long as they are the ones that were walked."""
+        if target.tables is None or tuple(each.top for each in target.bindings) != target.tops:
+            return
+        recheck = target.tables.recheck(self._ram)
+        target.tables = recheck.fingerprint
+        changes = tuple(
+            each.error or (str(each.entries[0]) if each.entries else hex(each.phys))
+            for each in recheck.changes
+        )
+        if changes == target.changes:
+            return
+        # Tables that were replaced a moment ago are free memory.
+        now, _ = read_bindings(self._ram, rtaddr, target.requester)
+        if tuple(each.top for each in now) != target.tops:
+            return
+        target.changes = changes
+        self._seen.tables.append(
+            TableSample(
+                host_ns=time.monotonic_ns(),
+                requester=str(target.requester),
+                top=target.tops[0] if target.tops else 0,
+                pages=len(changes),
+                first=changes[0] if changes else "",
+            )
+        )
+
+
+def _watched(name: str, kind: str, found: PciFunction) -> WatchedDevice:
+    return WatchedDevice(
+        name=name,
+        kind=kind,
+        function=found.address.bdf,
+        bridges=tuple(each.bdf for each in found.bridges),
+    )
+
+
+def _is_same(found: Sequence[BindingSample], before: Sequence[BindingSample]) -> bool:
+    """Compare two looks whatever their times."""
+    return [replace(each, host_ns=0) for each in found] == [
+        replace(each, host_ns=0) for each in before
+    ]
+
+
+def read_bindings(
+    ram: ByteReader, rtaddr: int, requester: Requester
+) -> tuple[tuple[BindingSample, ...], TableFingerprint]:
+    """Read what a requester is attached to, one sample per PASID, never none; and from what."""
+    now = time.monotonic_ns()
+    decoded = decode_unit(ram, rtaddr, only=[requester], is_walking=False)
+    unit_faults = "; ".join(str(fault) for fault in decoded.faults)
+    found = tuple(
+        BindingSample(
+            host_ns=now,
+            requester=str(each.requester),
+            translation=each.binding.translation.value,
+            domain_id=each.binding.domain_id,
+            top=each.binding.top,
+            levels=each.binding.levels,
+            fault="; ".join([*(str(fault) for fault in each.faults), *filter(None, [unit_faults])]),
+        )
+        for each in decoded.sets
+    )
+    unknown = BindingSample(
+        host_ns=now,
+        requester=str(requester),
+        translation="unknown",
+        domain_id=None,
+        top=0,
+        levels=0,
+        fault=unit_faults or "no entry",
+    )
+    return found or (unknown,), decoded.fingerprint()
+
+
+def to_facts(
+    mappings: MappingSet,
+    moment: str,
+    view: str,
+    taken_ns: int,
+    took_ns: int,
+    faults: Sequence[str] = (),
+) -> MappingFacts:
+    """Turn a mapping set into evidence; :param faults: those above the requester's own tables."""
+    binding = mappings.binding
+    return MappingFacts(
+        requester=str(mappings.requester),
+        moment=moment,
+        view=view,
+        taken_ns=taken_ns,
+        took_ns=took_ns,
+        translation=binding.translation.value,
+        domain_id=binding.domain_id,
+        top=binding.top,
+        levels=binding.levels,
+        access=binding.access,
+        faults=(*faults, *(str(fault) for fault in mappings.faults)),
+        runs=pack_runs(mappings.runs),
+        artifact=_NO_ARTIFACT,
+    )

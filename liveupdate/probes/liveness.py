@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Liveness of guests over time, from outside: tick page in RAM, network echo, journal on disk.
+
+Each watcher collects from enter to exit; :meth:`take` hands over what was collected since the last
+call, so that one watcher serves any number of hops.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from liveupdate.deadline import Deadline
+from liveupdate.formats import arp, echo, journal, tickpage
+from liveupdate.model.evidence import Echo, JournalFacts, JournalSample, Tick, Watched
+from liveupdate.probes.base import Sampler
+from liveupdate.transport.wire import Frame
+
+
+class SendsFrames(Protocol):
+    """Of :class:`liveupdate.transport.wire.Wire`, what this probe needs."""
+
+    def send(self, frame: bytes) -> int | None: ...
+
+    def recv(self, deadline: Deadline) -> Frame | None: ...
+
+
+class TickWatcher:
+    """Read one guest's tick page again and again; keep a reading whenever its sequence moved.
+
+    A page that does not decode (the guest is writing it, or the frame holds something else now) is
+    counted in :attr:`unreadable`, never taken for a tick.
+    """
+
+    def __init__(self, guest: str, read: Callable[[], bytes], interval_s: float) -> None:
+        """:param read: the page as it is now; its :class:`tickpage.TickPageError` is no tick."""
+        self._read = read
+        self._lock = threading.Lock()
+        self._ticks: list[Tick] = []
+        self._last: tuple[int, int] | None = None
+        self.unreadable = 0
+        self.sampler = Sampler(f"tick-{guest}", interval_s, self._sample)
+
+    def _sample(self) -> None:
+        try:
+            page = tickpage.read_tick(self._read)
+        except tickpage.TickPageError:
+            self.unreadable += 1
+            return
+        tick = page.to_tick(time.monotonic_ns())
+        if (tick.boot, tick.seq) != self._last:
+            self._last = (tick.boot, tick.seq)
+            with self._lock:
+                self._ticks.append(tick)
+
+    def first_after(self, host_ns: int) -> int | None:
+        """Host time of the first tick that was seen after ``host_ns``; None: none so far."""
+        with self._lock:
+            return next((tick.host_ns for tick in self._ticks if tick.host_ns > host_ns), None)
+
+    def take(self) -> tuple[Tick, ...]:
+        """Hand over the readings since the last call; the newest opens the next one's as well."""
+        with self._lock:
+            ticks, self._ticks = self._ticks, self._ticks[-1:]
+        return tuple(ticks)
+
+    def take_watched(self) -> Watched:
+        """Say when was looked since the last call."""
+        return self.sampler.take_watched()
+
+
+class DiskFile:
+    """A guest's raw disk image, open while it is read; a :class:`journal.DiskReader`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def __enter__(self) -> DiskFile:
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+
+    @property
+    def size_bytes(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def read_at(self, offset: int, size_bytes: int) -> bytes:
+        return os.pread(self._fd, size_bytes, offset)
+
+
+def scan_disk(path: Path, *, boot: int) -> JournalFacts:
+    """Scan a guest's whole journal disk.
+
+    :raises OSError: it cannot be read.
+    :raises journal.JournalError: it is empty or of an odd size.
+    """
+    with DiskFile(path) as disk:
+        return journal.scan_journal(disk, boot=boot)
+
+
+class JournalWatcher:
+    """Look for the newest journal record on one guest's disk; keep a sample whenever it moved."""
+
+    def __init__(self, guest: str, disk: Path, interval_s: float) -> None:
+        self._disk = disk
+        self._lock = threading.Lock()
+        self._samples: list[JournalSample] = []
+        self._last = 0
+        self.unreadable = 0
+        self.sampler = Sampler(f"journal-{guest}", interval_s, self._sample)
+
+    def _sample(self) -> None:
+        try:
+            with DiskFile(self._disk) as disk:
+                record = journal.newest_record(disk, hint=self._last)
+        except (OSError, journal.JournalError):
+            # A disk that is gone says nothing more; that it does is what the judge looks for.
+            self.unreadable += 1
+            return
+        if record is not None and record.seq != self._last:
+            self._last = record.seq
+            with self._lock:
+                self._samples.append(record.to_sample(time.monotonic_ns()))
+
+    def take(self) -> tuple[JournalSample, ...]:
+        """Hand over the samples since the last call; the newest opens the next one's as well."""
+        with self._lock:
+            samples, self._samples = self._samples, self._samples[-1:]
+        return tuple(samples)
+
+
+class EchoWatcher:
+    """Ask every guest over one wire, again and again, and match the answers.
+
+    Our payload is asked for a numbered echo, a user's own image who has its IPv4 address (an ARP
+    probe, whose answer carries no number and counts for the newest question).
+    """
+
+    def __init__(
+        self,
+        wire: SendsFrames,
+        macs: Mapping[str, str],
+        addresses: Mapping[str, str],
+        own_mac: str,
+        interval_s: float,
+    ) -> None:
+        """
+        :param macs: MAC address of each guest with our payload.
+        :param addresses: IPv4 address of each guest without it.
+        """
+        self._wire = wire
+        self._macs = dict(macs)
+        self._probes = {
+            guest: arp.build_probe(address, own_mac) for guest, address in addresses.items()
+        }
+        self._own_mac = own_mac
+        self._lock = threading.Lock()
+        self._seq = 0
+        self._sent: dict[str, dict[int, Echo]] = {guest: {} for guest in (*macs, *addresses)}
+        self._guest_of = {mac.lower(): guest for guest, mac in macs.items()}
+        self._guest_at = {address: guest for guest, address in addresses.items()}
+        self.garbled = 0
+        self.sender = Sampler("echo-send", interval_s, self._send)
+        self.receiver = Sampler("echo-receive", 0.0, self._receive)
+
+    def _send(self) -> None:
+        self._seq += 1
+        for guest, mac in self._macs.items():
+            now = self._note(guest)
+            # A full or absent peer loses the frame like a real wire would: it stays unanswered.
+            self._wire.send(
+                echo.build_request(
+                    destination=mac, source=self._own_mac, seq=self._seq, sender_ns=now
+                )
+            )
+        for guest, probe in self._probes.items():
+            self._note(guest)
+            self._wire.send(probe)
+
+    def _note(self, guest: str) -> int:
+        now = time.monotonic_ns()
+        with self._lock:
+            self._sent[guest][self._seq] = Echo(
+                seq=self._seq, sent_ns=now, received_ns=None, boot=None
+            )
+        return now
+
+    def _receive(self) -> None:
+        frame = self._wire.recv(Deadline.after(0.2, "an echo reply"))
+        if frame is None:
+            return
+        try:
+            reply = echo.decode_echo(frame.data)
+        except echo.NotEchoError:
+            self._receive_arp(frame)
+            return
+        except echo.EchoError:
+            self.garbled += 1
+            return
+        guest = self._guest_of.get(reply.source)
+        if guest is not None and reply.kind == echo.REPLY:
+            self._answer(guest, reply.seq, frame.at_ns, reply.boot)
+
+    def _receive_arp(self, frame: Frame) -> None:
+        try:
+            guest = self._guest_at.get(arp.decode_reply(frame.data))
+        except arp.ArpError:
+            return
+        if guest is not None:
+            self._answer(guest, self._seq, frame.at_ns, None)
+
+    def _answer(self, guest: str, seq: int, at_ns: int, boot: int | None) -> None:
+        with self._lock:
+            asked = self._sent[guest].get(seq)
+            if asked is not None and asked.received_ns is None:
+                self._sent[guest][seq] = replace(asked, received_ns=at_ns, boot=boot)
+
+    @property
+    def guests(self) -> tuple[str, ...]:
+        """The guests that are asked."""
+        return tuple(self._sent)
+
+    def take(self, guest: str) -> tuple[Echo, ...]:
+        """Hand over the requests to ``guest`` since the last call, answered or not."""
+        with self._lock:
+            sent, self._sent[guest] = self._sent[guest], {}
+        return tuple(sent[seq] for seq in sorted(sent))

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest memory from outside: digests of every page, and where a guest-physical page lies.
+
+Facts only: which digests ought to be equal is the judge's business.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from liveupdate.physmem import Page, digest_selected
+from liveupdate.units import GIB, MIB, PAGE_BYTES, Gpa, PhysAddr
+
+#: q35 with this much RAM or more keeps only 2 GiB below the PCI hole
+#: (QEMU hw/i386/pc_q35.c, pc_q35_init)
+_Q35_SPLIT_BYTES = 0xB0000000
+_Q35_LOW_BYTES = 2 * GIB
+_ABOVE_4G = 4 * GIB
+#: takes about a millisecond
+_PIECE_PAGES = 2048
+
+
+def guest_page_index(gpa: Gpa, ram_bytes: int) -> int:
+    """Give the index of the RAM page behind a guest-physical address of a q35 guest.
+
+    :raises ValueError: the address is not RAM.
+    """
+    low_bytes = _Q35_LOW_BYTES if ram_bytes >= _Q35_SPLIT_BYTES else ram_bytes
+    if 0 <= gpa < low_bytes:
+        return gpa // PAGE_BYTES
+    if _ABOVE_4G <= gpa < _ABOVE_4G + ram_bytes - low_bytes:
+        return (gpa - _ABOVE_4G + low_bytes) // PAGE_BYTES
+    raise ValueError(f"guest-physical {gpa:#x} is not in the guest's {ram_bytes // MIB} MiB of RAM")
+
+
+def page_address(pfns: bytes, index: int) -> PhysAddr:
+    """Give the host-physical address of RAM page ``index``; ``pfns`` is u64 LE per page.
+
+    :raises ValueError: the page is out of range or not present (PFN 0).
+    """
+    entry = pfns[index * 8 : index * 8 + 8]
+    pfn = int.from_bytes(entry, "little")
+    if len(entry) != 8 or pfn == 0:
+        raise ValueError(
+            f"guest page {index} has no page frame ({len(pfns) // 8} pages are mapped)"
+        )
+    return PhysAddr(pfn * PAGE_BYTES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigestPass:
+    """Digests of all pages of one guest, and when they were taken (control host, monotonic ns)."""
+
+    digests: bytes
+    began_ns: int
+    ended_ns: int
+
+
+class DigestJob:
+    """One pass over a guest's pages in a thread, so that nobody in the blackout waits for it."""
+
+    def __init__(self, pages: Sequence[Page], name: str) -> None:
+        """:param pages: looked up in the brownout, :meth:`PhysMem.select_pages`."""
+        self._pages = pages
+        self._result: DigestPass | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=f"digest-{name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        began = time.monotonic_ns()
+        try:
+            # In pieces: one call holds the interpreter, and others have to keep their time.
+            digests = b"".join(
+                digest_selected(self._pages[at : at + _PIECE_PAGES])
+                for at in range(0, len(self._pages), _PIECE_PAGES)
+            )
+        except Exception as error:
+            self._error = error
+            return
+        self._result = DigestPass(digests=digests, began_ns=began, ended_ns=time.monotonic_ns())
+
+    def result(self, timeout_s: float) -> DigestPass | None:
+        """Wait for the pass; None when it did not finish in time.
+
+        :raises Exception: whatever ended the pass.
+        """
+        self._thread.join(timeout_s)
+        if self._error is not None:
+            raise self._error
+        return self._result

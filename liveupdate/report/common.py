@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several reports say alike. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from liveupdate.model.evidence import Artifact, Evidence, HopEvidence, KernelFacts
+from liveupdate.model.plan import Plan
+from liveupdate.model.verdict import Metric, Verdict
+from liveupdate.units import format_ns, format_size
+
+#: everything but tab that a terminal or XML 1.0 should not see; texts may come from a console
+_UNSAFE = re.compile(
+    r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]"
+)
+
+#: names of the four gaps, in the order in which they are shown
+GAPS = ("gap.vcpu", "gap.clock", "gap.network", "gap.storage")
+
+
+def clean(text: str) -> str:
+    """Make text from a machine under test safe to show: no escapes, no control characters."""
+    return _UNSAFE.sub("", text.replace("\r\n", "\n").replace("\n", " "))
+
+
+def say_kernel(facts: KernelFacts | None) -> str:
+    if facts is None:
+        return "unknown"
+    return f"{facts.release} (build id {facts.build_id or 'none'})"
+
+
+def say_metric(metric: Metric) -> str:
+    """Format a metric's value for people."""
+    if metric.unit == "ns":
+        sign = "-" if metric.value < 0 else ""
+        return sign + format_ns(abs(metric.value))
+    if metric.unit == "bytes":
+        sign = "-" if metric.value < 0 else ""
+        return sign + format_size(abs(round(metric.value)))
+    return f"{metric.value:.0f} {metric.unit}"
+
+
+def find_metrics(verdict: Verdict, name: str, **labels: str) -> Iterator[Metric]:
+    """Find the metrics of that name which carry at least these labels."""
+    for metric in verdict.metrics:
+        if metric.name == name and labels.items() <= metric.labels.items():
+            yield metric
+
+
+def guests_of(plan: Plan, hop: HopEvidence) -> list[str]:
+    """Names of guests, the plan's first, then any that only the evidence knows."""
+    names = [guest.name for guest in plan.guests]
+    seen = [trace.guest for trace in hop.guests] + list(hop.paused_ns)
+    return list(dict.fromkeys([*names, *seen]))
+
+
+def artifacts_of(evidence: Evidence) -> tuple[Artifact, ...]:
+    """Collect the raw files that the evidence was made from, each path once."""
+    found: dict[str, Artifact] = {}
+    for artifact in _all_artifacts(evidence):
+        if artifact is not None:
+            found.setdefault(artifact.path, artifact)
+    return tuple(found[path] for path in sorted(found))
+
+
+def _all_artifacts(evidence: Evidence) -> Iterable[Artifact | None]:
+    for hop in evidence.hops:
+        for memory in hop.memory:
+            yield memory.freeze.artifact if memory.freeze else None
+            yield memory.boot.artifact if memory.boot else None
+            yield memory.pfns_before_artifact
+            yield memory.pfns_after_artifact
+        for trace in hop.guests:
+            yield from trace.artifacts
+        for device in hop.devices.values():
+            yield from device.artifacts

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step events: the one source of the terminal view, the event log and the report's timing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent:
+    """One thing that happened: ``kind`` is start, stop, failed or note. Times: CLOCK_MONOTONIC."""
+
+    kind: str
+    name: str
+    at_ns: int
+    elapsed_s: float | None = None
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+Subscriber = Callable[[StepEvent], None]
+
+
+class Steps:
+    """Fan step events out to subscribers; knows nothing about rendering."""
+
+    def __init__(self) -> None:
+        self._subscribers: list[Subscriber] = []
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        self._subscribers.append(subscriber)
+
+    def _emit(self, event: StepEvent) -> None:
+        for subscriber in self._subscribers:
+            subscriber(event)
+
+    def note(self, name: str, **fields: object) -> None:
+        """Say that something was seen, without a duration."""
+        self._emit(StepEvent(kind="note", name=name, at_ns=time.monotonic_ns(), fields=fields))
+
+    @contextmanager
+    def step(self, name: str, **fields: object) -> Iterator[None]:
+        """Bracket a piece of work; an exception leaves a ``failed`` event and passes through."""
+        began = time.monotonic_ns()
+        self._emit(StepEvent(kind="start", name=name, at_ns=began, fields=fields))
+        try:
+            yield
+        except BaseException as error:
+            now = time.monotonic_ns()
+            self._emit(
+                StepEvent(
+                    kind="failed",
+                    name=name,
+                    at_ns=now,
+                    elapsed_s=(now - began) / 1e9,
+                    fields={**fields, "error": str(error) or type(error).__name__},
+                )
+            )
+            raise
+        now = time.monotonic_ns()
+        self._emit(
+            StepEvent(
+                kind="stop", name=name, at_ns=now, elapsed_s=(now - began) / 1e9, fields=fields
+            )
+        )

@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warm start: a booted host under update, saved once and loaded by later runs.
+
+QEMU's own migration to a file, without the RAM (``x-ignore-shared``): that is copied from memfd to
+sparse file and back. A state lies in ``$XDG_CACHE_HOME/liveupdate/warm/KEY/`` and is complete or
+not there; the key is the digest of everything it was made from. A state that does not load is
+thrown away. Must not know what runs in the machine: the caller has stopped the guests' VMMs, for a
+virtual CPU that is caught in guest mode cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import xxhash
+
+from liveupdate.deadline import Deadline, wait_until
+from liveupdate.errors import LaunchError, LiveUpdateError
+from liveupdate.target.qemu import QemuHost
+from liveupdate.transport.monitor import Monitor
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_CHUNK_BYTES = 4 << 20
+_SHORT_HOLE_BYTES = 64 << 10
+_MAX_META_BYTES = 16 << 20
+_CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
+
+
+class WarmStateError(LaunchError):
+    """A saved state could not be made or did not load; a cold start is what is left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileMeta:
+    """One file of a state: ``segments`` are (offset, length) of its data, the rest are holes.
+
+    They are written down, and not asked of the file system again, so that ``xxh3`` over them is the
+    same wherever the file lies.
+    """
+
+    name: str
+    size_bytes: int
+    segments: tuple[tuple[int, int], ...]
+    xxh3: str
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(length for _, length in self.segments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmMeta:
+    """What ``meta.json`` says. ``facts`` are the caller's: what has to be known of the machine."""
+
+    format: int
+    key: str
+    qemu_version: str
+    memory_bytes: int
+    #: host time at which the machine stood still, CLOCK_REALTIME
+    saved_realtime_ns: int
+    files: tuple[FileMeta, ...]
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmState:
+    """A state that was found."""
+
+    path: Path
+    meta: WarmMeta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmFigures:
+    """What saving or loading took."""
+
+    state_s: float
+    ram_s: float
+    disks_s: float
+    state_bytes: int
+    ram_bytes: int
+
+
+def make_key(parts: Mapping[str, object]) -> str:
+    """Digest everything a state depends on: images, QEMU, machine, guests, command line."""
+    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def parse_meta(data: bytes) -> WarmMeta:
+    """Parse ``meta.json``.
+
+    :raises ValueError: it is not one, or of another format.
+    """
+    value = json.loads(data)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise ValueError("not a warm state of this format")
+    try:
+        files = tuple(
+            FileMeta(**{**item, "segments": tuple((int(a), int(b)) for a, b in item["segments"])})
+            for item in value.pop("files")
+        )
+        meta = WarmMeta(files=files, **value)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a warm state: {error}") from error
+    for item in files:
+        if Path(item.name).name != item.name or item.name in ("", ".", ".."):
+            raise ValueError(f"'{item.name}' is not a file's name")
+    return meta
+
+
+class WarmStore:
+    """The saved states of this user. Safe under several runs at once."""
+
+    def __init__(self, root: Path) -> None:
+        """:param root: ``cache_dir() / "warm"``; made when needed."""
+        self.root = root
+
+    def find(self, key: str) -> WarmState | None:
+        """Return the state with that key; what cannot be read is thrown away."""
+        path = self.root / key
+        try:
+            with (path / "meta.json").open("rb") as file:
+                meta = parse_meta(file.read(_MAX_META_BYTES))
+            if meta.key != key:
+                raise ValueError(f"key '{meta.key}' in the directory of '{key}'")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.warning("warm state '%s' is of no use: %s", key, error)
+            self.discard(key)
+            return None
+        return WarmState(path=path, meta=meta)
+
+    def save(
+        self, host: QemuHost, key: str, facts: Mapping[str, object], deadline: Deadline
+    ) -> WarmFigures:
+        """Save a machine that runs; it goes on afterwards. Its guests' VMMs are stopped by now.
+
+        :raises WarmStateError: it could not be saved; the machine goes on all the same.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=self.root))
+        try:
+            with self._locked(exclusive=False):
+                host.qmp.execute("stop", {}, deadline)
+                try:
+                    realtime_ns = time.time_ns()
+                    figures, files = _write(host, fresh, deadline)
+                finally:
+                    host.qmp.execute("cont", {}, deadline)
+                meta = WarmMeta(
+                    format=FORMAT,
+                    key=key,
+                    qemu_version=host.qemu_version,
+                    memory_bytes=host.spec.memory_bytes,
+                    saved_realtime_ns=realtime_ns,
+                    files=files,
+                    facts=dict(facts),
+                )
+                # No fsync of a gigabyte: the checksums tell a torn file, and it is only a cache.
+                (fresh / "meta.json").write_text(json.dumps(asdict(meta), indent=1))
+                self._publish(fresh, key)
+        except (OSError, LiveUpdateError) as error:
+            if isinstance(error, WarmStateError):
+                raise
+            raise WarmStateError(f"the state could not be saved: {error}") from error
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        return figures
+
+    def load(self, host: QemuHost, state: WarmState, deadline: Deadline) -> WarmFigures:
+        """Start a machine from a state, up to where it is let go by ``host.resume()``.
+
+        :raises WarmStateError: it did not load, and is thrown away. The caller shuts ``host`` down.
+        """
+        try:
+            with self._locked(exclusive=False):
+                return _read(host, state, deadline)
+        except (OSError, KeyError, ValueError, LiveUpdateError) as error:
+            self.discard(state.meta.key)
+            raise WarmStateError(f"the saved state did not load: {error}") from error
+
+    def discard(self, key: str) -> None:
+        """Throw a state away. Idempotent."""
+        path = self.root / key
+        doomed = self.root / f".{key}.doomed.{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            # out of the way at once; a run that is loading it keeps its open files
+            path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def prune(self, keep_bytes: int) -> tuple[str, ...]:
+        """Throw away the states longest unused until the rest fit; return their keys.
+
+        Leftovers of saves that were killed go as well.
+        """
+        removed: list[str] = []
+        if not self.root.is_dir():
+            return ()
+        with self._locked(exclusive=True):
+            states: list[tuple[float, int, str]] = []
+            for path in self.root.iterdir():
+                if path.is_dir() and path.name.startswith("."):
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.is_dir():
+                    used = sum(item.stat().st_blocks * 512 for item in path.iterdir())
+                    states.append((path.stat().st_mtime, used, path.name))
+            total = sum(used for _, used, _ in states)
+            for _, used, key in sorted(states):
+                if total <= keep_bytes:
+                    break
+                shutil.rmtree(self.root / key)
+                removed.append(key)
+                total -= used
+        return tuple(removed)
+
+    def _publish(self, fresh: Path, key: str) -> None:
+        target = self.root / key
+        try:
+            fresh.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another run was faster; both were made from the same things.
+            log.debug("warm state '%s' was there already", key)
+
+    @contextlib.contextmanager
+    def _locked(self, *, exclusive: bool) -> Iterator[None]:
+        """Keep :meth:`prune` away from what is being written or read."""
+        with (self.root / ".lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+            yield
+
+
+def _write(
+    host: QemuHost, directory: Path, deadline: Deadline
+) -> tuple[WarmFigures, tuple[FileMeta, ...]]:
+    began = time.monotonic()
+    state = directory / "state"
+    host.qmp.execute("migrate-set-capabilities", _CAPABILITIES, deadline)
+    host.qmp.execute("migrate", {"uri": f"file:{state}"}, deadline)
+    _wait_migrated(host.qmp, deadline)
+    saved = time.monotonic()
+    files = [_describe(state)]
+    files.append(_save_sparse(host.ram_fd, directory / "ram"))
+    copied = time.monotonic()
+    for path in host.disks.values():
+        with path.open("rb") as disk:
+            files.append(_save_sparse(disk.fileno(), directory / f"disk-{path.name}"))
+    figures = WarmFigures(
+        state_s=saved - began,
+        ram_s=copied - saved,
+        disks_s=time.monotonic() - copied,
+        state_bytes=files[0].size_bytes,
+        ram_bytes=files[1].data_bytes,
+    )
+    return figures, tuple(files)
+
+
+def _read(host: QemuHost, state: WarmState, deadline: Deadline) -> WarmFigures:
+    meta, files = state.meta, {item.name: item for item in state.meta.files}
+    if meta.memory_bytes != host.spec.memory_bytes:
+        raise ValueError(f"it has {meta.memory_bytes} bytes of RAM")
+    began = time.monotonic()
+    host.prepare()
+    _load_sparse(state.path, files["ram"], host.ram_fd)
+    copied = time.monotonic()
+    for path in host.disks.values():
+        with path.open("r+b") as disk:
+            _load_sparse(state.path, files[f"disk-{path.name}"], disk.fileno())
+    disks = time.monotonic()
+    if _describe(state.path / "state") != files["state"]:
+        raise ValueError("'state' is not as it was saved")
+    # the newest are kept longest
+    os.utime(state.path)
+    host.start(deadline, incoming=True)
+    host.qmp.execute("migrate-set-capabilities", _CAPABILITIES, deadline)
+    host.qmp.execute("migrate-incoming", {"uri": f"file:{state.path / 'state'}"}, deadline)
+    _wait_migrated(host.qmp, deadline)
+    return WarmFigures(
+        state_s=time.monotonic() - disks,
+        ram_s=copied - began,
+        disks_s=disks - copied,
+        state_bytes=files["state"].size_bytes,
+        ram_bytes=files["ram"].data_bytes,
+    )
+
+
+def _wait_migrated(qmp: Monitor, deadline: Deadline) -> None:
+    """:raises WarmStateError: with what QEMU says went wrong."""
+
+    def look() -> Mapping[str, object] | None:
+        answer = cast("Mapping[str, object]", qmp.execute("query-migrate", {}, deadline))
+        return answer if answer.get("status") in ("completed", "failed", "cancelled") else None
+
+    answer = wait_until(look, deadline, interval_s=0.005)
+    if answer["status"] != "completed":
+        raise WarmStateError(
+            f"QEMU: migration {answer['status']}: {answer.get('error-desc', 'no reason given')}"
+        )
+
+
+def find_segments(descriptor: int, size_bytes: int) -> tuple[tuple[int, int], ...]:
+    """Return (offset, length) of what is not a hole; short holes count as data."""
+    found: list[tuple[int, int]] = []
+    offset = 0
+    while offset < size_bytes:
+        try:
+            start = os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            raise
+        offset = min(os.lseek(descriptor, start, os.SEEK_HOLE), size_bytes)
+        if found and start - sum(found[-1]) < _SHORT_HOLE_BYTES:
+            start = found.pop()[0]
+        found.append((start, offset - start))
+    return tuple(found)
+
+
+def _save_sparse(source: int, target: Path) -> FileMeta:
+    """Copy what is not a hole; sendfile takes half the time of any way through our memory."""
+    size_bytes = os.fstat(source).st_size
+    segments = find_segments(source, size_bytes)
+    with target.open("w+b") as file:
+        file.truncate(size_bytes)
+        for start, length in segments:
+            os.lseek(file.fileno(), start, os.SEEK_SET)
+            done = 0
+            while done < length:
+                sent = os.sendfile(file.fileno(), source, start + done, length - done)
+                if sent == 0:
+                    raise OSError(errno.EIO, "the file became shorter while it was copied")
+                done += sent
+    return _describe(target, segments)
+
+
+def _describe(path: Path, segments: tuple[tuple[int, int], ...] | None = None) -> FileMeta:
+    with path.open("rb") as file, _mapped(file.fileno()) as (view, size_bytes):
+        segments = ((0, size_bytes),) if segments is None else segments
+        digest = xxhash.xxh3_64()
+        for start, length in segments:
+            with view[start : start + length] as data:
+                digest.update(data)
+    return FileMeta(
+        name=path.name, size_bytes=size_bytes, segments=segments, xxh3=digest.hexdigest()
+    )
+
+
+def _load_sparse(directory: Path, meta: FileMeta, target: int) -> None:
+    """Fill ``target``. Into a memfd, writing from a mapping is faster than anything else tried;
+    sendfile, which splices page by page, takes eight times as long.
+
+    :raises ValueError: the file is not as it was saved.
+    """
+    digest = xxhash.xxh3_64()
+    with (directory / meta.name).open("rb") as file, _mapped(file.fileno()) as (view, size_bytes):
+        if size_bytes != meta.size_bytes:
+            raise ValueError(f"'{meta.name}' has {size_bytes} bytes, not {meta.size_bytes}")
+        os.ftruncate(target, 0)
+        os.ftruncate(target, size_bytes)
+        for start, length in meta.segments:
+            for at in range(start, start + length, _CHUNK_BYTES):
+                with view[at : min(at + _CHUNK_BYTES, start + length)] as chunk:
+                    digest.update(chunk)
+                    _pwrite_all(target, chunk, at)
+    if digest.hexdigest() != meta.xxh3:
+        raise ValueError(f"'{meta.name}' is not as it was saved")
+
+
+def _pwrite_all(descriptor: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        with data[done:] as rest:
+            done += os.pwrite(descriptor, rest, offset + done)
+
+
+@contextlib.contextmanager
+def _mapped(descriptor: int) -> Iterator[tuple[memoryview, int]]:
+    size_bytes = os.fstat(descriptor).st_size
+    if size_bytes == 0:
+        yield memoryview(b""), 0
+        return
+    with (
+        mmap.mmap(descriptor, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ) as mapping,
+        memoryview(mapping) as view,
+    ):
+        yield view, size_bytes

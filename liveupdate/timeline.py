@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phases of one hop from the moments at which things were seen. Pure; host clock only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from liveupdate.model.evidence import Phase
+
+#: (phase, moment it begins with, moment it ends with), those of the host
+HOST_PHASES = (
+    ("prepare", "prepare", "prepared"),
+    ("load", "load", "loaded-kernel"),
+    ("freeze", "jump", "jumping"),
+    ("outgoing", "jumping", "first-line"),
+    ("kernel", "first-line", "hello"),
+    ("blackout-host", "jump", "restored"),
+)
+
+#: those of each guest; a moment without the guest's own is looked up among the host's
+GUEST_PHASES = (
+    ("pause", "jump", "paused"),
+    ("save", "paused", "saved"),
+    ("preserve-state", "saved", "preserved"),
+    ("retrieve", "hello", "retrieved"),
+    ("vmm-start", "retrieved", "vmm-up"),
+    ("load-state", "vmm-up", "loaded"),
+    ("resume", "loaded", "resumed"),
+    ("first-tick", "resumed", "ticked"),
+)
+
+Moments = Mapping[tuple[str, str], int]
+"""(name, guest or "") to CLOCK_MONOTONIC of the control host in ns."""
+
+
+def phases(hop: int, moments: Moments, guests: tuple[str, ...]) -> Iterator[Phase]:
+    """Yield each phase of which both ends were seen; what was not seen is left out, not guessed."""
+    for name, first, last in HOST_PHASES:
+        if (first, "") in moments and (last, "") in moments:
+            yield Phase(hop=hop, name=name, began_ns=moments[first, ""], ended_ns=moments[last, ""])
+    for guest in guests:
+        for name, first, last in GUEST_PHASES:
+            began = moments.get((first, guest), moments.get((first, "")))
+            ended = moments.get((last, guest))
+            if began is not None and ended is not None:
+                yield Phase(hop=hop, name=name, began_ns=began, ended_ns=ended, guest=guest)

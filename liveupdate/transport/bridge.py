@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A local unix socket in front of something that comes and goes: an SSH channel, a command, a tty.
+
+Whoever connects to the socket (a console, the agent's channel) keeps its connection while the far
+end is opened again and again. What is written while there is none is dropped: nothing may reach the
+next kernel that was meant for the one before. Must not know what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from liveupdate.errors import LiveUpdateError
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES = 64 * 1024
+_RETRY_S = 0.2
+_POLL_S = 0.2
+
+
+class Stream(Protocol):
+    """Of a socket, or of paramiko's channel, what a bridge needs."""
+
+    def fileno(self) -> int: ...
+
+    def recv(self, size: int, /) -> bytes: ...
+
+    def sendall(self, data: bytes, /) -> object: ...
+
+    def close(self) -> None: ...
+
+
+class Bridge:
+    """One local client and one far end at a time. A context manager; a thread does the work."""
+
+    def __init__(self, path: Path, open_far: Callable[[], Stream]) -> None:
+        """
+        :param path: of the local socket, made here.
+        :param open_far: blocks for a bounded time; its :class:`LiveUpdateError` or ``OSError``
+            means: not now.
+        :raises OSError: the socket cannot be made.
+        """
+        self.path = path
+        self._open_far = open_far
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._far: Stream | None = None
+        #: how often the far end was opened, and why it was not, last
+        self.opened = 0
+        self.trouble = ""
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._listener.bind(str(path))
+            self._listener.listen(1)
+        except BaseException:
+            self._listener.close()
+            raise
+        self._thread = threading.Thread(target=self._run, name=f"bridge-{path.name}", daemon=True)
+
+    def __enter__(self) -> Bridge:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stop.set()
+        self.drop()
+        self._thread.join()
+        self._listener.close()
+        self.path.unlink(missing_ok=True)
+
+    def drop(self) -> None:
+        """Close the far end; it is opened anew unless the bridge is left."""
+        with self._changed:
+            far = self._far
+        if far is not None:
+            with contextlib.suppress(OSError, EOFError):
+                far.close()
+
+    def _run(self) -> None:
+        near = self._accept()
+        if near is None:
+            return
+        with near:
+            while not self._stop.is_set() and self._drain(near):
+                try:
+                    far = self._open_far()
+                except (LiveUpdateError, OSError) as error:
+                    self.trouble = str(error)
+                    self._stop.wait(_RETRY_S)
+                    continue
+                with self._changed:
+                    self._far, self.trouble = far, ""
+                    self.opened += 1
+                try:
+                    is_near_gone = not self._drain(near) or self._pump(near, far)
+                finally:
+                    with self._changed:
+                        self._far = None
+                    with contextlib.suppress(OSError, EOFError):
+                        far.close()
+                if is_near_gone:
+                    return
+                self._stop.wait(_RETRY_S)
+
+    def _accept(self) -> socket.socket | None:
+        while not self._stop.is_set():
+            if select.select([self._listener], [], [], _POLL_S)[0]:
+                return self._listener.accept()[0]
+        return None
+
+    def _drain(self, near: socket.socket) -> bool:
+        """Throw away what was meant for a far end that is gone; False: the client has gone."""
+        while select.select([near], [], [], 0)[0]:
+            try:
+                if not near.recv(_READ_BYTES):
+                    return False
+            except OSError:
+                return False
+        return True
+
+    def _pump(self, near: socket.socket, far: Stream) -> bool:
+        """Carry bytes both ways until one end closes; tell whether it was the near one."""
+        while not self._stop.is_set():
+            try:
+                ready = select.select([near, far], [], [], _POLL_S)[0]
+            except (OSError, ValueError):
+                return False
+            try:
+                if far in ready:
+                    data = far.recv(_READ_BYTES)
+                    if not data:
+                        return False
+                    near.sendall(data)
+                if near in ready:
+                    data = near.recv(_READ_BYTES)
+                    if not data:
+                        return True
+                    far.sendall(data)
+            except (OSError, EOFError) as error:
+                log.debug("bridge '%s': %s", self.path, error)
+                return False
+        return True

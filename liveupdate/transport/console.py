@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The serial console of the host under update: kept byte for byte, split at each kernel boot.
+
+A thread reads a unix socket and writes ``boot-N/console.log``; the logs of all boots, one after the
+other, are what came over the line. Beside each log lies ``console.times``, one line
+``OFFSET HOST_NS`` per console line. Console text is evidence of crashes and of timing only: results
+come through the agent or SSH. Must not know why a kernel was started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeVar
+
+from liveupdate.deadline import Deadline, wait_until
+from liveupdate.errors import LostMachine
+from liveupdate.transport.unix import Watch, check_watch, connect_unix
+
+T = TypeVar("T")
+
+#: a line is never held back longer than this; what follows counts as a new line
+MAX_LINE_BYTES = 64 * 1024
+_LINES_KEPT = 20_000
+_READ_BYTES = 64 * 1024
+
+# With CONFIG_PRINTK_TIME the banner carries time zero, which `cat /proc/version` does not. It may
+# stand in the middle of a line, for kexec cuts the last line of the outgoing kernel anywhere.
+_BANNER = re.compile(rb"(?:\[ +0\.0{6}\](?:\[ *[TC]\d+\])? |^)Linux version \d")
+
+#: kinds of crash by what kernel/panic.c, arch/x86/kernel/dumpstack.c and the watchdogs print
+_CRASHES = (
+    ("panic", re.compile(r"Kernel panic - not syncing")),
+    ("bug", re.compile(r"kernel BUG at|\bBUG: (?!soft lockup)")),
+    ("oops", re.compile(r"\bOops: |general protection fault")),
+    ("stall", re.compile(r"soft lockup|hard LOCKUP|detected stalls|blocked for more than \d+ sec")),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleLine:
+    """One line with its line end; ``at_ns`` is CLOCK_MONOTONIC when its first byte came."""
+
+    boot: int
+    offset: int
+    at_ns: int
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        return _text(self.data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crash:
+    """A line that says that a kernel is in trouble; ``kind`` is panic, bug, oops or stall."""
+
+    kind: str
+    boot: int
+    at_ns: int
+    text: str
+
+
+class LineSplitter:
+    """Cuts a byte stream into lines and boots; holds nothing but the line under way. No I/O.
+
+    The first banner belongs to boot 0, together with whatever firmware said before it; unless the
+    kernel of boot 0 had booted before anybody listened.
+    """
+
+    def __init__(self, *, booted: bool = False) -> None:
+        """:param booted: boot 0 has said its banner already (a machine loaded from a state)."""
+        self.boot = 0
+        self._has_banner = booted
+        self._offset = 0
+        self._partial = bytearray()
+        self._partial_ns = 0
+
+    @property
+    def partial(self) -> bytes:
+        """The line that has not ended yet."""
+        return bytes(self._partial)
+
+    def feed(self, data: bytes, at_ns: int) -> Iterator[tuple[ConsoleLine, bool]]:
+        """Yield each line that ``data`` completes, and whether it starts with a boot's banner."""
+        start = 0
+        while start < len(data):
+            newline = data.find(b"\n", start, start + MAX_LINE_BYTES)
+            end = newline + 1 if newline >= 0 else min(len(data), start + MAX_LINE_BYTES)
+            if not self._partial:
+                self._partial_ns = at_ns
+            self._partial += data[start:end]
+            if newline >= 0 or len(self._partial) >= MAX_LINE_BYTES:
+                yield from self.flush()
+            start = end
+
+    def flush(self) -> Iterator[tuple[ConsoleLine, bool]]:
+        """Yield the line under way as if it had ended."""
+        line = bytes(self._partial)
+        self._partial.clear()
+        if not line:
+            return
+        match = _BANNER.search(line)
+        if match and self._has_banner:
+            if match.start():
+                yield self._take(line[: match.start()]), False
+                line = line[match.start() :]
+            self.boot += 1
+            self._offset = 0
+        self._has_banner = self._has_banner or match is not None
+        yield self._take(line), match is not None
+
+    def _take(self, data: bytes) -> ConsoleLine:
+        line = ConsoleLine(boot=self.boot, offset=self._offset, at_ns=self._partial_ns, data=data)
+        self._offset += len(data)
+        return line
+
+
+def find_crash(line: ConsoleLine) -> Crash | None:
+    """Return what a line says about a crash, or None."""
+    text = line.text
+    for kind, pattern in _CRASHES:
+        if pattern.search(text):
+            return Crash(kind=kind, boot=line.boot, at_ns=line.at_ns, text=text)
+    return None
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace").strip("\r\n\0")
+
+
+class _BootLogs:
+    """The open ``boot-N/console.log`` and ``console.times``."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._boot = -1
+        self._stack = ExitStack()
+        self._log: IO[bytes] | None = None
+        self._times: IO[bytes] | None = None
+
+    def write(self, lines: Iterable[ConsoleLine]) -> None:
+        for line in lines:
+            if line.boot != self._boot or self._log is None or self._times is None:
+                self.close()
+                directory = self._run_dir / f"boot-{line.boot}"
+                directory.mkdir(parents=True, exist_ok=True)
+                self._log = self._stack.enter_context((directory / "console.log").open("ab"))
+                self._times = self._stack.enter_context((directory / "console.times").open("ab"))
+                self._boot = line.boot
+            self._log.write(line.data)
+            self._times.write(b"%d %d\n" % (line.offset, line.at_ns))
+        # read by others while the machine runs, and to be there if we are killed
+        if self._log is not None and self._times is not None:
+            self._log.flush()
+            self._times.flush()
+
+    def close(self) -> None:
+        self._stack.close()
+        self._log = self._times = None
+
+
+class Console:
+    """The reader thread and what it has seen. Logs are complete once it is closed."""
+
+    def __init__(
+        self, path: Path, run_dir: Path, *, booted: bool = False, watch: Watch | None = None
+    ) -> None:
+        """
+        :param path: unix socket of the serial chardev.
+        :param run_dir: ``boot-N/`` go in here.
+        :param booted: as of :class:`LineSplitter`.
+        :param watch: asked while waiting; what it returns is raised.
+        """
+        self.path = path
+        self.run_dir = run_dir
+        self._watch = watch
+        self._splitter = LineSplitter(booted=booted)
+        self._changed = threading.Condition()
+        self._lines: deque[ConsoleLine] = deque(maxlen=_LINES_KEPT)
+        self._count = 0
+        self._boots: list[ConsoleLine] = []
+        self._last: dict[int, ConsoleLine] = {}
+        self._crashes: list[Crash] = []
+        self._error: OSError | None = None
+        self._ended = False
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def connect(self, deadline: Deadline) -> None:
+        """Connect and start to read.
+
+        :raises LostMachine: what ``watch`` said, or the socket cannot be used.
+        :raises DeadlineExceeded: nobody listens.
+        """
+        self._socket = connect_unix(self.path, deadline, self._watch)
+        self._thread = threading.Thread(
+            target=self._read, args=(self._socket,), name="console", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop reading and complete the logs. Idempotent. See :attr:`write_error` afterwards."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            if self._thread is not None:
+                self._thread.join()
+            self._socket.close()
+            self._socket = None
+
+    def drain(self, deadline: Deadline) -> None:
+        """Read to the end of a console whose machine has ended.
+
+        :raises DeadlineExceeded: it still goes on.
+        """
+        wait_until(lambda: self._ended or self._thread is None, deadline, sleep=self._sleep)
+
+    # --- what was seen
+
+    @property
+    def write_error(self) -> OSError | None:
+        """Why the logs are not complete (disk full), or None; reading went on regardless."""
+        return self._error
+
+    @property
+    def boots(self) -> tuple[ConsoleLine, ...]:
+        """The banner of each boot, in order; its ``at_ns`` is the first sign of that kernel."""
+        with self._changed:
+            return tuple(self._boots)
+
+    @property
+    def crashes(self) -> tuple[Crash, ...]:
+        with self._changed:
+            return tuple(self._crashes)
+
+    def find_crash(self, kind: str = "panic", *, boot: int | None = None) -> Crash | None:
+        """Return the first crash of a kind, of one boot or of any."""
+        return next((c for c in self.crashes if c.kind == kind and boot in (None, c.boot)), None)
+
+    def last_line(self, boot: int) -> ConsoleLine | None:
+        """Return the newest line of a boot; of the outgoing kernel it is the last sign of life."""
+        with self._changed:
+            return self._last.get(boot)
+
+    def mark(self) -> int:
+        """Return the position after the newest line, for ``since``."""
+        with self._changed:
+            return self._count
+
+    def lines(self, since: int = 0) -> tuple[ConsoleLine, ...]:
+        """Return the lines from position ``since``; very old ones are only in the log."""
+        with self._changed:
+            skipped = max(0, since - (self._count - len(self._lines)))
+            return tuple(self._lines)[skipped:]
+
+    def tail(self, count: int = 20) -> tuple[str, ...]:
+        """Return the last lines as text, the one under way too."""
+        with self._changed:
+            texts = [line.text for line in self._lines]
+            partial = _text(self._splitter.partial)
+        return tuple([*texts, *([partial] if partial.strip() else [])][-count:])
+
+    # --- waiting
+
+    def wait_boot(self, number: int, deadline: Deadline) -> ConsoleLine:
+        """Wait for banner ``number``, counted from 0 in :attr:`boots`, and return it.
+
+        :raises LostMachine: the console ended first, or what ``watch`` said.
+        :raises DeadlineExceeded: with the last line seen.
+        """
+        return self._wait(
+            lambda: self.boots[number] if len(self.boots) > number else None,
+            deadline,
+            f"the first line of boot {number}",
+        )
+
+    def wait_line(
+        self, pattern: str, deadline: Deadline, *, since: int = 0, boot: int | None = None
+    ) -> ConsoleLine:
+        """Wait for a line that matches ``pattern``; the past counts from position ``since``.
+
+        :raises LostMachine: the console ended first, or what ``watch`` said.
+        :raises DeadlineExceeded: with the last line seen.
+        """
+        regex = re.compile(pattern)
+        position = since
+
+        def look() -> ConsoleLine | None:
+            nonlocal position
+            with self._changed:
+                fresh, position = self.lines(position), self._count
+            for line in fresh:
+                if boot in (None, line.boot) and regex.search(line.text):
+                    return line
+            return None
+
+        return self._wait(look, deadline, f"a line like '{pattern}'")
+
+    def _wait(self, look: Callable[[], T | None], deadline: Deadline, what: str) -> T:
+        def probe() -> T | None:
+            ended = self._ended
+            found = look()
+            if found is not None:
+                return found
+            check_watch(self._watch)
+            if ended:
+                raise LostMachine(f"the console ended before {what}", how="no-answer")
+            return None
+
+        return wait_until(
+            probe, deadline, describe=lambda: (self.tail(1) or ("silence",))[0], sleep=self._sleep
+        )
+
+    def _sleep(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait(seconds)
+
+    # --- the thread
+
+    def _read(self, link: socket.socket) -> None:
+        logs = _BootLogs(self.run_dir)
+        data = b"."
+        while data:
+            try:
+                data = link.recv(_READ_BYTES)
+            except OSError:
+                data = b""
+            now = time.monotonic_ns()
+            with self._changed:
+                marked = list(self._splitter.feed(data, now) if data else self._splitter.flush())
+                for line, is_banner in marked:
+                    self._note(line, is_banner)
+                self._changed.notify_all()
+            self._save(logs, [line for line, _ in marked])
+        self._save(logs, [], last=True)
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _note(self, line: ConsoleLine, is_banner: bool) -> None:
+        self._lines.append(line)
+        self._count += 1
+        self._last[line.boot] = line
+        if is_banner:
+            self._boots.append(line)
+        if (crash := find_crash(line)) is not None and len(self._crashes) < _LINES_KEPT:
+            self._crashes.append(crash)
+
+    def _save(self, logs: _BootLogs, lines: list[ConsoleLine], *, last: bool = False) -> None:
+        """Write; a full disk must not stop the console from being watched."""
+        try:
+            if self._error is None:
+                logs.write(lines)
+            if last:
+                logs.close()
+        except OSError as error:
+            self._error = self._error or error

@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The QEMU target with a real QEMU that never runs an instruction, and what is left of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from liveupdate import proc
+from liveupdate.deadline import Deadline, wait_until
+from liveupdate.errors import LaunchError, LostMachine
+from liveupdate.model.plan import MachineSpec
+from liveupdate.registry import Life, Registry
+from liveupdate.target.qemu import HostFiles, QemuHost
+from liveupdate.target.warm import WarmStateError, WarmStore, make_key
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("qemu-system-x86_64") is None, reason="no QEMU; run 'make setup'"
+)
+
+SPEC = MachineSpec(accel="tcg", memory_bytes=64 << 20, vcpus=1, disks=(("vm0", 1 << 20),))
+
+
+def soon(timeout_s: float = 20.0) -> Deadline:
+    return Deadline.after(timeout_s, "the test")
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A runtime directory with a path short enough for sockets."""
+    path = Path(f"/tmp/lu-test-{os.getpid()}")
+    path.mkdir(mode=0o700)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> HostFiles:
+    # Never run: a boot sector is enough for QEMU to take it for a kernel of the old protocol.
+    kernel = bytearray(64 * 1024)
+    kernel[0x1F1] = 4
+    kernel[0x1FE:0x200] = b"\x55\xaa"
+    for name in ("kernel", "root", "kit"):
+        (tmp_path / name).write_bytes(kernel)
+    return HostFiles(
+        kernel=tmp_path / "kernel",
+        rootfs=tmp_path / "root",
+        kit=tmp_path / "kit",
+        ssh_client_key=tmp_path / "none",
+        ssh_host_key_pub=tmp_path / "none",
+    )
+
+
+def make_host(files: HostFiles, root: Path, tmp_path: Path, run_id: str = "t1") -> QemuHost:
+    run_dir = tmp_path / run_id
+    run_dir.mkdir(exist_ok=True)
+    return QemuHost(
+        SPEC, files, run_id=run_id, run_dir=run_dir, append="x", registry=Registry(root)
+    )
+
+
+def open_descriptors() -> set[str]:
+    found = set()
+    for item in Path("/proc/self/fd").iterdir():
+        try:
+            found.add(os.readlink(item))
+        except OSError:
+            continue
+    return {name for name in found if "memfd:liveupdate" in name or "/lu-test" in name}
+
+
+def is_gone(pid: int) -> bool:
+    return proc.read_start_time(pid) is None
+
+
+def test_start_and_shutdown_leave_nothing(files: HostFiles, root: Path, tmp_path: Path) -> None:
+    host = make_host(files, root, tmp_path)
+    host.start(soon())
+    try:
+        pid = host.pid
+        assert host.death() is None
+        assert host.ssh_port > 0
+        assert host.qemu_version.count(".") == 2
+        assert host.kvm_enabled is False
+        (listed,) = Registry(root).list()
+        assert (listed.machine.run_id, listed.life) == ("t1", Life.RUNNING)
+        assert (root / "t1").stat().st_mode & 0o777 == 0o700
+    finally:
+        assert host.shutdown() == ()
+    assert host.shutdown() == ()
+    assert is_gone(pid)
+    assert list(root.iterdir()) == []
+    assert open_descriptors() == set()
+
+
+def test_ram_is_seen_from_outside(files: HostFiles, root: Path, tmp_path: Path) -> None:
+    host = make_host(files, root, tmp_path)
+    try:
+        host.start(soon())
+        with host.ram.view(32 << 20, 8) as view:
+            view[:] = b"\x11\x22\x33\x44\x55\x66\x77\x88"
+        # the other oracle: QEMU's own view of the same physical address
+        assert "0x8877665544332211" in host.monitor("xp /1gx 0x2000000", soon())
+    finally:
+        host.shutdown()
+
+
+def test_the_guests_disk_is_sparse_and_of_the_run(
+    files: HostFiles, root: Path, tmp_path: Path
+) -> None:
+    host = make_host(files, root, tmp_path)
+    try:
+        host.start(soon())
+        disk = host.disks["vm0"]
+        assert disk.is_relative_to(tmp_path / "t1")
+        assert (disk.stat().st_size, disk.stat().st_blocks) == (1 << 20, 0)
+    finally:
+        host.shutdown()
+
+
+def test_a_users_image_is_not_written_to(files: HostFiles, root: Path, tmp_path: Path) -> None:
+    image = tmp_path / "mine.raw"
+    image.write_bytes(b"\x5a" * (1 << 20))
+    with_image = dataclasses.replace(files, images={"vm0": image})
+    host = make_host(with_image, root, tmp_path)
+    try:
+        host.start(soon())
+        host.qmp.hmp('qemu-io disk-vm0 "write -P 7 0 512"')
+        assert image.read_bytes() == b"\x5a" * (1 << 20)
+        assert host.disks["vm0"].suffix == ".qcow2"
+    finally:
+        host.shutdown()
+
+
+def test_what_qemu_says_is_in_the_error(files: HostFiles, root: Path, tmp_path: Path) -> None:
+    missing = dataclasses.replace(files, kernel=tmp_path / "no-such-kernel")
+    host = make_host(missing, root, tmp_path)
+    with pytest.raises(LaunchError, match="could not open kernel file.*no-such-kernel"):
+        host.__enter__()
+    assert list(root.iterdir()) == []
+
+
+def test_an_unwritable_run_directory_is_one_error(
+    files: HostFiles, root: Path, tmp_path: Path
+) -> None:
+    host = make_host(files, root, tmp_path)
+    (tmp_path / "t1").rmdir()
+    with pytest.raises(LaunchError, match="cannot prepare"):
+        host.__enter__()
+    assert list(root.iterdir()) == []
+
+
+def test_a_run_id_is_used_once(files: HostFiles, root: Path, tmp_path: Path) -> None:
+    host = make_host(files, root, tmp_path)
+    try:
+        host.start(soon())
+        twin = make_host(files, root, tmp_path)
+        with pytest.raises(Exception, match="'t1'"):
+            twin.__enter__()
+        assert host.death() is None and (root / "t1").is_dir()
+    finally:
+        host.shutdown()
+
+
+def test_qemu_killed_is_a_lost_machine(files: HostFiles, root: Path, tmp_path: Path) -> None:
+    host = make_host(files, root, tmp_path)
+    try:
+        host.start(soon())
+        host.kill()
+        with pytest.raises(LostMachine, match="signal 9") as caught:
+            host.agent.wait_event("hello", soon())
+        assert caught.value.how == "exited"
+    finally:
+        # its end is known: no complaint about it
+        assert host.shutdown() == ()
+    assert list(root.iterdir()) == []
+
+
+def test_qemu_that_ignores_quit_is_killed_and_reported(
+    files: HostFiles, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liveupdate.target.qemu.QUIT_TIMEOUT_S", 0.3)
+    host = make_host(files, root, tmp_path)
+    host.start(soon())
+    pid = host.pid
+    os.kill(pid, signal.SIGSTOP)
+    problems = host.shutdown()
+    assert len(problems) == 1 and "had to be killed" in problems[0]
+    assert is_gone(pid)
+    assert list(root.iterdir()) == []
+
+
+def test_lost_qmp_does_not_keep_the_machine_alive(
+    files: HostFiles, root: Path, tmp_path: Path
+) -> None:
+    host = make_host(files, root, tmp_path)
+    host.start(soon())
+    pid = host.pid
+    host.qmp.drop()
+    with pytest.raises(LostMachine):
+        host.qmp.wait_event("STOP", soon())
+    host.shutdown()
+    assert is_gone(pid)
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from liveupdate.deadline import Deadline
+from tests.component.test_qemu_host import make_host
+from liveupdate.target.qemu import HostFiles
+tmp = Path(sys.argv[2])
+files = HostFiles(kernel=tmp / "kernel", rootfs=tmp / "root", kit=tmp / "kit",
+                  ssh_client_key=tmp / "none", ssh_host_key_pub=tmp / "none")
+host = make_host(files, Path(sys.argv[1]), tmp, "owned")
+host.start(Deadline.after(20, "start"))
+print(host.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_kill_minus_9_of_the_owner_leaves_no_process_and_gc_the_rest(
+    files: HostFiles, root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "pid"
+    argv = (sys.executable, "-c", OWNER, str(root), str(tmp_path))
+    env = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with out.open("wb") as output, proc.spawn(argv, stdout=output, stderr=2, env=env) as owner:
+        pid = int(wait_until(lambda: out.read_text().strip() or None, soon(30)))
+        (listed,) = Registry(root).list()
+        assert listed.life is Life.RUNNING
+        with socket.create_connection(("127.0.0.1", listed.machine.ssh_port or 0), 5):
+            pass
+        os.kill(owner.pid, signal.SIGKILL)
+        wait_until(lambda: is_gone(pid), soon(10))
+    (listed,) = Registry(root).list()
+    assert listed.life is Life.DEAD
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", listed.machine.ssh_port or 0), 5)
+    swept = Registry(root).sweep(soon())
+    assert (swept.removed, swept.errors) == (("owned",), ())
+    assert list(root.iterdir()) == []
+
+
+def test_gc_kills_an_orphan_and_only_that(files: HostFiles, root: Path, tmp_path: Path) -> None:
+    orphan, mine = make_host(files, root, tmp_path, "o1"), make_host(files, root, tmp_path, "m1")
+    registry = Registry(root)
+    try:
+        orphan.start(soon())
+        mine.start(soon())
+        listed = registry.find("o1")
+        assert listed is not None
+        # as if the run that owned it had ended
+        registry.add(dataclasses.replace(listed.machine, owner_start_time=1))
+        swept = registry.sweep(soon())
+        assert (swept.killed, swept.removed) == (("o1",), ("o1",))
+        assert orphan.death() is not None and mine.death() is None
+        assert [item.machine.run_id for item in registry.list()] == ["m1"]
+    finally:
+        mine.shutdown()
+        orphan.shutdown()
+
+
+def test_gc_removes_what_a_run_left_before_its_machine_started(root: Path) -> None:
+    (root / "dead").mkdir()
+    (root / "dead" / "owner").write_text(f"{os.getpid()} 1\n")
+    (root / "alive").mkdir()
+    (root / "alive" / "owner").write_text(f"{os.getpid()} {proc.read_start_time(os.getpid())}\n")
+    assert Registry(root).sweep(soon()).removed == ("dead",)
+    assert [path.name for path in root.iterdir()] == ["alive"]
+
+
+# --- warm start, of a machine whose processor never runs
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WarmStore:
+    return WarmStore(tmp_path / "warm")
+
+
+def save_one(files: HostFiles, root: Path, tmp_path: Path, store: WarmStore, key: str) -> None:
+    host = make_host(files, root, tmp_path, "s1")
+    try:
+        host.start(soon())
+        with host.ram.view(32 << 20, 4) as view:
+            view[:] = b"warm"
+        with host.disks["vm0"].open("r+b") as disk:
+            disk.seek(4096)
+            disk.write(b"disk")
+        store.save(host, key, {"tick_gpa": 4096}, soon())
+    finally:
+        host.shutdown()
+
+
+def load_one(host: QemuHost, store: WarmStore, key: str) -> None:
+    state = store.find(key)
+    assert state is not None
+    store.load(host, state, soon())
+
+
+def test_a_saved_machine_loads_twice(
+    files: HostFiles, root: Path, tmp_path: Path, store: WarmStore
+) -> None:
+    save_one(files, root, tmp_path, store, "k1")
+    for run_id in ("l1", "l2"):
+        host = make_host(files, root, tmp_path, run_id)
+        try:
+            load_one(host, store, "k1")
+            assert host.ram.read(32 << 20, 4) == b"warm"
+            assert host.disks["vm0"].read_bytes()[4096:4100] == b"disk"
+            assert host.disks["vm0"].stat().st_size == 1 << 20
+            assert host.death() is None
+            # each run has memory and disks of its own
+            host.ram.flip_bit(32 << 20, 0)
+            host.disks["vm0"].write_bytes(b"other")
+        finally:
+            host.shutdown()
+    state = store.find("k1")
+    assert state is not None and state.meta.facts == {"tick_gpa": 4096}
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["ram", "state", "disk-vm0.raw"])
+def test_one_changed_byte_does_not_load_and_is_thrown_away(
+    files: HostFiles, root: Path, tmp_path: Path, store: WarmStore, name: str
+) -> None:
+    save_one(files, root, tmp_path, store, "k1")
+    state = store.find("k1")
+    assert state is not None
+    (meta,) = (item for item in state.meta.files if item.name == name)
+    with (state.path / name).open("r+b") as file:
+        file.seek(meta.segments[0][0] + 3)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    host = make_host(files, root, tmp_path, "l1")
+    try:
+        with pytest.raises(WarmStateError, match="not as it was saved"):
+            store.load(host, state, soon())
+    finally:
+        host.shutdown()
+    assert store.find("k1") is None
+    assert list(root.iterdir()) == []
+
+
+def test_a_state_of_another_machine_is_refused_by_qemu_and_thrown_away(
+    files: HostFiles, root: Path, tmp_path: Path, store: WarmStore
+) -> None:
+    save_one(files, root, tmp_path, store, "k1")
+    state = store.find("k1")
+    assert state is not None
+    host = make_host(files, root, tmp_path, "l1")
+    host.spec = dataclasses.replace(SPEC, iommu="none")
+    try:
+        with pytest.raises(WarmStateError, match="did not load"):
+            store.load(host, state, soon())
+    finally:
+        host.shutdown()
+    assert store.find("k1") is None
+
+
+@pytest.mark.parametrize("damage", ["{}", "nonsense", '{"format": 99}', ""])
+def test_meta_that_makes_no_sense_is_no_state(store: WarmStore, damage: str) -> None:
+    (store.root / "k1").mkdir(parents=True)
+    (store.root / "k1" / "meta.json").write_text(damage)
+    assert store.find("k1") is None
+    assert not (store.root / "k1").exists()
+
+
+def test_a_save_that_fails_leaves_nothing_and_the_machine_running(
+    files: HostFiles, root: Path, tmp_path: Path, store: WarmStore
+) -> None:
+    host = make_host(files, root, tmp_path)
+    try:
+        host.start(soon())
+        shutil.rmtree(tmp_path / "t1" / "disks")
+        with pytest.raises(WarmStateError, match="could not be saved"):
+            store.save(host, "k1", {}, soon())
+        assert "running" in host.monitor("info status", soon())
+        assert store.find("k1") is None
+        assert [path.name for path in store.root.iterdir()] == [".lock"]
+    finally:
+        host.shutdown()
+
+
+def test_prune_keeps_the_newest(store: WarmStore) -> None:
+    for age, key in ((300, "old"), (200, "middle"), (100, "new")):
+        directory = store.root / key
+        directory.mkdir(parents=True)
+        (directory / "ram").write_bytes(b"x" * 100_000)
+        os.utime(directory, (10_000 - age, 10_000 - age))
+    (store.root / ".k.half-saved").mkdir()
+    assert store.prune(250_000) == ("old",)
+    assert sorted(path.name for path in store.root.iterdir()) == [".lock", "middle", "new"]
+    assert store.prune(0) == ("middle", "new")
+
+
+def test_key_depends_on_every_part() -> None:
+    base = {"kernel": "a", "spec": {"vcpus": 2}}
+    keys = {make_key(base), make_key({**base, "kernel": "b"}), make_key({**base, "spec": {}})}
+    assert len(keys) == 3
+    assert make_key(base) == make_key(dict(reversed(base.items())))

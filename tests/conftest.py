@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marks every test with the name of its top directory: unit, component, vm or lab."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+# A shell's `&` and nohup start us with these ignored, the tool respects that, and so would every
+# child: what the tests say about signals would not be about the tool.
+for _number, _default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
+
+_ROOT = Path(__file__).parent
+_MARKERS = ("unit", "component", "vm", "lab")
+
+
+# first of all: `-m` deselects in the same hook and must see the marks
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not item.path.is_relative_to(_ROOT):
+            continue
+        top = item.path.relative_to(_ROOT).parts[0]
+        if top in _MARKERS:
+            item.add_marker(top)

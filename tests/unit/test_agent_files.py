@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's carriers on file systems: what goes in comes out once, and nothing stale does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from liveupdate.agent import dax
+from liveupdate.agent.carrier import TOKEN_STATE, CarrierError, open_carrier, wanted
+from liveupdate.agent.faults import fill, take_token
+from liveupdate.agent.files import FileCarrier
+from liveupdate.units import MIB
+
+SIZE = 4 * MIB
+
+
+@pytest.fixture
+def carrier(tmp_path: Path) -> FileCarrier:
+    return FileCarrier("test", str(tmp_path))
+
+
+def memfd(content: bytes) -> int:
+    fd = os.memfd_create("test")
+    os.pwrite(fd, content, 0)
+    return fd
+
+
+def test_ram_and_state_come_back(carrier: FileCarrier, tmp_path: Path) -> None:
+    ram = carrier.allocate_ram("vm0", SIZE)
+    assert os.fstat(ram.fd).st_blocks * 512 >= SIZE  # no holes
+    os.pwrite(ram.fd, b"guest", 12345)
+    out = carrier.create("lu.guest.vm0")
+    out.preserve_ram(ram)
+    out.preserve(memfd(b"state" * 1000), TOKEN_STATE)
+    ram.close()
+
+    incoming = FileCarrier("test", str(tmp_path)).retrieve("lu.guest.vm0")
+    back = incoming.retrieve_ram(SIZE)
+    assert os.pread(back.fd, 5, 12345) == b"guest"
+    assert os.pread(incoming.retrieve(TOKEN_STATE), 10**6, 0) == b"state" * 1000
+    assert (out.tokens, incoming.tokens) == (2, 2)
+
+
+def test_what_was_written_after_preserve_is_carried_by_seal(carrier: FileCarrier) -> None:
+    fd = memfd(b"empty...")
+    out = carrier.create("lu.agent")
+    out.preserve(fd, 1)
+    os.pwrite(fd, b"manifest", 0)
+    out.seal()
+    assert os.pread(carrier.retrieve("lu.agent").retrieve(1), 100, 0) == b"manifest"
+
+
+def test_state_is_found_once_only(carrier: FileCarrier) -> None:
+    carrier.create("lu.agent").preserve(memfd(b"x"), 1)
+    carrier.retrieve("lu.agent").retrieve(1)
+    with pytest.raises(FileNotFoundError):
+        carrier.retrieve("lu.agent").retrieve(1)
+
+
+def test_what_is_given_up_or_broken_off_is_not_found(carrier: FileCarrier) -> None:
+    given_up = carrier.create("lu.agent")
+    given_up.preserve(memfd(b"x"), 1)
+    given_up.close()
+    with pytest.raises(OSError, match="given up"):
+        given_up.preserve(memfd(b"x"), 2)
+    with pytest.raises(FileNotFoundError):
+        carrier.retrieve("lu.agent").retrieve(1)
+    carrier.create("lu.agent").preserve(memfd(b"old"), 1)
+    carrier.create("lu.agent")  # the next update
+    with pytest.raises(FileNotFoundError):
+        carrier.retrieve("lu.agent").retrieve(1)
+
+
+def test_finish_keeps_ram_and_nothing_else(carrier: FileCarrier, tmp_path: Path) -> None:
+    carrier.allocate_ram("vm0", SIZE)
+    carrier.create("lu.guest.vm0").preserve(memfd(b"x"), 7)
+    carrier.retrieve("lu.guest.vm0").finish()
+    assert os.listdir(tmp_path / "lu.guest.vm0") == ["ram"]
+
+
+def test_ram_of_another_size_is_refused(carrier: FileCarrier) -> None:
+    carrier.allocate_ram("vm0", SIZE)
+    with pytest.raises(CarrierError, match="has 4194304 bytes, the manifest says 2097152"):
+        carrier.retrieve("lu.guest.vm0").retrieve_ram(SIZE // 2)
+
+
+def test_ram_in_use_is_not_handed_out_again(carrier: FileCarrier) -> None:
+    ram = carrier.allocate_ram("vm0", SIZE)
+    with pytest.raises(FileExistsError):
+        carrier.allocate_ram("vm0", SIZE)
+    carrier.free_ram("vm0", ram)
+    carrier.allocate_ram("vm0", SIZE)
+
+
+def test_taken_token_is_refused(carrier: FileCarrier) -> None:
+    out = carrier.create("lu.guest.vm0")
+    take_token(out, TOKEN_STATE)
+    with pytest.raises(FileExistsError):
+        out.preserve(memfd(b"x"), TOKEN_STATE)
+
+
+def test_filling_ends_when_the_carrier_is_full(
+    carrier: FileCarrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = 5 * MIB
+
+    def fallocate(fd: int, offset: int, length: int) -> None:
+        nonlocal left
+        if length > left:
+            raise OSError(28, "No space left on device")
+        left -= length
+        os.ftruncate(fd, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    assert fill(carrier) == 4 * MIB
+    assert left == 1 * MIB
+
+
+def test_command_line_names_the_mechanism() -> None:
+    assert wanted("a=1 quiet") == "luo-memfd"
+    assert wanted("lu.mechanism=x lu.mechanism=reserved-dax") == "reserved-dax"
+    with pytest.raises(CarrierError, match="no mechanism 'nonesuch'"):
+        open_carrier("nonesuch")
+    with pytest.raises(CarrierError, match="memmap="):
+        dax.DaxCarrier()
+
+
+def head(magic: bytes, label: bytes) -> bytes:
+    block = bytearray(4096)
+    block[1024 + 0x38 : 1024 + 0x3A] = magic
+    block[1024 + 0x78 : 1024 + 0x78 + len(label)] = label
+    return bytes(block)
+
+
+def test_only_what_is_ours_or_was_never_used_is_touched() -> None:
+    assert dax.describe(bytes(4096)) is None
+    assert dax.describe(head(b"\x53\xef", b"lu-keep")) == "lu-keep"
+    with pytest.raises(CarrierError, match="'root', not ours"):
+        dax.describe(head(b"\x53\xef", b"root"))
+    with pytest.raises(CarrierError, match="no ext4 and is not blank"):
+        dax.describe(head(b"\x00\x01", b""))

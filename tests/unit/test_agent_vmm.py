@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMM's command line and the choice of the adapter are pure."""
+
+from __future__ import annotations
+
+import pytest
+
+from liveupdate.agent.carrier import Ram
+from liveupdate.agent.spec import GuestSpec
+from liveupdate.agent.vmm_qemu import VmmError, VmmFds, build_argv, choose_adapter
+
+FDS = VmmFds(ram=Ram(7, 256 << 20), tap=8, qmp=9, payload=10, qga=None)
+
+
+def spec(**changes: object) -> GuestSpec:
+    return GuestSpec({"name": "vm0", "index": 1, "memory_bytes": 256 << 20, **changes})
+
+
+def test_command_line_of_both_sides_differs_only_in_incoming() -> None:
+    outgoing = build_argv(spec(), FDS, "/dev/vdc", incoming=False)
+    incoming = build_argv(spec(), FDS, "/dev/vdc", incoming=True)
+    assert incoming == [*outgoing, "-incoming", "defer"]
+
+
+def test_memory_is_the_agents_memfd_and_shared() -> None:
+    argv = build_argv(spec(), FDS, "/dev/vdc", incoming=False)
+    backend = argv[argv.index("-object") + 1]
+    assert "mem-path=/proc/self/fd/7" in backend
+    assert "share=on" in backend
+    assert f"size={256 << 20}" in backend
+
+
+def test_every_inherited_descriptor_is_named() -> None:
+    fds = VmmFds(ram=Ram(7, 256 << 20), tap=8, qmp=9, payload=10, qga=11)
+    text = " ".join(build_argv(spec(qga=True), fds, "/dev/vdc", incoming=False))
+    assert fds.all() == [7, 8, 9, 10, 11]
+    for number in fds.all():
+        assert f"fd={number}" in text or f"/fd/{number}," in text
+
+
+def test_image_boots_from_its_disk() -> None:
+    argv = build_argv(spec(image="user.raw", qga=True), FDS, "/dev/vdc", incoming=False)
+    assert "-kernel" not in argv
+
+
+def test_every_device_has_its_slot() -> None:
+    argv = build_argv(spec(), FDS, "/dev/vdc", incoming=False)
+    devices = [argv[i + 1] for i, word in enumerate(argv) if word == "-device"]
+    assert all("addr=" in d or "bus=vser.0,nr=" in d for d in devices)
+    assert any("mac=52:54:00:20:00:01" in d for d in devices)
+
+
+def schema(modes: list[str], capabilities: list[str]) -> list[dict[str, object]]:
+    def enum(name: str, values: list[str]) -> dict[str, object]:
+        return {"name": name, "meta-type": "enum", "members": [{"name": v} for v in values]}
+
+    def struct(name: str, member: str, kind: str) -> dict[str, object]:
+        members = [{"name": member, "type": kind}]
+        return {"name": name, "meta-type": "object", "members": members}
+
+    return [
+        {"name": "migrate-set-parameters", "meta-type": "command", "arg-type": "1"},
+        struct("1", "mode", "2"),
+        enum("2", modes),
+        {"name": "migrate-set-capabilities", "meta-type": "command", "arg-type": "3"},
+        struct("3", "capabilities", "[4]"),
+        {"name": "[4]", "meta-type": "array", "element-type": "4"},
+        struct("4", "capability", "5"),
+        enum("5", capabilities),
+    ]
+
+
+def test_adapter_is_chosen_by_what_the_schema_lists() -> None:
+    assert choose_adapter(schema(["normal", "cpr-reboot"], ["x-ignore-shared"])) == "cpr-reboot"
+
+
+@pytest.mark.parametrize(
+    ("raw", "missing"),
+    [
+        (schema(["normal"], ["x-ignore-shared"]), "cpr-reboot"),
+        (schema(["cpr-reboot"], ["events"]), "x-ignore-shared"),
+        ([], "cpr-reboot"),
+        (None, "cpr-reboot"),
+        ([{"name": "migrate-set-parameters", "arg-type": ["odd"]}, 7], "cpr-reboot"),
+    ],
+)
+def test_missing_feature_is_named(raw: object, missing: str) -> None:
+    with pytest.raises(VmmError, match=missing):
+        choose_adapter(raw)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from liveupdate.transport.console import (
+    MAX_LINE_BYTES,
+    ConsoleLine,
+    LineSplitter,
+    find_crash,
+)
+
+BANNER = b"[    0.000000] Linux version 7.3.4-lu-a (liveupdate@liveupdate) #1 SMP\r\n"
+BANNER_B = b"[    0.000000][    T0] Linux version 7.3.4-lu-b (liveupdate@liveupdate) #1 SMP\r\n"
+
+
+def split(*chunks: bytes) -> list[ConsoleLine]:
+    splitter = LineSplitter()
+    lines = [
+        line for number, chunk in enumerate(chunks) for line, _ in splitter.feed(chunk, number)
+    ]
+    return lines + [line for line, _ in splitter.flush()]
+
+
+PIECES = st.lists(
+    st.one_of(
+        st.binary(max_size=30),
+        st.sampled_from([BANNER, BANNER_B, b"\n", b"\r", b"\0", b"[    1.0] half a li"]),
+    ),
+    max_size=12,
+)
+
+
+@given(PIECES, st.lists(st.integers(1, 40), max_size=30))
+def test_nothing_is_lost_and_chunks_do_not_matter(pieces: list[bytes], sizes: list[int]) -> None:
+    stream = b"".join(pieces)
+    chunks, at = [], 0
+    for size in sizes:
+        chunks.append(stream[at : at + size])
+        at += size
+    chunks.append(stream[at:])
+    cut, whole = split(*chunks), split(stream)
+    assert b"".join(line.data for line in cut) == stream
+    assert [(line.boot, line.offset, line.data) for line in cut] == [
+        (line.boot, line.offset, line.data) for line in whole
+    ]
+
+
+@given(PIECES)
+def test_offsets_are_those_of_each_boots_own_log(pieces: list[bytes]) -> None:
+    logs: dict[int, bytes] = {}
+    for line in split(b"".join(pieces)):
+        assert line.offset == len(logs.get(line.boot, b""))
+        logs[line.boot] = logs.get(line.boot, b"") + line.data
+    assert list(logs) == list(range(len(logs)))
+
+
+def test_firmware_belongs_to_boot_zero() -> None:
+    lines = split(b"SeaBIOS\r\n", BANNER, b"init\n")
+    assert [line.boot for line in lines] == [0, 0, 0]
+
+
+def test_a_banner_in_the_middle_of_a_cut_line_starts_a_boot() -> None:
+    lines = split(BANNER, b"[    9.1] kexec_core: Starting new ker", BANNER_B)
+    assert [(line.boot, line.data) for line in lines] == [
+        (0, BANNER),
+        (0, b"[    9.1] kexec_core: Starting new ker"),
+        (1, BANNER_B),
+    ]
+    assert lines[2].offset == 0
+
+
+def test_proc_version_on_the_console_is_no_boot() -> None:
+    lines = split(BANNER, b"# Linux version 7.3.4\n", b"[    5.000000] Linux version 7.3.4\n")
+    assert {line.boot for line in lines} == {0}
+
+
+def test_a_line_without_end_is_let_go() -> None:
+    lines = split(b"x" * (2 * MAX_LINE_BYTES + 1))
+    assert [len(line.data) for line in lines] == [MAX_LINE_BYTES, MAX_LINE_BYTES, 1]
+
+
+def test_a_line_has_the_time_of_its_first_byte() -> None:
+    assert [line.at_ns for line in split(b"a", b"b\nc", b"\n")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("[    1.9] Kernel panic - not syncing: VFS: Unable to mount root fs", "panic"),
+        ("[    2.0] BUG: kernel NULL pointer dereference, address: 0000000000000008", "bug"),
+        ("[    2.0] kernel BUG at mm/slub.c:448!", "bug"),
+        ("[    2.0] Oops: 0002 [#1] PREEMPT SMP", "oops"),
+        ("[   60.0] watchdog: BUG: soft lockup - CPU#0 stuck for 22s!", "stall"),
+        ("[   60.0] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", "stall"),
+    ],
+)
+def test_crashes_are_told_apart(text: str, kind: str) -> None:
+    (line,) = split(text.encode() + b"\n")
+    crash = find_crash(line)
+    assert crash is not None and crash.kind == kind
+
+
+@pytest.mark.parametrize("text", ["Debugging is on", "liveupdate-init: agent started", "DEBUG: x"])
+def test_ordinary_lines_are_no_crash(text: str) -> None:
+    (line,) = split(text.encode() + b"\n")
+    assert find_crash(line) is None
+
+
+def test_banner_after_a_loaded_state_is_that_of_the_next_kernel() -> None:
+    splitter = LineSplitter(booted=True)
+    lines = [*splitter.feed(b"old kernel\n[    0.000000] Linux version 7.3.4\n", 1)]
+    assert [(line.boot, is_banner) for line, is_banner in lines] == [(0, False), (1, True)]

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of kept DMA, as far as the faults have to know it."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import pytest
+
+from liveupdate.formats import keep_dma
+
+
+def make_record(total: int = 160, version: int = keep_dma.VERSION) -> bytes:
+    header = struct.pack("<QIIQII", keep_dma.MAGIC, version, 96, total, 0, 12)
+    record = header.ljust(total, b"\x5a")
+    crc = zlib.crc32(record)
+    return record[:24] + struct.pack("<I", crc) + record[28:]
+
+
+def test_record_is_whole_until_a_bit_flips() -> None:
+    record = make_record()
+    assert keep_dma.record_bytes(record) == len(record)
+    assert keep_dma.is_whole(record)
+    for at in (0, 30, 100, 159):
+        assert not keep_dma.is_whole(record[:at] + bytes([record[at] ^ 1]) + record[at + 1 :])
+
+
+def test_another_version_is_all_that_changes() -> None:
+    changed = keep_dma.with_version(make_record(), 7)
+    assert keep_dma.is_whole(changed)
+    assert changed == make_record(version=7)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", bytes(96), make_record()[:95]],
+    ids=["empty", "zeros", "cut"],
+)
+def test_what_is_no_header_is_refused(header: bytes) -> None:
+    with pytest.raises(ValueError, match="header"):
+        keep_dma.record_bytes(header)
+
+
+def test_impossible_size_is_refused() -> None:
+    header = struct.pack("<QIIQII", keep_dma.MAGIC, 1, 96, 1 << 40, 0, 12).ljust(96, b"\0")
+    with pytest.raises(ValueError, match="cannot be"):
+        keep_dma.record_bytes(header)

@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scenario to plan: what is resolved, and what is refused before anything is started."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from liveupdate.errors import PlanError, ScenarioError
+from liveupdate.faults import DEVICE_FAULTS, FAULTS
+from liveupdate.model.plan import ImageSet, KernelImage, Plan, Region
+from liveupdate.model.scenario import (
+    DeviceSpec,
+    GuestSpec,
+    HostSpec,
+    IommuSpec,
+    Observation,
+    Scenario,
+)
+from liveupdate.model.verdict import CHECK_IDS
+from liveupdate.planner import (
+    DEVICE_CHECKS,
+    IOMMU_CHECKS,
+    PLAN_FAULTS,
+    TSC_KHZ,
+    MachineFacts,
+    fill_append,
+    host_memory,
+    make_plan,
+)
+from liveupdate.preserve.registry import MECHANISMS
+from liveupdate.target.base import CAPABILITIES
+from liveupdate.targets import FAULT_NEEDS, TARGETS
+from liveupdate.units import GIB, MIB
+
+ABI = ("kho-v4", "luo-v5", "memfd-v2")
+
+
+def kernel(name: str, abi: tuple[str, ...] = ABI) -> KernelImage:
+    return KernelImage(
+        path=f"/k/{name}", sha256="0" * 64, release=f"7.3.4-{name}", build_id=name, abi=abi
+    )
+
+
+IMAGES = ImageSet(
+    outgoing=kernel("a"),
+    incoming=kernel("b"),
+    guest_kernel="/k/a",
+    guest_initrd="/k/initrd",
+    rootfs="/k/rootfs",
+    rootfs_sha256="1" * 64,
+    ssh_client_key="/k/key",
+    ssh_host_key_pub="ssh-ed25519 AAAA",
+)
+MACHINE = MachineFacts(accel="tcg", ram_available_bytes=16 * GIB, run_free_bytes=10 * GIB)
+NO_KHO = replace(IMAGES, incoming=kernel("b", ()))
+SKEWED = replace(IMAGES, incoming=kernel("b", ("kho-v4", "luo-v6", "memfd-v2")))
+
+
+def plan(scenario: Scenario | None = None, images: ImageSet = IMAGES) -> Plan:
+    return make_plan(scenario or Scenario(), images, MACHINE)
+
+
+def guests(*sizes_mib: int) -> tuple[GuestSpec, ...]:
+    return tuple(
+        GuestSpec(name=f"vm{index}", memory_bytes=size * MIB)
+        for index, size in enumerate(sizes_mib)
+    )
+
+
+def test_default_plan_says_all_that_a_run_needs() -> None:
+    made = plan()
+    assert made.machine.memory_bytes == 2 * GIB
+    assert made.machine.disks == (("vm0", 16 * MIB),)
+    assert made.boot_append == (
+        "console=ttyS0 root=/dev/vda ro init=/liveupdate-init net.ifnames=0 panic=-1 loglevel=6 "
+        "no_timer_check tsc=reliable setcpuid=constant_tsc,nonstop_tsc kho=on liveupdate=on "
+        "intel_iommu=on"
+    )
+    (hop,) = made.hops
+    # the kernel reads only the last setcpuid=
+    assert hop.append == (
+        "console=ttyS0 root=/dev/vda ro init=/liveupdate-init net.ifnames=0 panic=-1 loglevel=6 "
+        f"no_timer_check tsc=reliable kho=on liveupdate=on intel_iommu=on tsc_early_khz={TSC_KHZ} "
+        "setcpuid=constant_tsc,nonstop_tsc,tsc_known_freq"
+    )
+    assert (hop.number, hop.incoming, hop.loader) == (1, IMAGES.incoming, "file")
+    assert made.fault is None
+
+
+def test_hops_alternate_between_the_two_kernels() -> None:
+    made = plan(Scenario(hops=4))
+    assert [hop.incoming.build_id for hop in made.hops] == ["b", "a", "b", "a"]
+    assert [hop.number for hop in made.hops] == [1, 2, 3, 4]
+
+
+def test_users_words_reach_the_kernels_they_are_meant_for() -> None:
+    made = plan(Scenario(host=HostSpec(append="both=1", next_append="next=1")))
+    assert made.boot_append.endswith(" both=1")
+    assert "next=1" not in made.boot_append
+    assert {"both=1", "next=1"} < set(made.hops[0].append.split())
+
+
+def test_calibration_is_filled_in_or_left_out() -> None:
+    append = plan().hops[0].append
+    assert fill_append(append, 2596115).endswith(
+        " tsc_early_khz=2596115 setcpuid=constant_tsc,nonstop_tsc,tsc_known_freq"
+    )
+    left_out = fill_append(append, None).split()
+    assert sorted(left_out) == sorted(plan().boot_append.split())
+    assert fill_append(f"a tsc_early_khz={TSC_KHZ} setcpuid=tsc_known_freq", None) == "a"
+    assert fill_append("setcpuid=x", None) == "setcpuid=x"
+    uncalibrated = plan(Scenario(calibration=False)).hops[0].append
+    assert "tsc_early_khz" not in uncalibrated
+    assert "tsc_known_freq" not in uncalibrated
+
+
+def test_users_cpu_flags_are_not_lost_behind_ours() -> None:
+    made = plan(Scenario(host=HostSpec(append="setcpuid=a", next_append="setcpuid=b,a")))
+    flags = "constant_tsc,nonstop_tsc,a"
+    assert [w for w in made.boot_append.split() if "setcpuid" in w] == [f"setcpuid={flags}"]
+    words = [w for w in made.hops[0].append.split() if "setcpuid" in w]
+    assert words == ["setcpuid=constant_tsc,nonstop_tsc,a,tsc_known_freq,b"]
+
+
+def test_every_fault_of_the_plan_changes_it_and_no_other_does() -> None:
+    planned = {name for name, fault in FAULTS.items() if fault.where == "plan"}
+    assert set(PLAN_FAULTS) == planned
+    devices = (DeviceSpec(name="nic0"),)
+    special = {"kernel-without-kho": NO_KHO, "luo-abi-skew": SKEWED}
+    for mechanism in MECHANISMS.values():
+        plain = plan(Scenario(mechanism=mechanism.name)).hops
+        for name, fault in FAULTS.items():
+            if name in mechanism.immune:
+                continue
+            if name in DEVICE_FAULTS and mechanism.name != "luo-memfd":
+                continue  # devices go with that one only
+            # what is changed for this one is its kernels
+            images = replace(IMAGES, incoming=kernel("s")) if name == "stock-kernel" else IMAGES
+            scenario = Scenario(
+                fault=name,
+                mechanism=mechanism.name,
+                devices=devices if name in DEVICE_FAULTS else (),
+            )
+            made = plan(scenario, special.get(name, images))
+            assert made.fault is not None
+            assert made.fault.expected == fault.expected
+            assert (made.hops != plain) == (name in planned)
+
+
+def test_every_fault_says_something_about_some_mechanism() -> None:
+    for name in FAULTS:
+        assert any(name not in mechanism.immune for mechanism in MECHANISMS.values())
+    for mechanism in MECHANISMS.values():
+        assert set(mechanism.immune) <= set(FAULTS)
+        assert all(mechanism.immune.values())
+
+
+def test_fault_that_says_nothing_about_the_mechanism_is_refused_with_the_reason() -> None:
+    scenario = Scenario(mechanism="reserved-dax", fault="kho-off", origins={"fault": "--fault"})
+    with pytest.raises(ScenarioError, match="--fault: .*'kho-off'.*'reserved-dax'.*without KHO"):
+        plan(scenario)
+
+
+def test_region_is_on_every_command_line_and_does_not_need_kho() -> None:
+    made = plan(Scenario(mechanism="reserved-dax", hops=2), images=NO_KHO)
+    assert made.region == Region(start=1536 * MIB, size_bytes=384 * MIB)
+    assert made.machine.memory_bytes == 2 * GIB
+    for append in (made.boot_append, *(hop.append for hop in made.hops)):
+        assert {"memmap=0x18000000!0x60000000", "kho=off"} <= set(append.split())
+    assert made.witnesses == ()
+    assert "does without KHO" in dict(made.skips)["handover.generation"]
+
+
+def test_region_of_another_size_is_for_the_first_hop_only() -> None:
+    made = plan(Scenario(mechanism="reserved-dax", hops=2, fault="region-size"))
+    assert "memmap=0x10000000!0x60000000" in made.hops[0].append.split()
+    assert "memmap=0x18000000!0x60000000" in made.hops[1].append.split()
+    gone = plan(Scenario(mechanism="reserved-dax", fault="region-missing")).hops[0].append
+    assert "memmap" not in gone
+
+
+def test_region_that_has_no_place_is_refused() -> None:
+    host = HostSpec(memory_bytes=1088 * MIB)
+    scenario = Scenario(mechanism="reserved-dax", host=host, guests=guests(512))
+    with pytest.raises(ScenarioError, match="has no place for a region of 640 MiB"):
+        plan(scenario)
+
+
+@pytest.mark.parametrize(
+    ("fault", "has", "lacks"),
+    [
+        ("kho-off", "kho=off", "kho=on"),
+        ("liveupdate-off", "liveupdate=off", "liveupdate=on"),
+        ("panic-incoming", "init=/liveupdate-no-such-init", "init=/liveupdate-init"),
+        ("hang-incoming", "rootwait", "root=/dev/vda"),
+        ("tsc-skew", "tsc_early_khz={tsc_khz_skewed}", "tsc_early_khz={tsc_khz}"),
+    ],
+)
+def test_fault_changes_words_of_the_first_hop_only(fault: str, has: str, lacks: str) -> None:
+    made = plan(Scenario(fault=fault, hops=2))
+    words = made.hops[0].append.split()
+    assert has in words
+    assert lacks not in words
+    assert has not in made.boot_append.split()
+    assert has not in made.hops[1].append.split()
+
+
+def test_skewed_calibration_is_three_percent_off() -> None:
+    append = plan(Scenario(fault="tsc-skew")).hops[0].append
+    assert "tsc_early_khz=2060000" in fill_append(append, 2000000)
+    assert not plan(Scenario(fault="tsc-skew")).calibration
+
+
+def test_kexec_load_is_the_legacy_loader() -> None:
+    assert plan(Scenario(fault="kexec-load")).hops[0].loader == "legacy"
+
+
+def test_kernels_without_what_the_mechanism_needs_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"outgoing kernel: kernel '/k/a' has no KHO.*HANDOVER=y"):
+        plan(images=replace(IMAGES, outgoing=kernel("a", ())))
+    with pytest.raises(PlanError, match=r"incoming kernel: kernel '/k/b' has no KHO"):
+        plan(images=NO_KHO)
+    with pytest.raises(PlanError, match="has no LUO"):
+        plan(images=replace(IMAGES, incoming=kernel("b", ("kho-v4",))))
+
+
+def test_kernel_of_the_user_is_named_by_its_option() -> None:
+    scenario = Scenario(next_kernel="/k/b", origins={"next_kernel": "--next-kernel"})
+    with pytest.raises(PlanError, match="--next-kernel: kernel '/k/b' has no KHO"):
+        plan(scenario, NO_KHO)
+
+
+def test_incoming_kernel_of_another_abi_is_refused() -> None:
+    with pytest.raises(PlanError, match="luo-v5 -> luo-v6"):
+        plan(images=SKEWED)
+
+
+def test_faults_of_kernels_need_such_kernels() -> None:
+    with pytest.raises(PlanError, match="needs a kernel without KHO"):
+        plan(Scenario(fault="kernel-without-kho"))
+    with pytest.raises(PlanError, match="needs a kernel of another ABI"):
+        plan(Scenario(fault="luo-abi-skew"))
+
+
+def test_unknown_names_get_a_suggestion_and_their_origin() -> None:
+    with pytest.raises(ScenarioError, match="--fault: unknown fault 'flip-bits'.*'flip-bit'"):
+        plan(Scenario(fault="flip-bits", origins={"fault": "--fault"}))
+    with pytest.raises(ScenarioError, match="s.toml:3: unknown mechanism.*'luo-memfd'"):
+        plan(Scenario(mechanism="luo-memfs", origins={"mechanism": "s.toml:3"}))
+
+
+def test_fault_that_nothing_could_see_is_refused() -> None:
+    with pytest.raises(ScenarioError, match="observe.memory is false"):
+        plan(Scenario(fault="flip-bit", observe=Observation(memory=False)))
+    own = GuestSpec(name="vm0", image="/x", liveness="agent")
+    with pytest.raises(ScenarioError, match="needs our payload"):
+        plan(Scenario(fault="clock-jump", guests=(own,)))
+
+
+def test_too_little_room_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"2 guests with 1 GiB in all needs .* RAM"):
+        make_plan(Scenario(guests=guests(512, 512)), IMAGES,
+                  replace(MACHINE, ram_available_bytes=2 * GIB))  # fmt: skip
+    with pytest.raises(PlanError, match="--results: .* needed"):
+        make_plan(Scenario(), IMAGES, replace(MACHINE, run_free_bytes=1 * MIB))
+    small = Scenario(
+        host=HostSpec(memory_bytes=1 * GIB), guests=guests(1024), origins={"host.memory": "x:2"}
+    )
+    with pytest.raises(ScenarioError, match="x:2: host.memory 1 GiB does not hold 1 guest"):
+        plan(small)
+
+
+def test_command_line_that_the_kernel_would_cut_is_refused() -> None:
+    with pytest.raises(ScenarioError, match="at most 2047"):
+        plan(Scenario(host=HostSpec(append="a" * 2000)))
+
+
+def test_size_of_own_image_is_the_size_of_its_disk() -> None:
+    own = GuestSpec(name="vm0", image="/x", liveness="agent")
+    made = make_plan(Scenario(guests=(own,)), IMAGES, replace(MACHINE, image_bytes={"/x": 3 * GIB}))
+    assert made.machine.disks == (("vm0", 3 * GIB),)
+
+
+def test_skips_name_known_checks_with_reasons() -> None:
+    def skips(scenario: Scenario) -> dict[str, str]:
+        return dict(plan(scenario).skips)
+
+    default = skips(Scenario())
+    assert set(default) == {
+        check for check in CHECK_IDS if check.startswith(("iommu.", "device."))
+    } | {"budget.blackout"}
+    assert all(default.values())
+    agent = GuestSpec(name="vm0", image="/x", liveness="agent")
+    network = GuestSpec(name="vm1", image="/y", liveness="network", address="192.0.2.1")
+    assert {"guest.storage", "guest.network"} <= set(skips(Scenario(guests=(agent,))))
+    assert {"guest.storage", "guest.clock"} <= set(skips(Scenario(guests=(network,))))
+    assert "guest.clock" not in skips(Scenario(guests=(agent, network)))
+    assert "memory.content" in skips(Scenario(observe=Observation(memory=False)))
+
+
+@given(st.lists(st.integers(48, 2048), min_size=1, max_size=8))
+def test_host_always_holds_its_guests(halves: list[int]) -> None:
+    scenario = Scenario(guests=guests(*(2 * size for size in halves)))
+    total = sum(guest.memory_bytes for guest in scenario.guests)
+    assert host_memory(scenario, MECHANISMS["luo-memfd"]) >= max(2 * GIB, total + 1280 * MIB)
+    assert host_memory(scenario, MECHANISMS["luo-memfd"]) % (128 * MIB) == 0
+
+
+def test_same_guests_have_the_same_seed() -> None:
+    assert plan().seed == plan(Scenario(hops=3, fault="kho-off")).seed
+    assert plan().seed != plan(Scenario(guests=guests(512))).seed
+    assert 0 <= plan().seed < 1 << 64
+
+
+# --- devices and the IOMMU
+
+NIC = DeviceSpec(name="nic0")
+
+
+def test_continuous_device_is_planned_and_judged() -> None:
+    made = plan(Scenario(devices=(NIC,)))
+    assert made.devices == (NIC,)
+    assert made.machine.devices == (("nic0", "igb"),)
+    assert "device.dma-continuity" not in dict(made.skips)
+    assert "device.dma-continuity" in dict(plan().skips)
+
+
+@pytest.mark.parametrize(
+    ("iommu", "word"),
+    [
+        (IommuSpec(), "intel_iommu=on"),
+        (IommuSpec(scalable=True), "intel_iommu=on,sm_on"),
+        (IommuSpec(kind="amd"), None),
+        (IommuSpec(kind="none"), None),
+    ],
+    ids=str,
+)
+def test_iommu_of_both_kernels(iommu: IommuSpec, word: str | None) -> None:
+    made = plan(Scenario(iommu=iommu))
+    assert (made.machine.iommu, made.machine.scalable) == (iommu.kind, iommu.scalable)
+    for append in (made.boot_append, made.hops[0].append):
+        found = [each for each in append.split() if each.startswith("intel_iommu")]
+        assert found == ([word] if word else [])
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [
+        (Scenario(iommu=IommuSpec(kind="amd", scalable=True)), "no scalable mode"),
+        (Scenario(devices=(NIC,), iommu=IommuSpec(kind="amd")), "with an Intel IOMMU only"),
+        (Scenario(devices=(NIC,), iommu=IommuSpec(kind="none")), "with an Intel IOMMU only"),
+    ],
+    ids=["scalable", "amd", "none"],
+)
+def test_devices_that_cannot_be_kept_are_refused(scenario: Scenario, said: str) -> None:
+    with pytest.raises(ScenarioError, match=said):
+        plan(scenario)
+
+
+def test_frames_need_room_in_the_run_directory() -> None:
+    small = replace(MACHINE, run_free_bytes=100 * MIB)
+    make_plan(Scenario(), IMAGES, small)
+    with pytest.raises(PlanError, match="--results"):
+        make_plan(Scenario(hops=20, devices=(replace(NIC, rate=5000),)), IMAGES, small)
+
+
+def test_every_check_of_devices_is_expected_with_a_device_and_skipped_without() -> None:
+    checks = {*IOMMU_CHECKS, *DEVICE_CHECKS}
+    assert checks <= set(dict(plan().skips))
+    assert not checks & set(dict(plan(Scenario(devices=(DeviceSpec(name="nic0"),))).skips))
+
+
+def test_fault_of_a_device_needs_one() -> None:
+    with pytest.raises(ScenarioError, match="strikes a device") as caught:
+        plan(Scenario(fault="drop-frames"))
+    assert "vfio-continuous" in str(caught.value.hint)
+    made = plan(Scenario(fault="drop-frames", devices=(NIC,)))
+    assert made.fault is not None
+    assert made.fault.expected.check == "device.dma-continuity"
+
+
+# --- targets
+
+
+def test_the_plan_says_where_the_target_is() -> None:
+    made = make_plan(Scenario(target="libvirt"), IMAGES, replace(MACHINE, place="qemu:///session"))
+    assert (made.target, made.place) == ("libvirt", "qemu:///session")
+    made = plan(Scenario(target="libvirt:qemu:///system"))
+    assert (made.target, made.place) == ("libvirt", "qemu:///system")
+
+
+def lab(*disks: str) -> MachineFacts:
+    return replace(
+        MACHINE, accel="remote", place="/etc/box.toml", append="console=ttyS1", guest_disks=disks
+    )
+
+
+def test_a_machine_of_a_lab_keeps_its_own_command_line_and_disks() -> None:
+    made = make_plan(Scenario(target="ssh:box"), IMAGES, lab("scratch"))
+    assert made.boot_append == "console=ttyS1 kho=on liveupdate=on"
+    assert made.guest_disks == ("scratch",)
+    assert made.cold is True
+
+
+def test_what_is_not_seen_over_ssh_is_skipped_with_the_reason() -> None:
+    made = make_plan(Scenario(target="ssh:box"), IMAGES, lab("scratch"))
+    own = dict(plan().skips)
+    more = {check: why for check, why in made.skips if check not in own}
+    assert set(more) == {"guest.clock", "guest.network", "guest.storage"}
+    assert all(why.startswith("target 'ssh': ") for why in more.values())
+
+
+@pytest.mark.parametrize("target", ["libvirt", "ssh:box"])
+def test_devices_are_for_our_own_machine_only(target: str) -> None:
+    with pytest.raises(ScenarioError, match="cannot run a scenario with devices: "):
+        make_plan(Scenario(target=target, devices=(NIC,)), IMAGES, lab("scratch"))
+
+
+def test_more_guests_than_the_lab_has_disks_are_refused() -> None:
+    with pytest.raises(PlanError, match="box.toml: 2 guests need 2 disks, 'disks' names 1"):
+        make_plan(Scenario(target="ssh:box", guests=guests(256, 256)), IMAGES, lab("scratch"))
+
+
+def test_only_our_own_qemu_is_started_from_a_saved_host() -> None:
+    assert plan().cold is False
+    assert plan(Scenario(target="libvirt")).cold is True
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_a_fault_that_the_target_cannot_inject_is_refused_with_the_reason(target: str) -> None:
+    kind = TARGETS[target]
+    text = target if kind.place != "required" else f"{target}:there"
+    for fault, need in FAULT_NEEDS.items():
+        mechanism = next(m.name for m in MECHANISMS.values() if fault not in m.immune)
+        scenario = Scenario(
+            target=text, fault=fault, mechanism=mechanism, origins={"fault": "--fault"}
+        )
+        if need in kind.capabilities:
+            made = plan(scenario)
+            assert made.fault is not None and made.fault.name == fault
+            continue
+        with pytest.raises(ScenarioError, match=f"--fault: target '{target}' cannot") as caught:
+            plan(scenario)
+        assert kind.lacks[need] in str(caught.value)
+
+
+def test_every_need_is_a_capability_of_some_target_and_of_a_real_fault() -> None:
+    known = {*CAPABILITIES, "monitor-cut", "process", "clock", "devices"}
+    assert set(FAULT_NEEDS) <= set(FAULTS)
+    assert set(FAULT_NEEDS.values()) <= known
+    for kind in TARGETS.values():
+        assert kind.capabilities <= known
+        # whatever is not there has a reason, for a SKIP or a refusal to name
+        assert kind.capabilities.isdisjoint(kind.lacks)
+        assert kind.capabilities | set(kind.lacks) == known

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from liveupdate.registry import Life, Machine, RecordError, decide, is_named, parse_record
+
+MACHINE = Machine(
+    run_id="ab12",
+    pid=100,
+    start_time=5000,
+    owner_pid=90,
+    owner_start_time=4000,
+    runtime_dir="/run/user/0/liveupdate/ab12",
+    run_dir="/runs/x",
+    ssh_port=4022,
+    accel="tcg",
+)
+CMDLINE = b"qemu-system-x86_64\0-name\0lu-ab12\0-S\0"
+
+
+def test_a_machine_with_its_owner_runs() -> None:
+    assert decide(MACHINE, 5000, CMDLINE, 4000) is Life.RUNNING
+
+
+@pytest.mark.parametrize("owner", [None, 4001])
+def test_a_machine_whose_owner_is_gone_is_an_orphan(owner: int | None) -> None:
+    assert decide(MACHINE, 5000, CMDLINE, owner) is Life.ORPHAN
+
+
+@pytest.mark.parametrize(
+    ("start_time", "cmdline"),
+    [
+        (None, b""),
+        (5001, CMDLINE),
+        (5000, b"bash\0"),
+        (5000, CMDLINE.replace(b"ab12", b"ab13")),
+        (5000, b"vim\0lu-ab12\0"),
+    ],
+)
+def test_a_pid_used_again_is_never_ours(start_time: int | None, cmdline: bytes) -> None:
+    assert decide(MACHINE, start_time, cmdline, 4000) is Life.DEAD
+
+
+def test_the_wrapper_that_starts_qemu_counts_as_it() -> None:
+    wrapped = b"setpriv\0--pdeathsig\0KILL\0sh\0-c\0x\0" + CMDLINE
+    assert is_named(wrapped, "ab12")
+    assert not is_named(wrapped, "ab1")
+
+
+def test_a_domain_of_libvirt_is_recognised_too() -> None:
+    assert is_named(b"qemu\0-name\0guest=lu-ab12,debug-threads=on\0", "ab12")
+    assert not is_named(b"qemu\0-name\0guest=lu-ab123,debug-threads=on\0", "ab12")
+    assert not is_named(b"qemu\0-name\0other,guest=lu-ab12\0", "ab12")
+
+
+def test_a_record_goes_round() -> None:
+    text = json.dumps(dataclasses.asdict(MACHINE)).encode()
+    assert parse_record(text) == MACHINE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pid": 0},
+        {"pid": -1},
+        {"pid": "100"},
+        {"pid": True},
+        {"start_time": None},
+        {"run_id": ""},
+        {"run_dir": "a\0b"},
+        {"runtime_dir": 7},
+    ],
+)
+def test_a_record_that_lies_is_none(change: dict[str, object]) -> None:
+    with pytest.raises(RecordError, match="have to be"):
+        parse_record(json.dumps({**dataclasses.asdict(MACHINE), **change}).encode())
+
+
+def test_a_record_that_is_too_deep_is_none() -> None:
+    with pytest.raises(RecordError):
+        parse_record(b"[" * 60_000)
+
+
+@given(st.binary(max_size=100))
+def test_nonsense_is_no_record(data: bytes) -> None:
+    with pytest.raises(RecordError):
+        parse_record(data)

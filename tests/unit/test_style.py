@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""House style that no linter checks: licence headers and the size of modules."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAX_LINES = 500
+#: directories that hold kernel code
+GPL = ("guest-images/kernel/", "guest-images/modules/")
+SOURCE_SUFFIXES = {".py", ".c", ".h", ".sh", ".toml", ".yml", ".yaml", ".md", ".mk", ".config"}
+SOURCE_NAMES = {"Makefile", "Dockerfile", "series", ".gitignore"}
+
+
+def tracked_files() -> list[Path]:
+    """All files of the checkout that git tracks, or would if asked."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout: the list of source files is git's")
+    names = listed.stdout.decode().split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def is_source(path: Path) -> bool:
+    if path.is_relative_to(ROOT / "LICENSES") or not path.stat().st_size:
+        return False
+    if "fixtures" in path.parts or "data" in path.parts:
+        return False
+    if path.suffix in SOURCE_SUFFIXES or path.name in SOURCE_NAMES:
+        return True
+    return path.read_bytes()[:2] == b"#!"
+
+
+def wrong_header(name: str, text: str) -> str | None:
+    """Say what is wrong with the licence line, which must be among the first three."""
+    head = "\n".join(text.split("\n")[:3])
+    if "SPDX-License-Identifier:" not in head:
+        return f"{name}: no SPDX-License-Identifier in the first three lines"
+    is_kernel_code = name.startswith(GPL) and name.endswith((".c", ".h"))
+    if is_kernel_code and "GPL-2.0-only" not in head:
+        return f"{name}: kernel code is GPL-2.0-only"
+    if not any(licence in head for licence in ("Apache-2.0", "GPL-2.0-only")):
+        return f"{name}: neither Apache-2.0 nor GPL-2.0-only"
+    return None
+
+
+def test_every_source_file_names_its_licence() -> None:
+    wrong = []
+    for path in filter(is_source, tracked_files()):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found = wrong_header(path.relative_to(ROOT).as_posix(), text)
+        if found:
+            wrong.append(found)
+    assert wrong == []
+
+
+def test_missing_and_wrong_licences_are_found() -> None:
+    assert wrong_header("a.py", '"""Doc."""\n')
+    assert wrong_header("a.py", "# SPDX-License-Identifier: MIT\n")
+    assert wrong_header("guest-images/modules/a.c", "// SPDX-License-Identifier: Apache-2.0\n")
+    assert wrong_header("a.py", "#!/usr/bin/python3\n# SPDX-License-Identifier: Apache-2.0") is None
+
+
+def test_no_module_is_too_long() -> None:
+    lengths = {
+        path.relative_to(ROOT).as_posix(): path.read_bytes().count(b"\n")
+        for path in (ROOT / "liveupdate").rglob("*.py")
+    }
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the tool as its users do, in a process of its own, and read what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TOOL = (sys.executable, "-m", "liveupdate")
+#: far more than any run takes; the tool's own deadlines end it earlier
+TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What one call of the tool came to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The one JSON document on stdout."""
+        value = json.loads(self.stdout)
+        assert isinstance(value, dict)
+        return value
+
+    def check(self, check_id: str) -> Mapping[str, Any]:
+        found = [check for check in self.document["checks"] if check["id"] == check_id]
+        assert len(found) == 1, f"{check_id}: {self.stdout}"
+        check: Mapping[str, Any] = found[0]
+        return check
+
+    def explain(self) -> str:
+        return f"exit {self.returncode}\n{self.stdout[-4000:]}\n{self.stderr[-4000:]}"
+
+
+def call(*args: str, env: Mapping[str, str] | None = None) -> Said:
+    """Call the tool with these arguments and wait for it."""
+    done = subprocess.run(
+        [*TOOL, *args],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+    return Said(returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+
+def run(results: Path, *args: str) -> Said:
+    """``liveupdate run --json`` with its run directory below ``results``."""
+    return call("run", "--json", "--results", str(results), *args)
+
+
+def machines_left() -> list[str]:
+    """Command lines of machines of ours that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            argv = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"qemu-system" in argv[0] and b"-name" in argv and b"lu-" in b" ".join(argv):
+            found.append(b" ".join(argv[:6]).decode(errors="replace"))
+    return found

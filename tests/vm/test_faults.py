@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every fault comes to exactly the check, status and exit code that the table states.
+
+These are the negative controls of the checks: each row is a run in which something really breaks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from liveupdate.faults import FAULTS, Fault
+from liveupdate.preserve.registry import MECHANISMS
+from tests.vm import cli
+
+#: a hang is only known by its deadline: shorter ones here than a user would want
+_HANGS = ("--set", "timeouts.jump=25s", "--set", "timeouts.incoming=25s")
+
+#: what the reason must say, where it is to name the very thing
+_WORDS = {
+    "drop-frames": (" 5 missing (number ",),
+    "stock-kernel": ("bus mastering went off",),
+    "map-unpreserved": ("kexec refused",),
+    "dma-after-free": ("kexec refused",),
+    "corrupt-record": ("record refused", "checksum"),
+    "record-version": ("record refused", "version"),
+}
+#: what is struck is a device; the guests are to go on as if nothing had happened
+_GUESTS_FINE = ("map-unpreserved", "dma-after-free", "corrupt-record", "record-version")
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
+def test_fault_comes_to_its_stated_verdict(fault: Fault, tmp_path: Path) -> None:
+    extra = _HANGS if fault.name.startswith("hang-") else ()
+    mechanism = next(m.name for m in MECHANISMS.values() if fault.name not in m.immune)
+    said = cli.run(
+        tmp_path, fault.scenario, "--fault", fault.name, "--mechanism", mechanism, *extra
+    )
+    expected = fault.expected
+    assert said.returncode == expected.exit_code, said.explain()
+    check = said.check(expected.check)
+    assert check["status"] == expected.status, said.explain()
+    assert check["reason"], said.explain()
+    for words in _WORDS.get(fault.name, ()):
+        assert words in check["reason"], said.explain()
+    if fault.name in _GUESTS_FINE:
+        assert said.check("guest.liveness")["status"] == "PASS", said.explain()
+    assert cli.machines_left() == []

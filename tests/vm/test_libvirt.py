@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same scenarios on a libvirt domain, with a libvirtd of the tests' own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from liveupdate.faults import FAULTS
+from liveupdate.planner import DEVICE_CHECKS, IOMMU_CHECKS
+from tests import libvirtd
+from tests.vm import cli
+from tests.vm.test_run import MUST_PASS
+
+pytestmark = pytest.mark.skipif(bool(libvirtd.missing()), reason=libvirtd.missing())
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[str]:
+    with libvirtd.serve() as daemon:
+        yield f"libvirt:{daemon.uri}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    assert cli.machines_left() == []
+
+
+def test_the_same_scenario_passes_and_skips_nothing_more(target: str, tmp_path: Path) -> None:
+    said = cli.run(tmp_path, "--target", target)
+    assert said.returncode == 0, said.explain()
+    for check in MUST_PASS:
+        assert said.check(check)["status"] == "PASS", said.explain()
+    skipped = {check["id"] for check in said.document["checks"] if check["status"] == "SKIP"}
+    assert skipped == {*IOMMU_CHECKS, *DEVICE_CHECKS} | {"budget.blackout"}
+    assert "guest=lu-" in " ".join(said.document["provenance"]["qemu_argv"])
+    judged = cli.call("judge", str(tmp_path / "latest"), "--json")
+    assert judged.returncode == 0, judged.explain()
+
+
+@pytest.mark.parametrize("fault", ["flip-bit", "cold-reset", "ssh-drop", "qemu-killed"])
+def test_a_fault_comes_to_what_it_comes_to_elsewhere(
+    target: str, tmp_path: Path, fault: str
+) -> None:
+    """One of each way in: mapped RAM, monitor, a line of the machine, its process."""
+    expected = FAULTS[fault].expected
+    said = cli.run(tmp_path, "--target", target, "--fault", fault)
+    assert said.returncode == expected.exit_code, said.explain()
+    assert said.check(expected.check)["status"] == expected.status, said.explain()

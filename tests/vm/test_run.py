@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job on the real thing: guests live through real kexecs, and the verdict holds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from liveupdate.deadline import Deadline, wait_until
+from tests.vm import cli
+
+MUST_PASS = (
+    "handover.kho",
+    "handover.generation",
+    "handover.session",
+    "memory.content",
+    "memory.placement",
+    "guest.liveness",
+    "guest.clock",
+    "guest.network",
+    "guest.storage",
+)
+
+
+def _assert_pass(said: cli.Said) -> None:
+    assert said.returncode == 0, said.explain()
+    assert said.document["outcome"] == "PASS", said.explain()
+    for check in MUST_PASS:
+        assert said.check(check)["status"] == "PASS", said.explain()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a cold run that passed."""
+    results = tmp_path_factory.mktemp("cold")
+    said = cli.run(results, "--cold")
+    _assert_pass(said)
+    assert said.document["provenance"]["start"] == "cold"
+    return (results / "latest").resolve()
+
+
+def test_guest_survives_a_real_kexec(finished: Path) -> None:
+    text = cli.call("report", str(finished), "--format", "text")
+    assert text.returncode == 0, text.explain()
+    assert "-lu-a" in text.stdout
+    assert "-lu-b" in text.stdout
+    # no device to be watched
+    assert not (finished / "evidence" / "iommu").exists()
+
+
+def test_judge_says_the_same_with_no_machine(finished: Path) -> None:
+    said = cli.call("judge", str(finished), "--json")
+    assert said.returncode == 0, said.explain()
+    assert said.document["outcome"] == "PASS"
+
+
+def test_one_altered_digest_byte_is_fail(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    digests = copy / "evidence" / "hop-1" / "vm0" / "boot.xxh3"
+    raw = bytearray(digests.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    digests.write_bytes(raw)
+    said = cli.call("judge", str(copy), "--json")
+    assert said.returncode == 1, said.explain()
+    assert said.check("memory.content")["status"] == "FAIL"
+
+
+def test_deleted_evidence_is_error(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    (copy / "evidence" / "hop-1" / "vm0" / "boot.xxh3").unlink()
+    said = cli.call("judge", str(copy), "--json")
+    assert said.returncode == 3, said.explain()
+    assert said.check("memory.content")["status"] == "ERROR"
+
+
+def test_second_run_starts_warm(tmp_path: Path) -> None:
+    first = cli.run(tmp_path)
+    _assert_pass(first)
+    second = cli.run(tmp_path)
+    _assert_pass(second)
+    assert second.document["provenance"]["start"] == "warm", second.explain()
+
+
+def test_two_guests(tmp_path: Path) -> None:
+    _assert_pass(cli.run(tmp_path, "--guests", "2", "--guest-memory", "128M"))
+
+
+def test_hops_advance_the_generation_one_by_one(tmp_path: Path) -> None:
+    said = cli.run(tmp_path, "--hops", "3")
+    _assert_pass(said)
+    assert "3" in said.check("handover.generation")["reason"]
+
+
+@pytest.mark.parametrize("phase", ["bring-up", "brownout", "blackout", "observe-after"])
+def test_killed_tool_leaves_nothing(phase: str, tmp_path: Path) -> None:
+    tool = subprocess.Popen(
+        [*cli.TOOL, "run", "--results", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(
+            lambda: _has_started(tmp_path / "latest" / "events.jsonl", phase) or None,
+            Deadline.after(120.0, f"the phase '{phase}'"),
+        )
+    finally:
+        tool.send_signal(signal.SIGKILL)
+        tool.wait(10)
+    wait_until(
+        lambda: not cli.machines_left() or None, Deadline.after(10.0, "the machine to be gone")
+    )
+    swept = cli.call("gc")
+    assert swept.returncode == 0, swept.explain()
+    listed = cli.call("ps", "--json")
+    assert listed.returncode == 0, listed.explain()
+    assert _run_id(tmp_path) not in listed.stdout
+
+
+def _has_started(events: Path, phase: str) -> bool:
+    try:
+        text = events.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return f'"kind":"start","name":"{phase}"' in text
+
+
+def _run_id(results: Path) -> str:
+    return os.readlink(results / "latest").partition("-")[2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_takes_everything_down(number: signal.Signals, tmp_path: Path) -> None:
+    tool = subprocess.Popen(
+        [*cli.TOOL, "run", "--results", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+    )
+    wait_until(
+        lambda: _has_started(tmp_path / "latest" / "events.jsonl", "brownout") or None,
+        Deadline.after(120.0, "the brownout"),
+    )
+    began = time.monotonic()
+    tool.send_signal(number)
+    assert tool.wait(60) == 128 + number
+    assert time.monotonic() - began < 60
+    assert cli.machines_left() == []
+
+
+def test_wrong_calibration_is_seen_though_the_vmm_says_running(tmp_path: Path) -> None:
+    said = cli.run(tmp_path, "--fault", "tsc-skew")
+    assert said.returncode == 1, said.explain()
+    failed = {check["id"] for check in said.document["checks"] if check["status"] == "FAIL"}
+    assert failed & {"guest.clock", "guest.liveness"}, said.explain()
