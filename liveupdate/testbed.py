@@ -224,9 +224,9 @@ class Testbed:
 
         def wanted(event: AgentEvent) -> bool:
             if event.name == "vmm-exit" and event.guest == guest.spec.name:
-                said = event.data.get("stderr_tail") or "no reason given"
                 raise LostMachine(
-                    f"the VMM of guest '{guest.spec.name}' ended: {said}", how="exited"
+                    f"the VMM of guest '{guest.spec.name}' ended: {event.data.get('last_words')}",
+                    how="exited",
                 )
             if event.name != "guest-line" or event.guest != guest.spec.name:
                 return False

@@ -204,8 +204,15 @@ class Handover:
     # --- outgoing
 
     def prepare(self) -> dict[str, object]:
-        """Preserve the memory of running guests. Takes its time: this is the brownout."""
+        """Preserve the memory of running guests. Takes its time: this is the brownout.
+
+        :raises HandoverError: also when a guest is lost: an update that left it out in silence
+            would hide that.
+        """
         self._need("idle")
+        for guest in self._guests.values():
+            if guest.error is not None:
+                raise HandoverError("guest", f"guest '{guest.spec.name}' is lost: {guest.error}")
         self._reboot = _load_reboot()
         carrier = self.open()
         done: dict[str, object] = {}
@@ -213,7 +220,7 @@ class Handover:
             self._session = carrier.create(AGENT_SESSION)
             self._manifest = manifest.create(len(self._guests) + len(self.devices))
             self._session.preserve(self._manifest, TOKEN_MANIFEST)
-            for guest in self._live():
+            for guest in self._guests.values():
                 done[guest.spec.name] = {
                     "preserve_ns": guest.prepare(),
                     "pages": guest.spec.pages,
@@ -243,7 +250,7 @@ class Handover:
 
     def jump(self) -> None:
         """Freeze all guests and enter the loaded kernel. Returns only when that failed."""
-        guests = self._live()
+        guests = list(self._guests.values())
         errors = run_parallel([_bind(self._freeze_guest, guest) for guest in guests])
         failed = [(g, e) for g, e in zip(guests, errors, strict=True) if e is not None]
         try:
@@ -323,10 +330,6 @@ class Handover:
         if self.state not in states:
             wanted = "' or '".join(states)
             raise HandoverError("state", f"state is '{self.state}', must be '{wanted}'")
-
-    def _live(self) -> list[Guest]:
-        """Return the guests that can go on a hop; those that were lost stay where they are."""
-        return [guest for guest in self._guests.values() if guest.error is None]
 
     def _working(self) -> list[PciDevice]:
         """Return the devices that can go on a hop."""

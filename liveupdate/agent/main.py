@@ -241,8 +241,8 @@ class Agent:
             self._unhandle(vmm.payload.fileno())
         if not vmm.ending:
             status = vmm.reap()
-            guest.error = f"VMM ended with status {status}"
-            guest.tell("vmm-exit", status=status, stderr_tail=vmm.stderr_tail())
+            guest.error = f"VMM ended with status {status}; {vmm.last_words()}"
+            guest.tell("vmm-exit", status=status, last_words=vmm.last_words())
 
     # --- the call thread
 

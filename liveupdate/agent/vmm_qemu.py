@@ -28,7 +28,7 @@ ADAPTER = "cpr-reboot"
 #: under TCG a VMM takes seconds to start, and there may be many at once
 START_S = 60.0
 COMMAND_S = 30.0
-STDERR_TAIL_BYTES = 2000
+TAIL_BYTES = 2000
 
 _SAVE_SETUP: list[tuple[str, dict[str, object]]] = [
     ("migrate-set-parameters", {"mode": ADAPTER}),
@@ -160,6 +160,16 @@ def _values(schema: dict[str, dict[str, object]], enum: object) -> list[object]:
     return values if isinstance(values, list) else []
 
 
+def _tail(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - TAIL_BYTES))
+            return file.read().decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
 class QemuVmm:
     """One QEMU process: start, save or load, quit. Methods block; one thread at a time."""
 
@@ -281,13 +291,15 @@ class QemuVmm:
         self.pidfd = -1
 
     def stderr_tail(self) -> str:
-        try:
-            with open(f"{RUN_DIR}/{self.spec.name}.stderr", "rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - STDERR_TAIL_BYTES))
-                return file.read().decode("utf-8", "replace").strip()
-        except OSError:
-            return ""
+        return _tail(f"{RUN_DIR}/{self.spec.name}.stderr")
+
+    def last_words(self) -> str:
+        """Say what the VMM wrote last, and the guest on its console: with ``-no-reboot`` a guest
+        that panics is a VMM that ends in silence.
+        """
+        said = self.stderr_tail() or "nothing"
+        console = _tail(f"{RUN_DIR}/{self.spec.name}.serial") or "nothing"
+        return f"the VMM said {said}; the guest's console: {console}"
 
     # --- the guest in it
 

@@ -181,6 +181,19 @@ def test_ram_that_is_not_the_guests_is_not_read(
     drop_ram(guest)
 
 
+def test_a_lost_guest_is_not_left_out_of_an_update_in_silence(
+    control: Control, agent: Agent
+) -> None:
+    guest = agent.guests["vm0"] = make_guest(agent)
+    guest.error = "VMM ended with status 0; the guest's console: Kernel panic"
+    refused = control.call(1, "prepare")["error"]
+    assert refused["kind"] == "guest"
+    assert "'vm0' is lost" in str(refused["message"])
+    assert "Kernel panic" in str(refused["message"])
+    assert agent.handover.state == "idle"
+    drop_ram(guest)
+
+
 def test_status_without_guests_is_empty(control: Control) -> None:
     assert control.call(1, "guest_status")["ok"] == {}
 
