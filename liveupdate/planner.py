@@ -66,8 +66,11 @@ BASE_APPEND = (
 #: An emulated timer that comes late makes the check of the IO-APIC's timer (check_timer() in
 #: arch/x86/kernel/apic/io_apic.c) panic; seen in 3 boots under a loaded TCG. The emulated TSC is
 #: constant, but TCG has no CPUID bit to say so, and a KVM that does not know it keeps the first,
-#: rough calibration for its guests, whose timers die (docs/adr/0006).
-TCG_APPEND = "no_timer_check tsc=reliable setcpuid=constant_tsc,nonstop_tsc"
+#: rough calibration for its guests, whose timers die. And TCG may deliver an interrupt of a guest
+#: twice, against which our kernels have a parameter that others ignore (both: docs/adr/0006).
+TCG_APPEND = (
+    "no_timer_check tsc=reliable setcpuid=constant_tsc,nonstop_tsc kvm_amd.exit_on_inject=1"
+)
 #: stock parameters of x86: arch/x86/kernel/tsc.c and arch/x86/kernel/cpu/common.c (docs/adr/0004)
 CALIBRATION_APPEND = f"tsc_early_khz={TSC_KHZ} setcpuid=tsc_known_freq"
 #: by kind and scalable mode; AMD's is on by default

@@ -50,7 +50,7 @@ class Variant:
 
     name: str
     localversion: str
-    fragments: tuple[str, ...] = ("base", "host", "keep-dma")
+    fragments: tuple[str, ...] = ("base", "host", "keep-dma", "tcg")
     #: applied after the series, and for this variant only
     patches: tuple[str, ...] = ()
 
@@ -67,7 +67,7 @@ VARIANTS = (
     # for tests: built as if our series were not there, so that no DMA outlives a kexec
     Variant(name="stock", localversion="-lu-stock", fragments=("base", "host")),
     # for tests: boots like any other, and has lost everything. Last: it touches most objects
-    Variant(name="nokho", localversion="-lu-nokho", fragments=("base", "host", "nokho")),
+    Variant(name="nokho", localversion="-lu-nokho", fragments=("base", "host", "tcg", "nokho")),
 )
 """In the order in which they are built, so that each leaves as much as it can to the next."""
 

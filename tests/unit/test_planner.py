@@ -77,15 +77,15 @@ def test_default_plan_says_all_that_a_run_needs() -> None:
     assert made.machine.disks == (("vm0", 16 * MIB),)
     assert made.boot_append == (
         "console=ttyS0 root=/dev/vda ro init=/liveupdate-init net.ifnames=0 panic=-1 loglevel=6 "
-        "no_timer_check tsc=reliable setcpuid=constant_tsc,nonstop_tsc kho=on liveupdate=on "
-        "intel_iommu=on"
+        "no_timer_check tsc=reliable setcpuid=constant_tsc,nonstop_tsc kvm_amd.exit_on_inject=1 "
+        "kho=on liveupdate=on intel_iommu=on"
     )
     (hop,) = made.hops
     # the kernel reads only the last setcpuid=
     assert hop.append == (
         "console=ttyS0 root=/dev/vda ro init=/liveupdate-init net.ifnames=0 panic=-1 loglevel=6 "
-        f"no_timer_check tsc=reliable kho=on liveupdate=on intel_iommu=on tsc_early_khz={TSC_KHZ} "
-        "setcpuid=constant_tsc,nonstop_tsc,tsc_known_freq"
+        "no_timer_check tsc=reliable kvm_amd.exit_on_inject=1 kho=on liveupdate=on intel_iommu=on "
+        f"tsc_early_khz={TSC_KHZ} setcpuid=constant_tsc,nonstop_tsc,tsc_known_freq"
     )
     assert (hop.number, hop.incoming, hop.loader) == (1, IMAGES.incoming, "file")
     assert made.fault is None
