@@ -115,7 +115,7 @@ def _add_devices(domain: Element, spec: MachineSpec, paths: MachinePaths) -> Non
     _leaf(devices, "emulator", spec.qemu)
     if spec.iommu == "intel":
         iommu = SubElement(devices, "iommu", model="intel")
-        SubElement(iommu, "driver", intremap="on")
+        SubElement(iommu, "driver", intremap="on", eim="on")
     SubElement(devices, "controller", type="usb", model="none")
     controller = SubElement(devices, "controller", type="virtio-serial", index="0")
     _put(controller, _SERIAL_SLOT)

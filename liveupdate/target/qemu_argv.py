@@ -39,8 +39,8 @@ _ACCELS: Mapping[str, tuple[str, str]] = MappingProxyType(
 _IOMMUS: Mapping[tuple[str, bool], tuple[str, ...]] = MappingProxyType(
     {
         ("none", False): (),
-        ("intel", False): ("-device", "intel-iommu,intremap=on"),
-        ("intel", True): ("-device", "intel-iommu,intremap=on,x-scalable-mode=on"),
+        ("intel", False): ("-device", "intel-iommu,intremap=on,eim=on"),
+        ("intel", True): ("-device", "intel-iommu,intremap=on,eim=on,x-scalable-mode=on"),
         ("amd", False): ("-device", "amd-iommu,intremap=on"),
     }
 )

@@ -55,7 +55,8 @@ def test_kvm_splits_the_irqchip_only_for_an_iommu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("iommu", "device"), [("intel", "intel-iommu,intremap=on"), ("amd", "amd-iommu,intremap=on")]
+    ("iommu", "device"),
+    [("intel", "intel-iommu,intremap=on,eim=on"), ("amd", "amd-iommu,intremap=on")],
 )
 def test_iommu_comes_before_the_devices_behind_it(iommu: str, device: str) -> None:
     devices = values(argv(dataclasses.replace(SPEC, iommu=iommu)), "-device")
@@ -152,7 +153,7 @@ def test_device_is_alone_behind_a_root_port_of_its_own() -> None:
 
 def test_scalable_mode_is_intels() -> None:
     command = argv(dataclasses.replace(SPEC, scalable=True))
-    assert "intel-iommu,intremap=on,x-scalable-mode=on" in values(command, "-device")
+    assert "intel-iommu,intremap=on,eim=on,x-scalable-mode=on" in values(command, "-device")
     with pytest.raises(PlanError, match="scalable"):
         argv(dataclasses.replace(SPEC, iommu="amd", scalable=True))
 

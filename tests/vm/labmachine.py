@@ -59,7 +59,7 @@ def serve() -> Iterator[Lab]:
     argv = (
         "qemu-system-x86_64", "-name", "somebody-elses", "-nodefaults", "-display", "none",
         "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt,+x2apic", "-smp", "2", "-m", "2G",
-        "-M", "q35", "-device", "intel-iommu,intremap=on",
+        "-M", "q35", "-device", "intel-iommu,intremap=on,eim=on",
         "-kernel", images.outgoing.path, "-append", f"{APPEND} {PRESERVE}",
         "-chardev", f"socket,id=con,path={directory}/con,server=on,wait=off",
         "-serial", "chardev:con",
