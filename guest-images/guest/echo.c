@@ -23,6 +23,8 @@ struct frame {
 	struct lu_echo		echo;
 } __attribute__((packed));
 
+#define DRIVER_VIRTIO	"virtio_net"
+
 static char mac[18];
 static uint8_t mac_octets[ETH_ALEN];
 static int sock = -1;
@@ -37,32 +39,6 @@ static bool parse_mac(void)
 		      &o[0], &o[1], &o[2], &o[3], &o[4], &o[5]) == ETH_ALEN;
 }
 
-/* The first interface that is Ethernet. */
-static bool find_nic(char *name, size_t size)
-{
-	DIR *dir = opendir("/sys/class/net");
-	struct dirent *entry;
-	bool found = false;
-
-	if (!dir)
-		return false;
-	while (!found && (entry = readdir(dir))) {
-		char path[320];
-		char type[16];
-
-		if (entry->d_name[0] == '.')
-			continue;
-		snprintf(path, sizeof(path), "/sys/class/net/%s/type", entry->d_name);
-		if (!read_line(path, type, sizeof(type)) || strcmp(type, "1"))
-			continue;
-		snprintf(path, sizeof(path), "/sys/class/net/%s/address", entry->d_name);
-		found = read_line(path, mac, sizeof(mac)) && parse_mac();
-		snprintf(name, size, "%.*s", (int)size - 1, entry->d_name);
-	}
-	closedir(dir);
-	return found;
-}
-
 static bool link_up(const char *name)
 {
 	struct ifreq ifr = { 0 };
@@ -74,6 +50,56 @@ static bool link_up(const char *name)
 	return ioctl(sock, SIOCSIFFLAGS, &ifr) == 0;
 }
 
+static bool is_ethernet(const char *name)
+{
+	char path[320];
+	char type[16];
+
+	snprintf(path, sizeof(path), "/sys/class/net/%s/type", name);
+	return name[0] != '.' && read_line(path, type, sizeof(type)) && !strcmp(type, "1");
+}
+
+static bool is_virtio(const char *name)
+{
+	char path[320];
+	char target[256];
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/sys/class/net/%s/device/driver", name);
+	n = readlink(path, target, sizeof(target) - 1);
+	if (n < 0)
+		return false;
+	target[n] = '\0';
+	return !strcmp(basename(target), DRIVER_VIRTIO);
+}
+
+/* Take every interface that is Ethernet; the address that is told is the virtio one's. */
+static bool take_nics(void)
+{
+	DIR *dir = opendir("/sys/class/net");
+	struct dirent *entry;
+	bool found = false;
+
+	if (!dir)
+		return false;
+	while ((entry = readdir(dir))) {
+		char path[320];
+
+		if (!is_ethernet(entry->d_name))
+			continue;
+		if (!link_up(entry->d_name)) {
+			report("echo: %s does not go up: %s", entry->d_name, strerror(errno));
+			continue;
+		}
+		if (found && !is_virtio(entry->d_name))
+			continue;
+		snprintf(path, sizeof(path), "/sys/class/net/%s/address", entry->d_name);
+		found = (read_line(path, mac, sizeof(mac)) && parse_mac()) || found;
+	}
+	closedir(dir);
+	return found;
+}
+
 static bool is_request(const struct frame *frame, size_t len)
 {
 	const struct lu_echo *echo = &frame->echo;
@@ -83,12 +109,16 @@ static bool is_request(const struct frame *frame, size_t len)
 	       echo->crc32 == crc32_of(echo, offsetof(struct lu_echo, crc32));
 }
 
-static void answer(struct frame *frame)
+/* Answer through the interface that the request came in by, @from. */
+static void answer(struct frame *frame, const struct sockaddr_ll *from)
 {
 	struct lu_echo *echo = &frame->echo;
+	uint8_t own[ETH_ALEN];
 
+	memcpy(own, from->sll_pkttype == PACKET_HOST ? frame->eth.ether_dhost : mac_octets,
+	       ETH_ALEN);
 	memcpy(frame->eth.ether_dhost, frame->eth.ether_shost, ETH_ALEN);
-	memcpy(frame->eth.ether_shost, mac_octets, ETH_ALEN);
+	memcpy(frame->eth.ether_shost, own, ETH_ALEN);
 	echo->kind = LU_ECHO_REPLY;
 	echo->boot = config.boot;
 	echo->tick_seq = atomic_load(&state.tick_seq);
@@ -98,7 +128,8 @@ static void answer(struct frame *frame)
 	echo->tsc = read_tsc();
 	echo->crc32 = crc32_of(echo, offsetof(struct lu_echo, crc32));
 	/* A full transmit queue loses the reply, as a network may. */
-	if (send(sock, frame, sizeof(*frame), MSG_DONTWAIT) == sizeof(*frame))
+	if (sendto(sock, frame, sizeof(*frame), MSG_DONTWAIT, (const struct sockaddr *)from,
+		   sizeof(*from)) == sizeof(*frame))
 		atomic_fetch_add(&state.echo_count, 1);
 }
 
@@ -111,12 +142,15 @@ static void *echo_thread(void *arg)
 	bool failing = false;
 
 	while (!atomic_load(&state.stopped)) {
+		struct sockaddr_ll from = { 0 };
+		socklen_t from_len = sizeof(from);
 		struct frame frame;
 		ssize_t n;
 
 		if (poll(fds, ARRAY_SIZE(fds), -1) < 0 || !fds[0].revents)
 			continue;
-		n = recv(sock, &frame, sizeof(frame), MSG_DONTWAIT);
+		n = recvfrom(sock, &frame, sizeof(frame), MSG_DONTWAIT,
+			     (struct sockaddr *)&from, &from_len);
 		if (n < 0 && errno != EAGAIN && errno != EINTR) {
 			if (!failing)
 				report("echo: %s", strerror(errno));
@@ -126,8 +160,9 @@ static void *echo_thread(void *arg)
 			continue;
 		}
 		failing = false;
-		if (n > 0 && is_request(&frame, (size_t)n))
-			answer(&frame);
+		if (n > 0 && from.sll_pkttype != PACKET_OTHERHOST &&
+		    is_request(&frame, (size_t)n))
+			answer(&frame, &from);
 	}
 	return arg;
 }
@@ -140,19 +175,21 @@ bool echo_start(void)
 		.sll_family = AF_PACKET,
 		.sll_protocol = htons(LU_ECHO_ETHERTYPE),
 	};
-	char name[IFNAMSIZ];
 	int err;
 
-	if (!find_nic(name, sizeof(name))) {
-		mac[0] = '\0';
-		return false;
-	}
-	addr.sll_ifindex = (int)if_nametoindex(name);
+	/* of no interface: requests are taken from all of them */
 	sock = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
 	stop_fd = eventfd(0, EFD_CLOEXEC);
-	if (sock < 0 || stop_fd < 0 || !link_up(name) ||
-	    bind(sock, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-		report("echo on %s: %s", name, strerror(errno));
+	if (sock < 0 || stop_fd < 0) {
+		report("echo: %s", strerror(errno));
+		goto err_close;
+	}
+	if (!take_nics()) {
+		mac[0] = '\0';
+		goto err_close;
+	}
+	if (bind(sock, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
+		report("echo: %s", strerror(errno));
 		goto err_close;
 	}
 	err = pthread_create(&thread, NULL, echo_thread, NULL);
@@ -184,7 +221,7 @@ void echo_stop(void)
 		pthread_join(thread, NULL);
 }
 
-/* Return: address of the NIC, "" without one. */
+/* Return: address of the virtio NIC, or of the only other; "" without one. */
 const char *echo_mac(void)
 {
 	return mac;

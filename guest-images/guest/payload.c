@@ -5,7 +5,8 @@
  * It does what the update must not disturb, in ways that the outside can check:
  * it fills RAM with a pattern (pattern.c), counts in a page of RAM (tick.c),
  * answers on the network (echo.c) and writes a journal to its disk (journal.c).
- * One thread each, so that one that is stuck does not stop the others. The first
+ * One thread each, so that one that is stuck does not stop the others. Network
+ * cards and an NVMe disk that are passed through to it are used in the same way. The first
  * thread serves the virtio-serial port (port.c, command.c).
  *
  * What is absent (disk, NIC, port) is left out and named in `ready`.
@@ -87,6 +88,8 @@ static void read_config(void)
 
 		if (!strcmp(word, "lu.probe"))
 			config.probe = true;
+		if (!strcmp(word, "lu.nvme"))
+			config.nvme = true;
 		if (!value)
 			continue;
 		*value++ = '\0';

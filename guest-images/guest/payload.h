@@ -24,6 +24,7 @@
  * @name:		lu.name=, reduced to letters, digits, '.', '_', '-'
  * @boot:		random number of this boot
  * @probe:		lu.probe
+ * @nvme:		lu.nvme: a disk of that kind is passed through
  */
 struct config {
 	uint64_t	pattern_bytes;
@@ -33,6 +34,7 @@ struct config {
 	char		name[64];
 	uint64_t	boot;
 	bool		probe;
+	bool		nvme;
 };
 
 /**
@@ -41,7 +43,7 @@ struct config {
  * @tick_seq:		newest tick
  * @echo_count:		requests answered
  * @journal_seq:	newest durable record
- * @journal_settled:	the first record is durable, or there is no disk
+ * @journal_settled:	the first record is durable on every disk that there is
  * @pattern_pages:	0 until the pattern is filled
  * @pattern_bad:	of the last verification
  */
@@ -65,6 +67,7 @@ uint64_t read_tsc(void);
 uint64_t gpa_of(const void *addr);
 bool parse_u64(const char *text, uint64_t *value);
 bool read_line(const char *path, char *buf, size_t size);
+bool write_text(const char *path, const char *text);
 
 /**
  * struct pace - a period that does not catch up after a pause
@@ -97,7 +100,7 @@ uint64_t tick_gpa(void);
 bool echo_start(void);
 void echo_stop(void);
 const char *echo_mac(void);
-bool journal_start(void);
+void journal_start(void);
 uint64_t journal_sectors(void);
 
 /* port.c: the loop of the first thread */

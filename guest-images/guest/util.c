@@ -107,6 +107,18 @@ bool read_line(const char *path, char *buf, size_t size)
 	return true;
 }
 
+bool write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t n;
+
+	if (fd < 0)
+		return false;
+	n = write(fd, text, strlen(text));
+	close(fd);
+	return n == (ssize_t)strlen(text);
+}
+
 void pace_start(struct pace *pace, uint64_t period_ms)
 {
 	pace->period_ns = period_ms * NSEC_PER_MSEC;
