@@ -10,14 +10,16 @@ import contextlib
 from collections.abc import Mapping
 
 from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import DeadlineExceeded, LiveUpdateError
+from liveupdate.errors import DeadlineExceeded, EvidenceError, LiveUpdateError
 from liveupdate.formats.frames import build_frame
+from liveupdate.formats.qemu_pci import find_function
+from liveupdate.guest_use import GuestUseWatch
 from liveupdate.model import codec
 from liveupdate.model.evidence import DeviceFacts, FrameAccount, Landed
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.frames import FrameSender
 from liveupdate.steps import Steps
-from liveupdate.target.qemu_argv import device_mac
+from liveupdate.target.qemu_argv import device_id, device_mac, throttle_id
 from liveupdate.testbed import WIRE_MAC, DeviceStatus, Testbed
 from liveupdate.transport.agent import AgentEvent
 
@@ -28,6 +30,8 @@ GIVE_BACK_S = 15.0
 #: frames that were taken by the wire are in the account a moment later
 DRAIN_S = 5.0
 _PAUSE_S = 0.05
+_LIMIT_S = 10.0
+_BLOCKS, _BLOCK_BYTES = 4096, 512
 
 
 def start_devices(bed: Testbed, steps: Steps) -> None:
@@ -35,14 +39,37 @@ def start_devices(bed: Testbed, steps: Steps) -> None:
 
     :raises RemoteError: one cannot be had; the reason names it.
     """
-    if not bed.plan.devices:
+    specs = [spec for spec in bed.plan.devices if spec.guest is None]
+    if not specs:
         return
-    with steps.step("start-devices", devices=len(bed.plan.devices)):
+    for spec in specs:
+        if spec.kind == "nvme":
+            _fill_namespace(bed, spec)
+    with steps.step("start-devices", devices=len(specs)):
         bed.call(
             "start_devices",
-            {"devices": [_start_args(bed, spec) for spec in bed.plan.devices]},
+            {"devices": [_start_args(bed, spec) for spec in specs]},
             timeout_s=START_S,
         )
+
+
+def find_guests_own(bed: Testbed) -> Mapping[str, str]:
+    """Find the addresses of the devices that guests have, by name: buses have numbers by now.
+
+    :raises EvidenceError: QEMU does not know one.
+    """
+    wanted = [spec.name for spec in bed.plan.devices if spec.guest is not None]
+    if not wanted:
+        return {}
+    deadline = Deadline.after(_LIMIT_S, "QEMU's list of PCI devices")
+    answer = bed.own_machine.qmp.execute("query-pci", {}, deadline)
+    found: dict[str, str] = {}
+    for name in wanted:
+        function = find_function(answer, device_id(name))
+        if function is None:
+            raise EvidenceError(f"QEMU knows no PCI device '{device_id(name)}'")
+        found[name] = function.address.bdf
+    return found
 
 
 def _start_args(bed: Testbed, spec: DeviceSpec) -> dict[str, object]:
@@ -51,9 +78,35 @@ def _start_args(bed: Testbed, spec: DeviceSpec) -> dict[str, object]:
         "kind": spec.kind,
         "bdf": spec.bdf or "",
         "access": spec.access,
+        "tier": spec.tier,
         "entries": spec.ring,
+        "extra": spec.mapped_bytes or 0,
         "stream": str(bed.stream),
     }
+
+
+def _fill_namespace(bed: Testbed, spec: DeviceSpec) -> None:
+    """Put a frame into each block that is read, and set how fast they can be.
+
+    The size of a block and their number are those of ``liveupdate/agent/nvme.py``.
+    """
+    blocks = b"".join(
+        build_frame(destination=WIRE_MAC, source=WIRE_MAC, stream=bed.stream, number=number).ljust(
+            _BLOCK_BYTES, b"\0"
+        )
+        for number in range(_BLOCKS)
+    )
+    with bed.own_machine.namespaces[spec.name].open("r+b") as file:
+        file.write(blocks)
+    bed.own_machine.qmp.execute(
+        "qom-set",
+        {
+            "path": f"/objects/{throttle_id(spec.name)}",
+            "property": "limits",
+            "value": {"iops-total": spec.rate},
+        },
+        Deadline.after(_LIMIT_S, "QEMU to limit a disk"),
+    )
 
 
 def stop_devices(bed: Testbed, steps: Steps) -> None:
@@ -103,21 +156,35 @@ class DeviceHop:
         self._senders = senders
         self._steps = steps
         self._mark = bed.host.agent.mark()
+        self._uses = {
+            spec.name: GuestUseWatch(bed, spec, spec.guest, steps)
+            for spec in bed.plan.devices
+            if spec.guest is not None
+        }
         self._before: Mapping[str, DeviceStatus] = {}
         self._after: Mapping[str, DeviceStatus] = {}
 
     def begin(self) -> None:
         """Note where the accounts stand, and let frames flow."""
-        if not self._senders:
+        if not self._bed.plan.devices:
             return
         self._before = read_status(self._bed)
         for sender in self._senders.values():
             sender.resume()
+        for use in self._uses.values():
+            use.begin()
+
+    def resumed(self) -> None:
+        """See what guests do with their own devices, now that they run again."""
+        for use in self._uses.values():
+            use.resumed()
 
     def end(self) -> None:
         """Stop the flow, wait for what is on its way, and read the accounts."""
-        if not self._senders:
+        if not self._bed.plan.devices:
             return
+        for use in self._uses.values():
+            use.end()
         last = {name: sender.pause() for name, sender in self._senders.items()}
 
         def drained() -> bool:
@@ -136,17 +203,18 @@ class DeviceHop:
 
     def store(self) -> None:
         """Store what there is; frames go on to nobody when the hop ended early."""
+        for use in self._uses.values():
+            use.close()
         for name, sender in self._senders.items():
             sender.pause()
             self._bed.record.put_frames(self._hop, name, sender.take())
+        for name in self._before:
             facts = self._facts(name)
             if facts is not None:
                 self._bed.record.put_device(self._hop, facts)
 
     def _facts(self, name: str) -> DeviceFacts | None:
-        before, after = self._before.get(name), self._after.get(name)
-        if before is None:
-            return None
+        before, after = self._before[name], self._after.get(name)
         events = {
             event.name: event
             for event in self._bed.host.agent.events(self._mark)
@@ -169,6 +237,7 @@ class DeviceHop:
                 after=after.account if after else None,
                 not_kept=_text(not_kept, "message") if not_kept else None,
                 error=error,
+                use=self._uses[name].facts() if name in self._uses else None,
             )
         except codec.CodecError as problem:
             self._steps.note("device-facts-garbled", device=name, error=str(problem))

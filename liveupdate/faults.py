@@ -162,6 +162,14 @@ _TABLE = (
         1,
     ),
     _fault(
+        "region-version",
+        "blackout",
+        "what describes the region's content says another version, changed from outside",
+        "handover.session",
+        "FAIL",
+        1,
+    ),
+    _fault(
         "region-full",
         "brownout",
         "the region is full when the VM state has to go in",

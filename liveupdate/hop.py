@@ -7,12 +7,14 @@ runner turns it into an incident after the hop has stored what it had seen.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from liveupdate import inject
+from liveupdate.asked import ask_facts, read_over_ssh, record_vmm, verify_pattern
 from liveupdate.deadline import Deadline, wait_until
 from liveupdate.devices import DeviceHop
 from liveupdate.errors import (
@@ -22,11 +24,13 @@ from liveupdate.errors import (
     LostMachine,
     RemoteError,
 )
-from liveupdate.formats import payload
+from liveupdate.formats import kho_map
 from liveupdate.formats.journal import JournalError
 from liveupdate.model import codec
-from liveupdate.model.evidence import Incident, JournalFacts, KernelFacts, SessionFacts
+from liveupdate.model.costs import CostFacts, HandedOver
+from liveupdate.model.evidence import Incident, SessionFacts
 from liveupdate.model.plan import Hop
+from liveupdate.model.use import JournalFacts
 from liveupdate.oracle import DeviceOracle
 from liveupdate.physmem import Page
 from liveupdate.planner import fill_append
@@ -40,12 +44,13 @@ from liveupdate.testbed import GuestHandle, Testbed, disk_of
 from liveupdate.timeline import phases
 from liveupdate.transport.agent import AgentEvent
 from liveupdate.transport.console import ConsoleLine
+from liveupdate.units import PAGE_BYTES
 from liveupdate.watch import Watchers
 
 #: events of the agent that are moments of the timeline
 _MOMENTS = (
-    "paused", "saved", "preserved", "jumping", "hello", "retrieved", "vmm-up", "loaded", "resumed",
-    "restored",
+    "falling-asleep", "asleep", "paused", "saved", "preserved", "jumping", "hello", "retrieved",
+    "vmm-up", "loaded", "awake", "resumed", "restored",
 )  # fmt: skip
 #: a pass over a guest's pages that takes longer than this is given up
 _DIGEST_S = 120.0
@@ -116,15 +121,19 @@ class HopRun:
         for phase in phases(self._n, self._moments, names):
             record.put_phase(phase)
         for name in names:
-            for moment in ("paused", "resumed"):
-                if (moment, name) in self._moments:
-                    record.put_mark(self._n, name, moment, self._moments[moment, name])
+            paused = self._moments.get(("paused", name))
+            # one that sleeps has been out since it was told to
+            paused = self._moments.get(("falling-asleep", name), paused)
+            resumed = self._moments.get(("resumed", name))
+            for moment, at_ns in (("paused", paused), ("resumed", resumed)):
+                if at_ns is not None:
+                    record.put_mark(self._n, name, moment, at_ns)
 
     # --- brownout
 
     def _record_before(self) -> None:
         bed = self._bed
-        facts = self._ask_facts()
+        facts = ask_facts(bed)
         bed.record.put_facts(self._n, "before", facts)
         self._tsc_khz = facts.tsc_khz
         for guest in self._payload_guests():
@@ -139,6 +148,8 @@ class HopRun:
         self._strike(inject.BEFORE)
         bed.call("prepare", timeout_s=timeouts.prepare_s)
         self._note("prepared")
+        self._record_costs("before")
+        self._record_handed_over()
         for guest in bed.guests:
             guest.pfns = bed.read_pfns(guest)
             bed.record.put_pfns(self._n, guest.spec.name, "before", guest.pfns)
@@ -158,6 +169,36 @@ class HopRun:
         self._note("loaded-kernel")
         self._oracle.begin()
         self._strike(inject.BROWNOUT)
+
+    def _record_costs(self, when: str) -> None:
+        """Ask what it costs. A figure that cannot be had is missing, and no reason to stop."""
+        try:
+            costs = codec.decode(CostFacts, dict(self._bed.call("costs")), "costs")
+        except (RemoteError, codec.CodecError) as error:
+            self._steps.note("costs-not-told", hop=self._n, when=when, error=str(error))
+            return
+        self._bed.record.put_costs(self._n, when, costs)
+
+    def _record_handed_over(self) -> None:
+        """Walk KHO's map from outside; only a kernel that was booted cold says where it is."""
+        bed = self._bed
+        machine = bed.machine
+        if machine is None:
+            return
+        try:
+            answer = bed.call("kho_map")
+            fdt = base64.b64decode(str(answer.get("fdt")), validate=True)
+            if not fdt:
+                return
+            found = kho_map.walk(kho_map.find_map(fdt), lambda at: machine.ram.read(at, PAGE_BYTES))
+            ours = answer.get("preserved_bytes")
+            if not isinstance(ours, int):
+                raise EvidenceError("the agent does not say how much it preserved")
+        except (RemoteError, EvidenceError, ValueError) as error:
+            self._steps.note("handover-not-walked", hop=self._n, error=str(error))
+            return
+        facts = HandedOver(nodes=found.nodes, folios=found.folios, ours_bytes=ours)
+        bed.record.put_handed_over(self._n, facts)
 
     # --- blackout
 
@@ -230,6 +271,7 @@ class HopRun:
 
     def _observe_after(self) -> None:
         window = Deadline.after(self._bed.plan.observe.after_s, "the observation window")
+        self._devices.resumed()
         self._collect_moments()
         for guest in self._payload_guests():
             resumed = self._moments.get(("resumed", guest.spec.name))
@@ -240,7 +282,7 @@ class HopRun:
                 self._moments["ticked", guest.spec.name] = wait_until(
                     _first_tick(self._watchers, guest, resumed), window
                 )
-        self._read_over_ssh()
+        read_over_ssh(self._bed, self._n)
         if not window.expired:
             time.sleep(window.remaining_s)
 
@@ -251,66 +293,26 @@ class HopRun:
             # Whether the machine was reset is only known through the monitor.
             bed.record.add_incident(Incident(kind="lost-qmp", hop=self._n, text=lost))
         self._oracle.end()
-        bed.record.put_facts(self._n, "after", self._ask_facts())
+        bed.record.put_facts(self._n, "after", ask_facts(bed))
+        self._record_costs("after")
         self._devices.end()
         status = bed.call("guest_status")
         for guest in bed.guests:
             name = guest.spec.name
-            self._record_vmm(name, status.get(name))
+            record_vmm(bed, self._n, name, status.get(name))
             if ("resumed", name) not in self._moments:
                 continue
             with contextlib.suppress(RemoteError):
                 guest.pfns = bed.read_pfns(guest)
                 bed.record.put_pfns(self._n, name, "after", guest.pfns)
         for guest in self._payload_guests():
-            self._verify_pattern(guest)
+            verify_pattern(bed, self._n, guest, self._steps)
             journal = self._scan(guest)
             if journal is not None:
                 bed.record.put_journal_facts(self._n, guest.spec.name, "after", journal)
         with contextlib.suppress(RemoteError):
             # Nothing was recovered: there is no session to finish, which the evidence says already.
             bed.call("finish")
-
-    def _record_vmm(self, name: str, status: object) -> None:
-        if not isinstance(status, dict):
-            self._bed.record.put_vmm_status(self._n, name, None)
-            return
-        error = status.get("error")
-        state = status.get("status")
-        self._bed.record.put_vmm_status(self._n, name, state if isinstance(state, str) else None)
-        if error:
-            self._bed.record.add_incident(
-                Incident(kind="vmm-lost", hop=self._n, guest=name, text=str(error))
-            )
-
-    def _verify_pattern(self, guest: GuestHandle) -> None:
-        """Ask the payload to read its own pattern back; a guest that is dead cannot answer."""
-        bed = self._bed
-        try:
-            mark = bed.command(guest, payload.VERIFY)
-            pages = guest.ready.pattern_pages if guest.ready is not None else 0
-            timeout_s = bed.plan.timeouts.restore_s + pages * _VERIFY_PAGE_S
-            deadline = Deadline.after(timeout_s, "the pattern check")
-            line = bed.wait_payload(guest, payload.Verified, deadline, since=mark)
-        except (RemoteError, DeadlineExceeded, EvidenceError, LostMachine) as error:
-            self._steps.note("pattern-not-verified", guest=guest.spec.name, error=str(error))
-            return
-        assert isinstance(line, payload.Verified)
-        bed.record.put_pattern(self._n, guest.spec.name, line.to_facts())
-
-    def _read_over_ssh(self) -> None:
-        """Read boot_id and nonce through the second way in."""
-        bed = self._bed
-        deadline = Deadline.after(bed.plan.timeouts.incoming_s / 2, "SSH to the incoming kernel")
-        try:
-            answer = bed.ssh(deadline).run(
-                ("cat", "/proc/sys/kernel/random/boot_id", "/run/liveupdate/nonce"), deadline
-            )
-        except LiveUpdateError as error:
-            bed.record.add_incident(Incident(kind="lost-ssh", hop=self._n, text=str(error)))
-            return
-        boot_id, _, nonce = answer.stdout.decode(errors="replace").strip().partition("\n")
-        bed.record.put_ssh(self._n, boot_id, nonce.strip() == bed.nonce)
 
     # --- small things
 
@@ -354,9 +356,6 @@ class HopRun:
 
     def _note(self, moment: str) -> None:
         self._moments[moment, ""] = time.monotonic_ns()
-
-    def _ask_facts(self) -> KernelFacts:
-        return codec.decode(KernelFacts, dict(self._bed.call("facts")), "facts")
 
     def _scan(self, guest: GuestHandle) -> JournalFacts | None:
         assert guest.ready is not None

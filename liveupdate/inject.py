@@ -19,19 +19,17 @@ from liveupdate.formats.iommu_walk import ADDRESS_MASK
 from liveupdate.formats.qemu_pci import find_function
 from liveupdate.formats.vtd_paging import find_leaf
 from liveupdate.formats.vtd_tables import decode_unit, find_entry
+from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.probes.qemu_machine import Machine
 from liveupdate.target.qemu_argv import device_id
 from liveupdate.testbed import Testbed
-from liveupdate.units import MIB, PhysAddr
+from liveupdate.units import MIB, PhysAddr, format_addr
 
 Strike = Callable[[Testbed], None]
 Table = Mapping[str, Strike]
 
 #: how far ``clock-jump`` steps the guest's wall clock
 CLOCK_JUMP_NS = 30_000_000_000
-#: in a field that the checksum covers and nothing else does: of ext4 the time of the last mount's
-#: low byte; of ours see guest-images/modules
-SUPERBLOCK_BYTE = 1024 + 0x2C
 _CALL_S = 10.0
 #: how many frames ``drop-frames`` lets get lost, and how many still get through before
 DROPPED = 5
@@ -118,9 +116,28 @@ def _record_version(bed: Testbed) -> None:
 
 
 def _region_corrupt(bed: Testbed) -> None:
-    region = bed.plan.region
-    assert region is not None  # the planner refuses the fault without one
-    bed.own_machine.ram.flip_bit(region.start + SUPERBLOCK_BYTE, 0)
+    _flip_in_region(bed, MECHANISMS[bed.plan.mechanism].corrupt_at)
+
+
+def _region_version(bed: Testbed) -> None:
+    _flip_in_region(bed, MECHANISMS[bed.plan.mechanism].version_at)
+
+
+def _flip_in_region(bed: Testbed, at: int) -> None:
+    bed.own_machine.ram.flip_bit(_find_description(bed) + at, 1)
+
+
+def _find_description(bed: Testbed) -> int:
+    marker, region = MECHANISMS[bed.plan.mechanism].marker, bed.plan.region
+    if marker is None:
+        assert region is not None  # the planner refuses the fault without one
+        assert region.start is not None
+        return region.start
+    found = bed.own_machine.ram.find_pages(bed.own_machine.ram_fd, marker)
+    if len(found) != 1:
+        places = ", ".join(map(format_addr, found)) or "nowhere"
+        raise EvidenceError(f"what describes the region must be in one place, it is in: {places}")
+    return found[0]
 
 
 def _region_full(bed: Testbed) -> None:
@@ -253,6 +270,7 @@ BLACKOUT: Table = MappingProxyType(
         "corrupt-record": _corrupt_record,
         "record-version": _record_version,
         "region-corrupt": _region_corrupt,
+        "region-version": _region_version,
         "guest-disk-lost": _guest_disk_lost,
         "ssh-drop": _ssh_drop,
         "qmp-drop": _qmp_drop,

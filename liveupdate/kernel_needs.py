@@ -16,6 +16,8 @@ def check_kernels(
 ) -> None:
     """Both kernels must have every ABI of the mechanism, and the same."""
     name = fault.name if fault is not None else ""
+    for kernel, key in ((images.outgoing, "kernel"), (images.incoming, "next_kernel")):
+        _need_modules(kernel, mechanism, where(scenario, key))
     out_where = where(scenario, "kernel") if scenario.kernel else "outgoing kernel"
     in_where = where(scenario, "next_kernel") if scenario.next_kernel else "incoming kernel"
     _need_abi(images.outgoing, mechanism, out_where)
@@ -43,6 +45,15 @@ def check_kernels(
             f"{in_where}: '{images.incoming.path}' has another handover ABI"
             f" ({', '.join(differing)})",
             hint="the incoming kernel could not read what the outgoing one leaves",
+        )
+
+
+def _need_modules(kernel: KernelImage, mechanism: Requirements, place: str) -> None:
+    if mechanism.modules and not kernel.modules:
+        raise PlanError(
+            f"{place}: mechanism '{mechanism.name}' needs our modules"
+            f" ({', '.join(mechanism.modules)}), which are not built for kernel '{kernel.path}'",
+            hint="leave the kernel out, or choose a mechanism that needs none: luo-memfd",
         )
 
 

@@ -8,16 +8,18 @@ plan it does nothing at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
 from liveupdate.deadline import Deadline
 from liveupdate.errors import LiveUpdateError
 from liveupdate.formats.iommu import parse_bdf
+from liveupdate.formats.keep_dma import parse_preserved
 from liveupdate.formats.malformed import MalformedError
 from liveupdate.model.evidence import ConfigFacts, Incident, MappingFacts
 from liveupdate.probes.iommu import IommuWatcher
-from liveupdate.probes.iommu_inside import read_inside
+from liveupdate.probes.iommu_inside import from_driver, read_inside
 from liveupdate.steps import Steps
 from liveupdate.target.qemu_argv import device_id
 from liveupdate.testbed import Testbed
@@ -35,6 +37,7 @@ class DeviceOracle:
         self._hop = hop
         self._steps = steps
         self._watcher: IommuWatcher | None = None
+        self._mark = 0
         self._stack = ExitStack()
 
     def begin(self) -> None:
@@ -42,6 +45,7 @@ class DeviceOracle:
         bed = self._bed
         if not bed.plan.devices:
             return
+        self._mark = bed.host.console.mark()
         monitor = QuickQmp(bed.own_machine.watch_path)
         self._watcher = IommuWatcher(
             monitor,
@@ -89,6 +93,11 @@ class DeviceOracle:
         record.put_bindings(self._hop, found.bindings)
         record.put_tables(self._hop, found.tables)
         record.put_device_events(self._hop, found.events)
+        for line in self._bed.host.console.lines(self._mark):
+            kept = parse_preserved(line.text)
+            if kept is not None:
+                record.put_kept_tables(self._hop, kept)
+                break
 
     def _close(self) -> None:
         try:
@@ -107,12 +116,23 @@ class DeviceOracle:
         assert self._watcher is not None
         deadline = Deadline.after(_INSIDE_S, "the kernel's own view of its translation tables")
         try:
+            if self._watcher.unit == "amd":
+                self._put(self._ask_driver(moment), ())
+                return
             ssh = self._bed.ssh(deadline)
             for device in self._watcher.devices:
                 self._put(read_inside(ssh, parse_bdf(device.function), moment, deadline), ())
         except LiveUpdateError as error:
             # The check that compares the two views says what is missing.
             self._steps.note("inside-view-missing", moment=moment, error=str(error))
+
+    def _ask_driver(self, moment: str) -> Iterator[MappingFacts]:
+        assert self._watcher is not None
+        for device in self._watcher.devices:
+            began = time.monotonic_ns()
+            iova, pfns = self._bed.device_frames(device.name)
+            took = time.monotonic_ns() - began
+            yield from_driver(parse_bdf(device.function), iova, pfns, moment, began, took)
 
     def _trouble(self, what: str, error: BaseException) -> None:
         self._bed.record.add_incident(

@@ -15,10 +15,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from liveupdate.device_needs import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
 from liveupdate.errors import PlanError, ScenarioError
 from liveupdate.faults import DEVICE_FAULTS, FAULTS, Fault
 from liveupdate.kernel_needs import check_kernels
 from liveupdate.load import where
+from liveupdate.model.kinds import FED_KINDS
 from liveupdate.model.plan import (
     FaultPlan,
     Hop,
@@ -31,7 +33,7 @@ from liveupdate.model.scenario import Scenario
 from liveupdate.preserve import region as regions
 from liveupdate.preserve.base import KHO, Requirements
 from liveupdate.preserve.registry import MECHANISMS
-from liveupdate.set_aside import fill_region, find_region, region_bytes
+from liveupdate.set_aside import fill_region, find_region, piece_bytes
 from liveupdate.targets import CHECK_NEEDS, FAULT_NEEDS, split_target
 from liveupdate.units import GIB, MIB, PAGE_BYTES, format_size
 
@@ -73,10 +75,6 @@ TCG_APPEND = (
 )
 #: stock parameters of x86: arch/x86/kernel/tsc.c and arch/x86/kernel/cpu/common.c (docs/adr/0004)
 CALIBRATION_APPEND = f"tsc_early_khz={TSC_KHZ} setcpuid=tsc_known_freq"
-#: by kind and scalable mode; AMD's is on by default
-IOMMU_APPEND: Mapping[tuple[str, bool], str] = MappingProxyType(
-    {("intel", False): "intel_iommu=on", ("intel", True): "intel_iommu=on,sm_on"}
-)
 
 NO_DEVICE = "the scenario has no device whose DMA is to go on"
 NO_IOMMU = "the scenario has no device whose translation is to be preserved"
@@ -153,7 +151,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
     """
     mechanism = _mechanism(scenario)
     fault = _fault(scenario, mechanism)
-    _check_devices(scenario, mechanism)
+    check_devices(scenario, mechanism)
     check_kernels(scenario, images, mechanism, fault)
     memory_bytes = host_memory(scenario, mechanism)
     target, place = split_target(scenario.target)
@@ -220,8 +218,13 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         observe=scenario.observe,
         budget=scenario.budget,
         fault=None if fault is None else FaultPlan(name=fault.name, expected=fault.expected),
-        # a saved host is loaded into the very same QEMU command line, and ours only
-        cold=scenario.cold or target.name != "qemu",
+        # a saved host is loaded into the very same QEMU command line, and ours only; fragmented
+        # memory is made anew for each run; and QEMU has no way to save every device
+        cold=scenario.cold
+        or target.name != "qemu"
+        or scenario.host.fragment > 0
+        or not can_be_saved(scenario),
+        fragment=scenario.host.fragment,
         skips=_skips(scenario, mechanism),
         seed=_seed(scenario),
         witnesses=mechanism.witnesses,
@@ -251,6 +254,7 @@ def host_memory(scenario: Scenario, mechanism: Requirements) -> int:
     :raises ScenarioError: the user's own value does not hold the guests.
     """
     guests = sum(guest.memory_bytes + VMM_BYTES for guest in scenario.guests)
+    guests += mapped_bytes(scenario)
     given = scenario.host.memory_bytes
     if given is not None:
         if given < guests + HOST_LEAST_BYTES:
@@ -260,10 +264,10 @@ def host_memory(scenario: Scenario, mechanism: Requirements) -> int:
                 hint=f"at least {format_size(guests + HOST_LEAST_BYTES)}, or leave it out",
             )
         return given
-    region = region_bytes(scenario, mechanism)
-    if region is not None:
+    piece = piece_bytes(scenario, mechanism)
+    if piece is not None:
         vmms = VMM_BYTES * len(scenario.guests)
-        return max(MIN_HOST_BYTES, regions.least_memory(region, vmms + HOST_OVERHEAD_BYTES))
+        return max(MIN_HOST_BYTES, regions.least_memory(piece, vmms + HOST_OVERHEAD_BYTES))
     step = 128 * MIB
     return max(MIN_HOST_BYTES, -(-(guests + HOST_OVERHEAD_BYTES) // step) * step)
 
@@ -321,29 +325,6 @@ def _fault(scenario: Scenario, mechanism: Requirements) -> Fault | None:
     return found
 
 
-def _check_devices(scenario: Scenario, mechanism: Requirements) -> None:
-    iommu = scenario.iommu
-    if iommu.scalable and iommu.kind != "intel":
-        raise ScenarioError(
-            f"an IOMMU of kind '{iommu.kind}' has no scalable mode",
-            where=where(scenario, "iommu.scalable"),
-        )
-    for device in scenario.devices:
-        place = where(scenario, f"device.{device.name}.name")
-        if iommu.kind != "intel":
-            raise ScenarioError(
-                f"device '{device.name}': our kernels keep DMA with an Intel IOMMU only",
-                where=place,
-                hint='set iommu.kind = "intel"',
-            )
-        if mechanism.name != "luo-memfd":
-            raise ScenarioError(
-                f"device '{device.name}': its buffers are carried over by mechanism 'luo-memfd',"
-                f" not by '{mechanism.name}'",
-                where=place,
-            )
-
-
 def _close(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
@@ -361,7 +342,8 @@ def _check_room(scenario: Scenario, machine: MachineFacts, memory_bytes: int) ->
             hint="use fewer or smaller guests",
         )
     pages = sum(guest.memory_bytes for guest in scenario.guests) // PAGE_BYTES
-    frames = sum(device.rate for device in scenario.devices) * FRAMES_S
+    fed = [each for each in scenario.devices if each.kind in FED_KINDS and each.guest is None]
+    frames = sum(each.rate for each in fed) * FRAMES_S
     disk = RUN_BYTES + scenario.hops * frames * EVIDENCE_PER_FRAME
     disk += sum(guest.disk_bytes for guest in scenario.guests if guest.image is None)
     if scenario.observe.memory:
@@ -463,7 +445,7 @@ def _drop(append: str, names: tuple[str, ...]) -> str:
 def _skips(scenario: Scenario, mechanism: Requirements) -> tuple[tuple[str, str], ...]:
     """Checks that nothing in this scenario can answer, with the reason."""
     skips: list[tuple[str, str]] = []
-    if not any(device.tier == "continuous" for device in scenario.devices):
+    if not scenario.devices:
         skips += [(check, NO_IOMMU) for check in IOMMU_CHECKS]
         skips += [(check, NO_DEVICE) for check in DEVICE_CHECKS]
     target, _ = split_target(scenario.target)

@@ -53,6 +53,7 @@ _GUARD_TREE = (
 )
 
 Sink = int | IO[bytes] | None
+PIPE = subprocess.PIPE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +196,7 @@ def spawn(
 ) -> Child:
     """Start a command and return at once.
 
-    :param stdout: a file, a descriptor, ``subprocess.PIPE`` or ``DEVNULL``; ``stderr`` likewise.
+    :param stdout: a file, a descriptor, :data:`PIPE` or ``DEVNULL``; ``stderr`` likewise.
     :param pass_fds: descriptors the child gets under the same numbers.
     :param pdeathsig: the child is killed when this process ends, however it ends.
     :param tree: see :func:`run`.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from liveupdate.model.kinds import DEVICE_KINDS
 from liveupdate.model.scenario import MAX_GUEST_BYTES, MIN_GUEST_BYTES
 from liveupdate.units import GIB, KIB, MIB, PAGE_BYTES
 
@@ -89,12 +90,39 @@ GUEST = (
 
 DEVICE = (
     _key("name", "name", "unique, at most 20 characters"),
-    _key("kind", "choice", "what it is", choices=("igb",)),
-    _key("tier", "choice", "what becomes of its DMA at the kexec", choices=("continuous",)),
+    _key("kind", "choice", "what it is", choices=DEVICE_KINDS),
+    _key("guest", "name", "the guest it is passed through to; the host's own driver when absent"),
+    _key(
+        "tier",
+        "choice",
+        "what becomes of its DMA at the kexec",
+        choices=("continuous", "quiesce"),
+    ),
     _key("bdf", "bdf", "its PCI address there; the first free one of its kind when absent"),
     _key("access", "choice", "how VFIO is used", choices=("container", "cdev")),
-    _key("ring", "integer", "receive descriptors", low=64, high=4096),
-    _key("rate", "integer", "frames per second that are sent to it", low=1, high=5000),
+    _key(
+        "ring",
+        "integer",
+        "receive descriptors; reads in flight (nvme, at most 1023 of them)",
+        low=64,
+        high=4096,
+    ),
+    _key(
+        "rate",
+        "integer",
+        "frames per second that are sent to it, or that it reads (nvme)",
+        low=1,
+        high=5000,
+    ),
+    _key(
+        "mapped",
+        "size",
+        "memory that is mapped for it besides, in pages of 4 KiB that lie scattered",
+        low=PAGE_BYTES,
+        high=GIB,
+        step=PAGE_BYTES,
+        nullable=True,
+    ),
 )
 
 IOMMU = (
@@ -115,6 +143,13 @@ HOST = (
     _key("vcpus", "integer", "virtual CPUs", low=1, high=64),
     _key("append", "words", "added to both kernels' command lines"),
     _key("next_append", "words", "added to the incoming kernel's command line only"),
+    _key(
+        "fragment",
+        "number",
+        "share of free 2 MiB blocks that is spoilt before guests are started; the host boots anew",
+        low=0,
+        high=1,
+    ),
 )
 
 TIMEOUTS = (
@@ -133,6 +168,7 @@ OBSERVE = (
     _duration("tick_sample", 0.001, 1, "between two readings of a tick page"),
     _duration("echo_interval", 0.001, 1, "between two network echoes"),
     _key("memory", "boolean", "digest the guests' memory; leave out to measure what that costs"),
+    _key("hugetlb", "boolean", "time what hugetlbfs takes for the guests' RAM, before they start"),
 )
 
 BUDGET = (

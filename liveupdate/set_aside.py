@@ -17,7 +17,7 @@ def fill_region(append: str, region: Region | None) -> str:
     if region is None:
         return append
     filled = append.replace(SIZE, f"{region.size_bytes:#x}")
-    return filled.replace(START, f"{region.start:#x}")
+    return filled if region.start is None else filled.replace(START, f"{region.start:#x}")
 
 
 def region_bytes(scenario: Scenario, mechanism: Requirements) -> int | None:
@@ -27,20 +27,32 @@ def region_bytes(scenario: Scenario, mechanism: Requirements) -> int | None:
     return regions.region_bytes(guests + mechanism.region_spare_bytes)
 
 
+def piece_bytes(scenario: Scenario, mechanism: Requirements) -> int | None:
+    """Return how much RAM has to be in one piece for the region.
+
+    A kernel that places it itself has made early allocations before, the array of struct pages
+    among them, at the end of the RAM that is to hold the region.
+    """
+    size = region_bytes(scenario, mechanism)
+    if size is None or START in mechanism.append:
+        return size
+    return regions.region_bytes(size + size // 32 + regions.SECTION_BYTES)
+
+
 def find_region(scenario: Scenario, mechanism: Requirements, memory_bytes: int) -> Region | None:
-    """Find the place that this mechanism has set aside.
+    """Find the place that this mechanism has set aside, or how large it is.
 
     :raises ScenarioError: the host's RAM, as the user wants it, has none.
     """
-    size = region_bytes(scenario, mechanism)
-    if size is None:
+    size, piece = region_bytes(scenario, mechanism), piece_bytes(scenario, mechanism)
+    if size is None or piece is None:
         return None
-    found = regions.place(memory_bytes, size)
+    found = regions.place(memory_bytes, piece)
     if found is None:
         raise ScenarioError(
             f"host.memory {format_size(memory_bytes)} has no place for a region of"
-            f" {format_size(size)}",
+            f" {format_size(piece)}",
             where=where(scenario, "host.memory"),
             hint="leave it out, or give more",
         )
-    return found
+    return found if START in mechanism.append else Region(start=None, size_bytes=size)

@@ -68,6 +68,7 @@ find_missing_for_tests() {
 	need /usr/include/libvirt/libvirt.h libvirt-dev
 	need "/usr/include/python3*/Python.h" python3-dev
 	need pkg-config pkg-config
+	need sparse sparse
 }
 
 find_missing() {
@@ -208,7 +209,7 @@ if [ -n "$dry_run" ] || [ ! -x "$venv/bin/liveupdate" ] ||
 	packages
 	say "virtual environment in $venv"
 	[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-	extras=dev${tests:+,libvirt}
+	extras=dev${tests:+,libvirt,labgrid}
 	"$venv/bin/pip" install --quiet --disable-pip-version-check --editable "${here}[$extras]"
 	echo "$want" >>"$stamp"
 	# Whoever has all that the tests need has all that a run needs.

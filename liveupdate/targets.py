@@ -77,6 +77,7 @@ FAULT_NEEDS: Mapping[str, str] = MappingProxyType(
     {
         "flip-bit": "physical_memory",
         "region-corrupt": "physical_memory",
+        "region-version": "physical_memory",
         "clock-jump": "clock",
         "tsc-skew": "clock",
         "cold-reset": "monitor",

@@ -162,6 +162,17 @@ class Testbed:
         """Ask the running kernel where the guest's RAM lies (inside view)."""
         return decode_pfns(self.call("pfns", {"guest": guest.spec.name}, timeout_s=60.0))
 
+    def device_frames(self, name: str) -> tuple[int, bytes]:
+        """Ask what the driver of a device has mapped: the first IOVA, and :func:`decode_pfns`.
+
+        :raises EvidenceError: the answer makes no sense.
+        """
+        answer = self.call("device_frames", {"device": name}, timeout_s=60.0)
+        iova = answer.get("iova")
+        if not isinstance(iova, int) or iova < 0:
+            raise EvidenceError(f"device_frames: 'iova' is {iova!r}")
+        return iova, decode_pfns(answer)
+
     def refresh_pfns(self) -> None:
         for guest in self.guests:
             guest.pfns = self.read_pfns(guest)

@@ -20,11 +20,13 @@ HOST_PHASES = (
 #: those of each guest; a moment without the guest's own is looked up among the host's
 GUEST_PHASES = (
     ("pause", "jump", "paused"),
+    ("sleep", "falling-asleep", "asleep"),
     ("save", "paused", "saved"),
     ("preserve-state", "saved", "preserved"),
     ("retrieve", "hello", "retrieved"),
     ("vmm-start", "retrieved", "vmm-up"),
     ("load-state", "vmm-up", "loaded"),
+    ("wake", "loaded", "awake"),
     ("resume", "loaded", "resumed"),
     ("first-tick", "resumed", "ticked"),
 )

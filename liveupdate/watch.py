@@ -12,6 +12,7 @@ from liveupdate.deadline import Deadline
 from liveupdate.devices import make_sender
 from liveupdate.errors import LiveUpdateError
 from liveupdate.model.evidence import AgentPing, Incident
+from liveupdate.model.kinds import FED_KINDS
 from liveupdate.probes.base import Sampler
 from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, TickWatcher
@@ -62,7 +63,11 @@ class Watchers:
         self._journals: dict[str, JournalWatcher] = {}
         self._pings: dict[str, PingWatcher] = {}
         #: they are told when to send by the hop
-        self.senders = {spec.name: make_sender(bed, spec) for spec in bed.plan.devices}
+        self.senders = {
+            spec.name: make_sender(bed, spec)
+            for spec in bed.plan.devices
+            if spec.kind in FED_KINDS and spec.guest is None
+        }
         bed.senders.update(self.senders)
         machine = bed.machine
         payloads = [guest for guest in bed.guests if guest.spec.image is None]

@@ -11,9 +11,10 @@ import os
 import time
 
 from . import host
+from .adopt import write_state
 from .guests import Guest
 from .handover import HandoverError
-from .lean import decode_json, encode_json, read_text, run_parallel, run_program
+from .lean import decode_json, encode_json, now_ns, read_text, run_parallel, run_program
 from .spec import GuestSpec
 from .vmm_qemu import RUN_DIR, VmmError
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 KEXEC = "/usr/sbin/kexec"
 GUESTS_MAX = 64
 QGA_S = 10.0
+#: of one answer to update_log
+LOG_REPLY_BYTES = 2 << 20
 _LOADERS = {"file": "-s", "legacy": "-c"}
 
 __all__ = ["CallError", "Calls"]
@@ -48,6 +51,9 @@ class Calls:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._handover = agent.handover
+        self._pins: object = None
+        self._fragmented: Args | None = None
+        self._hugetlb: Args | None = None
         self._table: dict[str, Callable[[Args], Args]] = {
             "ping": self._ping,
             "set_nonce": self._set_nonce,
@@ -59,14 +65,26 @@ class Calls:
             "cont_guests": self._cont_guests,
             "start_devices": self._start_devices,
             "device_status": self._device_status,
+            "device_frames": self._device_frames,
             "stop_devices": self._stop_devices,
             "payload": self._payload,
             "qga_ping": self._qga_ping,
             "load_kernel": self._load_kernel,
-            "prepare": lambda _args: self._handover.prepare(),
+            "unload_kernel": self._unload_kernel,
+            "prepare": self._prepare,
             "pfns": self._pfns,
+            "fragment": self._fragment,
+            "costs": self._costs,
+            "hugetlb": self._try_hugetlb,
+            "kho_map": self._kho_map,
             "abandon": lambda _args: self._handover.abandon(),
             "finish": lambda _args: self._handover.finish(),
+            "update_begin": self._update_begin,
+            "update_status": self._update_status,
+            "update_watch": self._update_watch,
+            "update_log": self._update_log,
+            "update_end": self._update_end,
+            "survey": self._survey,
         }
 
     def run(self, name: str, args: Args) -> tuple[Args, After]:
@@ -106,11 +124,72 @@ class Calls:
         if not isinstance(loader, str) or loader not in _LOADERS:
             raise CallError("args", f"'loader' is {loader!r}, must be one of {sorted(_LOADERS)}")
         began = time.monotonic_ns()
+        path = _text(args, "path")
+        # kexec would load one that is cut short, too
+        if "sha256" in args and host.file_sha256(path) != args["sha256"]:
+            raise CallError("image", f"'{path}' is not what was copied: its sha256 differs")
         if read_text("/sys/kernel/kexec_loaded") == "1":
             _kexec("-u")
-        append = f"--command-line={_text(args, 'append')}"
-        _kexec(_LOADERS[loader], "-l", _text(args, "path"), append)
+        words = f"{_text(args, 'append')} {self._handover.next_words()}".rstrip()
+        _kexec(_LOADERS[loader], "-l", path, f"--command-line={words}")
         return {"elapsed_ns": time.monotonic_ns() - began}
+
+    def _unload_kernel(self, _args: Args) -> Args:
+        if read_text("/sys/kernel/kexec_loaded") == "1":
+            _kexec("-u")
+        return {}
+
+    def _prepare(self, args: Args) -> Args:
+        digest = args.get("digest")
+        if isinstance(digest, bool):
+            for guest in self._agent.guests.values():
+                guest.spec.digest = digest
+            if self._agent.update.lock is not None:
+                self._agent.update.lock.digest = digest
+        return self._handover.prepare()
+
+    # --- an operator's update
+
+    def _update_begin(self, args: Args) -> Args:
+        lock = self._agent.update.begin(args)
+        self._agent.holder = _text(args, "id")
+        return lock
+
+    def _update_status(self, _args: Args) -> Args:
+        update, handover = self._agent.update, self._handover
+        failed, restored = update.find("freeze-failed"), update.find("restored")
+        return {
+            "update": update.lock.to_json() if update.lock is not None else None,
+            "handover": handover.state,
+            "loaded": read_text("/sys/kernel/kexec_loaded") == "1",
+            "boot_id": host.boot_id(),
+            "release": os.uname().release,
+            "generation": host.generation(),
+            "boottime_ns": now_ns(),
+            "recovered": bool(handover.sessions),
+            "sessions": handover.sessions,
+            "restored": restored is not None,
+            "failure": str(failed.get("message")) if failed is not None else None,
+        }
+
+    def _update_watch(self, args: Args) -> Args:
+        self._agent.update.watch(args.get("guests"))
+        return {}
+
+    def _update_log(self, args: Args) -> Args:
+        return self._agent.update.read(_integer(args, "from"), LOG_REPLY_BYTES)
+
+    def _update_end(self, _args: Args) -> Args:
+        if self._handover.state != "idle":
+            state = self._handover.state
+            raise CallError("state", f"state is '{state}': 'abandon' or 'finish' first")
+        self._agent.update.end()
+        return {}
+
+    def _survey(self, args: Args) -> Args:
+        from .survey import survey
+
+        return survey(self._agent, args)
 
     # --- guests
 
@@ -122,12 +201,20 @@ class Calls:
             raise CallError("args", f"'guests' must be a list of 1 to {GUESTS_MAX}")
         agent = self._agent
         specs = [GuestSpec(each) for each in raw]
-        taken = [guest.spec for guest in agent.guests.values()] + specs
+        # one whose VMM has ended may be started anew; until then it is there to be asked about
+        wanted = {spec.name for spec in specs}
+        dead = [
+            g for g in agent.guests.values() if g.spec.name in wanted and g.vmm.status is not None
+        ]
+        taken = [guest.spec for guest in agent.guests.values() if guest not in dead] + specs
         names, indexes = [spec.name for spec in taken], [spec.index for spec in taken]
         if len(set(names)) < len(names):
             raise CallError("args", f"guest names must differ: {names}")
         if len(set(indexes)) < len(indexes):
             raise CallError("args", f"guest indexes must differ: {indexes}")
+        for guest in dead:
+            del agent.guests[guest.spec.name]
+            guest.discard()
         carrier = self._handover.open()
         guests = [Guest(spec, carrier, agent.network, agent.emit, agent.watch) for spec in specs]
         errors = run_parallel([guest.start for guest in guests])
@@ -139,6 +226,7 @@ class Calls:
                 guest.discard()
             raise
         agent.guests.update((guest.spec.name, guest) for guest in guests)
+        write_state(agent)
         argv = {guest.spec.name: guest.vmm.argv for guest in guests}
         return {"argv": argv, "qemu_version": guests[0].vmm.version}
 
@@ -169,20 +257,34 @@ class Calls:
 
         if self._handover.state != "idle" or self._handover.devices:
             raise CallError("state", "devices are started once, before a hop")
+        taken = {each.bdf for guest in self._agent.guests.values() for each in guest.spec.devices}
         try:
-            started = start_devices(args.get("devices"), self._agent.emit)
+            started = start_devices(args.get("devices"), self._agent.emit, taken)
         except ERRORS as err:
             raise CallError("device", str(err)) from err
         self._handover.devices.update(started)
         return self._device_status({})
 
     def _device_status(self, _args: Args) -> Args:
-        return {name: device.status() for name, device in self._handover.devices.items()}
+        said: Args = {name: device.status() for name, device in self._handover.devices.items()}
+        for guest in self._agent.guests.values():
+            said.update((each.name, each.status()) for each in guest.spec.devices)
+        return said
+
+    def _device_frames(self, args: Args) -> Args:
+        name = _text(args, "device")
+        device = self._handover.devices.get(name)
+        if device is None:
+            raise CallError("no-device", f"no device '{name}'")
+        iova, frames = device.frames()
+        return {"iova": iova, **_pack_frames(frames)}
 
     def _stop_devices(self, _args: Args) -> Args:
-        from .devices import stop_devices
+        from .assigned import stop_guests
+        from .devices import ERRORS, stop_devices
 
-        return stop_devices(self._handover.devices)
+        said = stop_devices(self._handover.devices)
+        return {**said, **stop_guests(self._agent.guests.values(), ERRORS)}
 
     def _payload(self, args: Args) -> Args:
         sock = self._guest(args).vmm.payload
@@ -199,46 +301,60 @@ class Calls:
         return {}
 
     def _qga_ping(self, args: Args) -> Args:
-        guest = self._guest(args)
-        sock = guest.vmm.qga
-        if sock is None:
-            raise CallError("args", f"guest '{guest.spec.name}' has no guest agent port")
-        sync = time.monotonic_ns() & 0x7FFFFFFF
-        deadline = time.monotonic() + QGA_S
-        # guest-sync first: skips answers to a question that timed out earlier
-        text = encode_json({"execute": "guest-sync", "arguments": {"id": sync}}) + b"\n"
-        text += encode_json({"execute": "guest-get-time"}) + b"\n"
-        buffer, synced = b"", False
-        try:
-            sock.settimeout(QGA_S)
-            sock.sendall(text)
-            while time.monotonic() < deadline and len(buffer) < 1 << 16:
-                sock.settimeout(max(0.001, deadline - time.monotonic()))
-                data = sock.recv(4096)
-                if not data:
-                    break
-                *lines, buffer = (buffer + data).split(b"\n")
-                for line in lines:
-                    reply = decode_json(line.lstrip(b"\xff")) if line.strip() else None
-                    value = reply.get("return") if isinstance(reply, dict) else None
-                    if synced and isinstance(value, int):
-                        return {"realtime_ns": value}
-                    synced = synced or value == sync
-        except (OSError, ValueError) as err:
-            raise CallError("qga", f"guest agent: {err}") from err
-        raise CallError("qga", "the guest agent does not answer")
+        return {"realtime_ns": ask_time(self._guest(args), QGA_S)}
 
     def _pfns(self, args: Args) -> Args:
-        from base64 import b64encode
-        from struct import pack
-        from zlib import compress
-
         ram = self._guest(args).ram
         if ram is None:
             raise CallError("no-guest", "the guest has no memory")
-        frames = host.page_frames(ram.fd, ram.size, ram.offset)
-        packed = compress(pack(f"<{len(frames)}Q", *frames), 1)
-        return {"pages": len(frames), "pfns": b64encode(packed).decode("ascii")}
+        return _pack_frames(host.page_frames(ram.fd, ram.size, ram.offset))
+
+    # --- costs
+
+    def _fragment(self, args: Args) -> Args:
+        from .fragment import FragmentError, fragment
+
+        share = args.get("share")
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise CallError("args", f"'share' is {share!r}, must be a number above 0, at most 1")
+        if self._fragmented is not None:
+            raise CallError("state", "memory is fragmented once only")
+        try:
+            # the pins have to live as long as this kernel
+            self._pins, self._fragmented = fragment(share)
+        except (FragmentError, OSError) as err:
+            raise CallError("fragment", str(err)) from err
+        return self._fragmented
+
+    def _costs(self, _args: Args) -> Args:
+        from . import costs
+
+        guests = [guest for guest in self._agent.guests.values() if guest.error is None]
+        carrier = self._handover.open()
+        return costs.of_host(carrier, guests, self._fragmented, self._hugetlb)
+
+    def _try_hugetlb(self, args: Args) -> Args:
+        from . import costs
+
+        size = _integer(args, "bytes")
+        if size <= 0 or size % costs.HUGE_BYTES:
+            raise CallError("args", f"'bytes' is {size}, must be a multiple of 2 MiB")
+        self._hugetlb = costs.try_hugetlb(size)
+        return self._hugetlb
+
+    def _kho_map(self, _args: Args) -> Args:
+        """Give KHO's root devicetree, "" when there is none to be seen, for who sees all RAM."""
+        from binascii import b2a_base64
+
+        try:
+            with open(f"{host.KHO_DEBUGFS}/out/fdt", "rb") as file:
+                fdt = file.read(1 << 16)
+        except OSError:
+            fdt = b""
+        return {
+            "fdt": b2a_base64(fdt, newline=False).decode("ascii"),
+            "preserved_bytes": self._handover.preserved_bytes,
+        }
 
     # --- faults
 
@@ -309,6 +425,40 @@ class Calls:
         return self._agent.guests[name]
 
 
+def ask_time(guest: Guest, timeout_s: float) -> int:
+    """Return a guest's clock, as its QEMU guest agent says, ns.
+
+    :raises CallError: it does not say.
+    """
+    sock = guest.vmm.qga
+    if sock is None:
+        raise CallError("args", f"guest '{guest.spec.name}' has no guest agent port")
+    sync = time.monotonic_ns() & 0x7FFFFFFF
+    deadline = time.monotonic() + timeout_s
+    # guest-sync first: skips answers to a question that timed out earlier
+    text = encode_json({"execute": "guest-sync", "arguments": {"id": sync}}) + b"\n"
+    text += encode_json({"execute": "guest-get-time"}) + b"\n"
+    buffer, synced = b"", False
+    try:
+        sock.settimeout(timeout_s)
+        sock.sendall(text)
+        while time.monotonic() < deadline and len(buffer) < 1 << 16:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            data = sock.recv(4096)
+            if not data:
+                break
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in lines:
+                reply = decode_json(line.lstrip(b"\xff")) if line.strip() else None
+                value = reply.get("return") if isinstance(reply, dict) else None
+                if synced and isinstance(value, int):
+                    return value
+                synced = synced or value == sync
+    except (OSError, ValueError) as err:
+        raise CallError("qga", f"guest agent: {err}") from err
+    raise CallError("qga", "the guest agent does not answer")
+
+
 def _text(args: Args, key: str) -> str:
     value = args.get(key)
     if not isinstance(value, str):
@@ -321,6 +471,15 @@ def _integer(args: Args, key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise CallError("args", f"'{key}' must be an integer, is {value!r}")
     return value
+
+
+def _pack_frames(frames: list[int]) -> Args:
+    from base64 import b64encode
+    from struct import pack
+    from zlib import compress
+
+    packed = compress(pack(f"<{len(frames)}Q", *frames), 1)
+    return {"pages": len(frames), "pfns": b64encode(packed).decode("ascii")}
 
 
 def _raise_first(errors: list[Exception | None]) -> None:

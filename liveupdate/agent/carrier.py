@@ -16,6 +16,8 @@ from .lean import read_text
 TOKEN_RAM = 1
 TOKEN_STATE = 2
 
+#: include/uapi/asm-generic/mman-common.h, since Linux 5.14
+_MADV_POPULATE_WRITE = 23
 _WORD = "lu.mechanism="
 DEFAULT = "luo-memfd"
 
@@ -27,15 +29,19 @@ class CarrierError(Exception):
 class Ram:
     """A guest's RAM: what a VMM has to map. ``align`` 0: as the VMM likes."""
 
-    __slots__ = ("align", "fd", "offset", "size")
+    __slots__ = ("align", "fd", "offset", "pinnable", "size")
 
-    def __init__(self, fd: int, size: int, *, offset: int = 0, align: int = 0) -> None:
+    def __init__(
+        self, fd: int, size: int, *, offset: int = 0, align: int = 0, pinnable: bool = True
+    ) -> None:
         self.fd = fd
         self.size = size
         #: of the first byte in what ``fd`` is
         self.offset = offset
         #: of the mapping in the VMM, so that large pages can be used
         self.align = align
+        #: whether its pages have a struct page that I/O can take a reference to: O_DIRECT, VFIO
+        self.pinnable = pinnable
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -50,6 +56,8 @@ class Bundle:
     incoming: bool
     #: how many files went in or came out so far
     tokens: int
+    #: how often the kernel said "not now" before it took a guest's RAM
+    refusals: int = 0
 
     @property
     def is_open(self) -> bool:
@@ -106,7 +114,7 @@ class Carrier:
     name: str
 
     def allocate_ram(self, guest: str, size: int) -> Ram:
-        """Return zeroed memory for a new guest that this mechanism can carry.
+        """Return zeroed memory for a new guest that this mechanism can carry, all of it allocated.
 
         :raises OSError: ENOSPC when there is no room.
         """
@@ -115,6 +123,20 @@ class Carrier:
     def free_ram(self, guest: str, ram: Ram) -> None:
         """Close a guest's RAM and give the memory back."""
         raise NotImplementedError
+
+    def metadata_bytes(self) -> int | None:
+        """Return how much of its memory the mechanism itself takes now, beside what is in it.
+
+        None: it cannot tell. What KHO takes is counted from outside.
+        """
+        return None
+
+    def next_words(self) -> str:
+        """Return what the next kernel's command line has to say beside what is planned."""
+        return ""
+
+    def exhaust(self) -> None:
+        """Take what room there is beside that of guests' RAM, or have none given; for faults."""
 
     def create(self, name: str) -> Bundle:
         """Begin a bundle that goes out."""
@@ -126,6 +148,20 @@ class Carrier:
         :raises FileNotFoundError: it left none of that name.
         """
         raise NotImplementedError
+
+
+def populate(ram: Ram) -> None:
+    """Make all of the memory exist by writing to every page; what is there stays.
+
+    MAP_POPULATE would only read a shared mapping, and leave holes.
+    """
+    if not ram.pinnable:
+        return  # without struct pages there are no holes, and nothing for madvise() to do
+    from mmap import MAP_SHARED, PROT_READ, PROT_WRITE, mmap
+
+    protection = PROT_READ | PROT_WRITE
+    with mmap(ram.fd, ram.size, MAP_SHARED, protection, offset=ram.offset) as area:
+        area.madvise(_MADV_POPULATE_WRITE)
 
 
 def wanted(cmdline: str) -> str:
@@ -146,8 +182,32 @@ def open_carrier(name: str | None = None) -> Carrier:
         from .luo import Device
 
         return Device()
+    if name == "breadcrumb":
+        from .breadcrumb import BreadcrumbCarrier
+
+        return BreadcrumbCarrier()
     if name == "reserved-dax":
         from .dax import DaxCarrier
 
         return DaxCarrier()
+    if name == "pkernfs":
+        from .pkernfs import PkernfsCarrier
+
+        return PkernfsCarrier()
+    if name == "pkram":
+        from .pkram import PkramCarrier
+
+        return PkramCarrier()
+    if name == "pool":
+        from .pool import open_pool
+
+        return open_pool()
+    if name == "prmem":
+        from .prmem import PrmemCarrier
+
+        return PrmemCarrier()
+    if name == "reserve-mem":
+        from .reserve_mem import ReserveMemCarrier
+
+        return ReserveMemCarrier()
     raise CarrierError(f"this agent knows no mechanism '{name}'")

@@ -12,7 +12,7 @@ import os
 
 from .carrier import CarrierError, Ram
 from .files import FileCarrier
-from .lean import run_program
+from .lean import mount, run_program
 
 DEVICE = "/dev/pmem0"
 MOUNT_POINT = "/run/liveupdate/keep"
@@ -54,9 +54,19 @@ class DaxCarrier(FileCarrier):
             self._mount()
         return super().allocate_ram(guest, size)
 
+    def metadata_bytes(self) -> int | None:
+        return None if self._is_blank else super().metadata_bytes()
+
+    def region_bytes(self, told: int) -> int:
+        with open(DEVICE, "rb") as device:
+            return device.seek(0, os.SEEK_END)
+
     def _mount(self) -> None:
         os.makedirs(MOUNT_POINT, mode=0o700, exist_ok=True)
-        _mount(DEVICE, MOUNT_POINT, "ext4", "dax=always,errors=remount-ro")
+        try:
+            mount(DEVICE, MOUNT_POINT, "ext4", "dax=always,errors=remount-ro")
+        except OSError as err:
+            raise CarrierError(f"the kernel refuses to mount {DEVICE}: {err.strerror}") from err
 
 
 def describe(head: bytes) -> str | None:
@@ -81,12 +91,3 @@ def _head(path: str) -> bytes:
         return os.pread(fd, _HEAD_BYTES, 0)
     finally:
         os.close(fd)
-
-
-def _mount(device: str, where: str, kind: str, options: str) -> None:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(device.encode(), where.encode(), kind.encode(), 0, options.encode()):
-        code = ctypes.get_errno()
-        raise CarrierError(f"the kernel refuses to mount {device}: {os.strerror(code)}")

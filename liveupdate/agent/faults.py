@@ -66,6 +66,7 @@ def take_token(session: Bundle, token: int) -> None:
 
 def fill(carrier: Carrier) -> int:
     """Take all memory a carrier has left; return how many bytes that was."""
+    carrier.exhaust()
     taken, piece, number = 0, _FILL_BYTES, 0
     while piece >= _HUGE_BYTES:
         try:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carriers that are file systems whose content outlives the kernel: a directory per bundle.
 
-RAM is a file ``ram`` that VMMs map; everything else is copied into a file named after its token
-when it is preserved, and unlinked when it is retrieved: state that has been resumed once must never
-be found again. What a kernel left is only as good as the manifest in it says.
+RAM is a file ``ram`` that VMMs map; everything else gets a file named after its token when it is
+preserved, is copied there when the bundle is sealed, and unlinked when it is retrieved: state that
+has been resumed once must never be found again. What a kernel left is only as good as the manifest
+in it says.
 """
 
 from __future__ import annotations
@@ -11,53 +12,39 @@ from __future__ import annotations
 import errno
 import os
 
-from .carrier import Bundle, Carrier, CarrierError, Ram
+from .carrier import Bundle, Carrier, CarrierError, Ram, populate
+from .copies import HUGE_BYTES, CopyBundle, copy_all
 
 _RAM = "ram"
-_COPY_BYTES = 1 << 20
-#: include/uapi/asm-generic/mman-common.h, since Linux 5.14
-_MADV_POPULATE_WRITE = 23
-HUGE_BYTES = 2 << 20
 
 
-class FileBundle(Bundle):
+class FileBundle(CopyBundle):
     """A directory."""
 
     def __init__(self, path: str, name: str, *, incoming: bool) -> None:
+        super().__init__(name, incoming=incoming)
         self._path = path
-        self.name = name
-        self.incoming = incoming
-        self.tokens = 0
-        self._sources: dict[int, int] = {}
-        self._open = True
-
-    @property
-    def is_open(self) -> bool:
-        return self._open
 
     def preserve_ram(self, ram: Ram) -> None:
         os.fsync(ram.fd)  # its blocks; what is in them needs no copy
         self.tokens += 1
 
-    def preserve(self, fd: int, token: int) -> None:
-        self._need_open()
+    def reserve(self, token: int, size: int) -> None:
         out = os.open(f"{self._path}/{token}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
-        self._sources[token] = fd
-        self.tokens += 1
         try:
-            _copy(fd, out)
+            if size:
+                os.posix_fallocate(out, 0, size)
         finally:
             os.close(out)
         _sync_directory(self._path)
 
-    def seal(self) -> None:
-        self._need_open()
-        for token, fd in self._sources.items():
-            out = os.open(f"{self._path}/{token}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                _copy(fd, out)
-            finally:
-                os.close(out)
+    def copy(self, source: int, token: int) -> None:
+        out = os.open(f"{self._path}/{token}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.ftruncate(out, copy_all(source, out))
+            os.fsync(out)
+        finally:
+            os.close(out)
 
     def retrieve_ram(self, size: int) -> Ram:
         fd = os.open(f"{self._path}/{_RAM}", os.O_RDWR | os.O_CLOEXEC)
@@ -75,20 +62,7 @@ class FileBundle(Bundle):
         self.tokens += 1
         return fd
 
-    def finish(self) -> None:
-        self._clear()
-
-    def close(self) -> None:
-        if self._open and not self.incoming:
-            self._clear()
-        self._open = False
-
-    def _need_open(self) -> None:
-        if not self._open:
-            raise OSError(errno.EBADF, "the bundle has been given up", self.name)
-
-    def _clear(self) -> None:
-        """Forget everything but RAM, which is in use."""
+    def clear(self) -> None:
         for name in os.listdir(self._path):
             if name != _RAM:
                 os.unlink(f"{self._path}/{name}")
@@ -110,7 +84,7 @@ class FileCarrier(Carrier):
         try:
             os.posix_fallocate(ram.fd, 0, size)
             # Blocks that were never written to would be holes to whoever only reads.
-            _populate(ram)
+            populate(ram)
         except BaseException:
             self.free_ram(guest, ram)
             raise
@@ -120,10 +94,26 @@ class FileCarrier(Carrier):
         ram.close()
         os.unlink(f"{self._directory(f'lu.guest.{guest}')}/{_RAM}")
 
+    def metadata_bytes(self) -> int | None:
+        """What is neither free nor the content of a file of ours."""
+        found = os.statvfs(self.root)
+        held = sum(
+            os.stat(f"{where}/{name}").st_blocks * 512
+            for where, _, names in os.walk(self.root)
+            for name in names
+        )
+        return self.region_bytes(found.f_blocks * found.f_frsize) - (
+            found.f_bfree * found.f_frsize + held
+        )
+
+    def region_bytes(self, told: int) -> int:
+        """Return the size of what the file system lies on; ``told`` is what it offers itself."""
+        return told
+
     def create(self, name: str) -> Bundle:
         directory = self._directory(name)
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        bundle = FileBundle(directory, name, incoming=False)
+        bundle = self.bundle(directory, name, incoming=False)
         bundle.finish()  # of an update that was broken off
         return bundle
 
@@ -131,24 +121,14 @@ class FileCarrier(Carrier):
         directory = self._directory(name)
         if not os.path.isdir(directory):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        return FileBundle(directory, name, incoming=True)
+        return self.bundle(directory, name, incoming=True)
+
+    def bundle(self, directory: str, name: str, *, incoming: bool) -> Bundle:
+        """Return the bundle that lies in a directory."""
+        return FileBundle(directory, name, incoming=incoming)
 
     def _directory(self, name: str) -> str:
         return f"{self.root}/{name}"
-
-
-def _copy(source: int, out: int) -> None:
-    """Make ``out`` what ``source`` is, whatever their offsets."""
-    at, size = 0, os.fstat(source).st_size
-    while at < size:
-        data = os.pread(source, min(_COPY_BYTES, size - at), at)
-        if not data:
-            break
-        at += os.pwrite(out, data, at)
-    if at != size:
-        raise OSError(errno.EIO, f"copied {at} of {size} bytes")
-    os.ftruncate(out, size)
-    os.fsync(out)
 
 
 def _sync_directory(path: str) -> None:
@@ -157,11 +137,3 @@ def _sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _populate(ram: Ram) -> None:
-    """Write to every block; MAP_POPULATE would only read a shared mapping."""
-    from mmap import MAP_SHARED, PROT_READ, PROT_WRITE, mmap
-
-    with mmap(ram.fd, ram.size, MAP_SHARED, PROT_READ | PROT_WRITE) as area:
-        area.madvise(_MADV_POPULATE_WRITE)

@@ -7,9 +7,10 @@
                       prepared --abandon--> idle
                       prepared --jump fails--> failed --abandon--> idle
 
-One bundle for the agent (token 1: manifest), one per guest (RAM, and token 2: VMM state) and one
-per device (token 1: ring); with LUO a bundle is a session, which is what events and evidence call
-it. Whatever fails before reboot(2) has no way back leaves the guests running here.
+One bundle for the agent (token 1: manifest, token 2: an operator's update), one per guest (RAM, and
+token 2: VMM state) and one per device (token 1: ring); with LUO a bundle is a session, which is
+what events and evidence call it. Whatever fails before reboot(2) has no way back leaves the guests
+running here.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
     from .carrier import Bundle, Carrier
     from .devices import Device as PciDevice
     from .guests import Emit
+    from .update import Update
 
 AGENT_SESSION = "lu.agent"
 TOKEN_MANIFEST = 1
+#: lock and record of an update that holds the host
+TOKEN_RECORD = 2
 #: how long the last events may take to reach a reader that is slow
 DRAIN_S = 0.5
 _REBOOT_KEXEC = 0x45584543  # LINUX_REBOOT_CMD_KEXEC
@@ -50,9 +54,14 @@ class Handover:
     """The bundles of this boot and what state they are in."""
 
     def __init__(
-        self, guests: dict[str, Guest], emit: Emit, drain: Callable[[float], None]
+        self,
+        guests: dict[str, Guest],
+        emit: Emit,
+        drain: Callable[[float], None],
+        update: Update,
     ) -> None:
         self._guests = guests
+        self._update = update
         #: passed-through devices, by name
         self.devices: dict[str, PciDevice] = {}
         self._emit = emit
@@ -61,6 +70,7 @@ class Handover:
         self._carrier: Carrier | None = None
         self._session: Bundle | None = None
         self._manifest = -1
+        self._record = -1
         #: SessionFacts of the sessions asked for in this boot
         self.sessions: list[dict[str, object]] = []
         #: what is in sessions now, outgoing or not yet finished
@@ -83,6 +93,10 @@ class Handover:
                 raise HandoverError("device", f"{err}") from err
         return self._carrier
 
+    def next_words(self) -> str:
+        """Return what the mechanism adds to the command line of a kernel that is loaded."""
+        return "" if self._carrier is None else self._carrier.next_words()
+
     def recover(self) -> tuple[bool, list[manifest.GuestEntry]]:
         """Look for what the previous kernel left. Returns whether there was a bundle of ours,
         and the guests in it. Sends no event: ``hello`` has to be the first.
@@ -99,6 +113,7 @@ class Handover:
         self._session, self.state = session, "restored"
         error = None
         entries: list[manifest.GuestEntry] = []
+        self._recover_update(session)
         try:
             self._manifest = session.retrieve(TOKEN_MANIFEST)
             left_by, entries, devices = manifest.read(self._manifest)
@@ -115,6 +130,18 @@ class Handover:
             error = f"manifest: {err}"
         self._note_session(AGENT_SESSION, error, session.tokens, now_ns() - began)
         return True, entries
+
+    def _recover_update(self, session: Bundle) -> None:
+        """Take lock and record back, if an update held the host."""
+        try:
+            self._record = session.retrieve(TOKEN_RECORD)
+        except OSError:
+            return  # none did
+        try:
+            self._update.take_over(self._record)
+        except (OSError, ValueError) as err:
+            # not the guests' trouble: whoever asks for the record finds out
+            self._emit("agent-error", {"call": "recover", "message": f"record: {err}"})
 
     def restore(self) -> None:
         """Restore all guests at once; what fails is told and does not stop the others."""
@@ -220,6 +247,7 @@ class Handover:
             self._session = carrier.create(AGENT_SESSION)
             self._manifest = manifest.create(len(self._guests) + len(self.devices))
             self._session.preserve(self._manifest, TOKEN_MANIFEST)
+            self._prepare_record(self._session)
             for guest in self._guests.values():
                 done[guest.spec.name] = {
                     "preserve_ns": guest.prepare(),
@@ -235,6 +263,20 @@ class Handover:
         self.preserved_bytes += os.fstat(self._manifest).st_size
         self.state = "prepared"
         return {"guests": done}
+
+    def _prepare_record(self, session: Bundle) -> None:
+        if self._update.lock is None:
+            return
+        size = self._update.log_bytes()
+        self._record = os.memfd_create("lu-record", os.MFD_CLOEXEC)
+        os.ftruncate(self._record, size)
+        session.preserve(self._record, TOKEN_RECORD)
+        self.preserved_bytes += size
+
+    def _save_record(self) -> None:
+        if self._record >= 0:
+            self._update.unwatch()
+            self._update.save(self._record)
 
     def abandon(self) -> dict[str, object]:
         """Preserve nothing any more; the guests go on."""
@@ -258,8 +300,6 @@ class Handover:
                 entries = [guest.entry() for guest in guests]
                 specs = [device.spec.to_json() for device in self._working()]
                 manifest.write(self._manifest, boot_id(), entries, specs)
-                if self._session is not None:
-                    self._session.seal()
         except (OSError, ValueError) as err:
             self._emit("freeze-failed", {"guest": "", "message": f"manifest: {err}"})
             self._thaw(guests)
@@ -278,7 +318,12 @@ class Handover:
             self._emit("freeze-failed", {"guest": "", "message": str(failure)})
             self._thaw(guests)
             return
-        self._emit("jumping", {})
+        try:
+            self._take_leave()
+        except OSError as err:
+            self._emit("freeze-failed", {"guest": "", "message": f"manifest: {err}"})
+            self._thaw(guests)
+            return
         self._drain(DRAIN_S)
         code = self._reboot(_REBOOT_KEXEC) if self._reboot else 0
         # Still here: liveupdate_reboot() refused.
@@ -287,11 +332,31 @@ class Handover:
         self._emit("freeze-failed", {"guest": "", "message": message})
         self._thaw(guests)
 
+    def _take_leave(self) -> None:
+        """Say that the kernel is left, and seal our own bundle.
+
+        Who watches from outside may count on it that from that word on nothing is written to what
+        is carried. Only the record of an update comes later, as it has to have the word itself.
+        """
+        if self._record < 0:
+            self._seal()
+        self._emit("jumping", {})
+        if self._record >= 0:
+            self._save_record()
+            self._seal()
+
+    def _seal(self) -> None:
+        # a fault may have closed it
+        if self._session is not None and self._session.is_open:
+            self._session.seal()
+
     def _freeze_guest(self, guest: Guest) -> None:
         guest.freeze(self._after_pause)
 
     def _thaw(self, guests: list[Guest]) -> None:
         self.state = "failed"
+        if self._update.lock is not None:
+            self._update.watch()
         for device in self._working():
             device.thaw()
         for guest, error in zip(guests, run_parallel([g.thaw for g in guests]), strict=True):
@@ -340,6 +405,9 @@ class Handover:
         if self._manifest >= 0:
             os.close(self._manifest)
             self._manifest = -1
+        if self._record >= 0:
+            os.close(self._record)
+            self._record = -1
         if session is not None:
             session.let_go()
 

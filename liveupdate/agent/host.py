@@ -170,10 +170,15 @@ def tsc_khz() -> int | None:
 
 def mem_free_bytes(meminfo: str) -> int:
     """Return MemFree of /proc/meminfo."""
+    return meminfo_bytes(meminfo, "MemFree")
+
+
+def meminfo_bytes(meminfo: str, name: str) -> int:
+    """Return one line of /proc/meminfo, in bytes."""
     for line in meminfo.splitlines():
-        if line.startswith("MemFree:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise ValueError("/proc/meminfo without MemFree")
+    raise ValueError(f"/proc/meminfo without {name}")
 
 
 def scratch_bytes() -> int | None:
@@ -193,6 +198,7 @@ def facts(preserved_bytes: int) -> dict[str, object]:
     with open("/sys/kernel/notes", "rb") as notes:
         build = build_id(notes.read(1 << 16))
     found, generation, luo_number = parse_handover_log(read_kmsg())
+    meminfo = read_text("/proc/meminfo")
     return {
         "boot_id": boot_id(),
         "release": os.uname().release,
@@ -203,10 +209,14 @@ def facts(preserved_bytes: int) -> dict[str, object]:
         "generation": generation,
         "luo_number": luo_number,
         "liveupdate": os.path.exists("/dev/liveupdate"),
-        "mem_free_bytes": mem_free_bytes(read_text("/proc/meminfo")),
+        "mem_free_bytes": mem_free_bytes(meminfo),
+        "mem_available_bytes": meminfo_bytes(meminfo, "MemAvailable"),
         "preserved_bytes": preserved_bytes,
         "scratch_bytes": scratch_bytes(),
     }
+
+
+_PAGEMAP_STEP = 32 << 20
 
 
 def page_frames(fd: int, size: int, offset: int = 0) -> list[int]:
@@ -223,19 +233,29 @@ def page_frames(fd: int, size: int, offset: int = 0) -> list[int]:
         frames: list[int] = []
         pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            at, end = start // 4096 * 8, (start + size) // 4096 * 8
-            while at < end:
-                data = os.pread(pagemap, min(1 << 20, end - at), at)
-                if not data:
-                    raise OSError(5, "pagemap ended early")
-                # bits 0-54: frame, bit 63: present (Documentation/admin-guide/mm/pagemap.rst)
-                mask = (1 << 55) - 1
-                frames += [e & mask if e >> 63 else 0 for e in memoryview(data).cast("Q")]
-                at += len(data)
+            for at in range(0, size, _PAGEMAP_STEP):
+                piece = range(at, min(at + _PAGEMAP_STEP, size), 4096)
+                found = _read_pagemap(pagemap, start + at, len(piece))
+                if 0 in found:
+                    # nobody populates a mapping of memory without struct pages but who touches it
+                    for page in piece:
+                        area[page]
+                    found = _read_pagemap(pagemap, start + at, len(piece))
+                frames += found
         finally:
             os.close(pagemap)
         del area
     return frames
+
+
+def _read_pagemap(pagemap: int, start: int, count: int) -> list[int]:
+    """Return ``count`` frames from address ``start`` on, 0 where there is none."""
+    data = os.pread(pagemap, count * 8, start // 4096 * 8)
+    if len(data) != count * 8:
+        raise OSError(5, "pagemap ended early")
+    # bits 0-54: frame, bit 63: present (Documentation/admin-guide/mm/pagemap.rst)
+    mask = (1 << 55) - 1
+    return [e & mask if e >> 63 else 0 for e in memoryview(data).cast("Q")]
 
 
 def mapping_start(fd: int, size: int) -> int:
@@ -252,3 +272,11 @@ def mapping_start(fd: int, size: int) -> int:
         if int(fields[4]) == inode and int(high, 16) - int(low, 16) == size:
             return int(low, 16)
     raise OSError(2, "the mapping is not in /proc/self/maps")
+
+
+def file_sha256(path: str) -> str:
+    """Return the digest of a file, in hex."""
+    from hashlib import sha256
+
+    with open(path, "rb") as file:
+        return sha256(file.read()).hexdigest()

@@ -236,3 +236,35 @@ def run_parallel(funcs: Iterable[Callable[[], None]]) -> list[Exception | None]:
         except Exception as err:
             errors.append(err)
     return errors
+
+
+_MS_REMOUNT = 32
+_MNT_DETACH = 2
+
+
+def mount(source: str, where: str, kind: str, options: str, *, remount: bool = False) -> None:
+    """Mount a file system, or change how it is mounted (mount(2)).
+
+    :raises OSError: the kernel refuses.
+    """
+    flags = _MS_REMOUNT if remount else 0
+    _call_libc(
+        "mount", where, source.encode(), where.encode(), kind.encode(), flags, options.encode()
+    )
+
+
+def unmount(where: str) -> None:
+    """Unmount lazily: files that are open stay usable.
+
+    :raises OSError: the kernel refuses.
+    """
+    _call_libc("umount2", where, where.encode(), _MNT_DETACH)
+
+
+def _call_libc(function: str, path: str, *args: bytes | int) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, function)(*args):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)

@@ -7,11 +7,14 @@ no call that lists them. Closing an outgoing session gives up everything in it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
+import time
 
 from .carrier import TOKEN_RAM, Bundle, Carrier, CarrierError, Ram
+from .copies import HUGE_BYTES
 
 DEVICE = "/dev/liveupdate"
 
@@ -27,6 +30,10 @@ _SESSION = "=Ii64s"
 _FD = "=IiQ"
 #: u32 size, u32 reserved
 _NONE = "=II"
+
+#: how often RAM that the kernel cannot pin now is offered to it, and how long apart
+PIN_ATTEMPTS = 5
+PIN_PAUSE_S = 0.3
 
 NAME_BYTES_MAX = 63
 
@@ -45,10 +52,24 @@ class Session(Bundle):
         return self.fd >= 0
 
     def preserve_ram(self, ram: Ram) -> None:
-        self.preserve(ram.fd, TOKEN_RAM)
+        """Preserve a running guest's RAM.
+
+        What lies in KHO's scratch is moved out of it first. A folio that somebody uses just then
+        cannot be moved, which is ENOMEM, too (migrate_longterm_unpinnable_folios() in mm/gup.c):
+        so ENOMEM is believed only when it stays.
+        """
+        for left in reversed(range(PIN_ATTEMPTS)):
+            try:
+                return self.preserve(ram.fd, TOKEN_RAM)
+            except OSError as err:
+                if err.errno != errno.ENOMEM or not left:
+                    raise
+            self.refusals += 1
+            time.sleep(PIN_PAUSE_S)
+        return None
 
     def retrieve_ram(self, size: int) -> Ram:
-        ram = Ram(self.retrieve(TOKEN_RAM), size)
+        ram = Ram(self.retrieve(TOKEN_RAM), size, align=HUGE_BYTES)
         found = os.fstat(ram.fd).st_size
         if found != size:
             ram.close()
@@ -95,9 +116,28 @@ class Device(Carrier):
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def allocate_ram(self, guest: str, size: int) -> Ram:
-        fd = os.memfd_create(f"lu-ram-{guest}", os.MFD_CLOEXEC)
-        os.ftruncate(fd, size)
-        return Ram(fd, size)
+        from . import shmem
+
+        ram = Ram(shmem.create(f"lu-ram-{guest}", size), size, align=HUGE_BYTES)
+        try:
+            self._move_out_of_scratch(guest, ram)
+        except OSError:
+            ram.close()
+            raise
+        return ram
+
+    def _move_out_of_scratch(self, guest: str, ram: Ram) -> None:
+        """Have RAM where it can stay before anybody uses it, by preserving it for a moment.
+
+        The kernel hands out KHO's scratch as movable memory (CMA), and the first PRESERVE_FD moves
+        it. With a VMM in it that can fail for as long as the guest runs: seen with guests on huge
+        folios, ENOMEM five times in a row and memory enough.
+        """
+        session = self.create(f"lu.settle.{guest}"[:NAME_BYTES_MAX])
+        try:
+            session.preserve_ram(ram)
+        finally:
+            session.close()
 
     def free_ram(self, guest: str, ram: Ram) -> None:
         ram.close()

@@ -17,8 +17,9 @@ from .guests import Guest
 from .handover import Handover
 from .lean import Task
 from .net import Network
-from .port import Port
+from .port import Port, Visitor
 from .spec import SpecError
+from .update import READ_ONLY, Update, UpdateError
 from .vmm_qemu import RUN_DIR, QemuVmm
 
 TYPE_CHECKING = False
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 READY_FD_ENV = "LIVEUPDATE_READY_FD"
 CALLS_QUEUED_MAX = 256
+VISITORS_MAX = 16
 GUEST_LINE_BYTES_MAX = 64 << 10
 READ_RAM_MAX = 64 << 10
 #: poll interval while the port is absent, has no reader, or has not taken all
@@ -44,7 +46,8 @@ class Agent:
         self._ready_fd = ready_fd
         self.guests: dict[str, Guest] = {}
         self.network = Network()
-        self.handover = Handover(self.guests, self.emit, port.drain)
+        self.update = Update(self.guests)
+        self.handover = Handover(self.guests, self.emit, port.drain, self.update)
         self._events = 0
         self._events_lock = _thread.allocate_lock()
         self._epoll = select.epoll()
@@ -52,7 +55,10 @@ class Agent:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._port_registered = False
         self._splitter = wire.LineSplitter()
-        self._calls: list[tuple[int, str, dict[str, object]]] = []
+        #: id of the update that the relay, or whoever is at the port, speaks for
+        self.holder = ""
+        self._visitors: dict[int, Visitor] = {}
+        self._calls: list[tuple[int, str, dict[str, object], Visitor | None]] = []
         self._calls_ready = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
 
     # --- out
@@ -62,12 +68,19 @@ class Agent:
         with self._events_lock:  # numbers must leave in order
             self._events += 1
             line = wire.encode_event(self._events, name, data)
+            self.update.note(name, line)
             self._send(line, droppable=name == "guest-line")
 
     def _send(self, line: bytes, *, droppable: bool = False) -> None:
         self.port.send(line, droppable=droppable)
         if self.port.has_pending:
             os.eventfd_write(self._wake, 1)
+
+    def _answer(self, line: bytes, visitor: Visitor | None) -> None:
+        if visitor is None:
+            self._send(line)
+        else:
+            visitor.send(line)
 
     # --- start
 
@@ -89,15 +102,33 @@ class Agent:
             guest = Guest(entry.spec, self.handover.open(), self.network, self.emit, self.watch)
             guest.faults = entry.faults
             self.guests[entry.spec.name] = guest
+        if recovered:
+            self._go_on_watching()
+        else:
+            self._adopt()
         # a session that could not be had is news, too
         Task(self._restore if self.handover.sessions else self._tell_init)
         Task(self._serve)
 
+    def _go_on_watching(self) -> None:
+        if self.update.lock is not None:
+            self.update.watch()
+
+    def _adopt(self) -> None:
+        """Take guests back that an earlier agent of this boot has left running."""
+        from .adopt import STATE_PATH, adopt
+
+        if os.path.exists(STATE_PATH):
+            adopt(self)
+
     def _restore(self) -> None:
+        from .adopt import write_state
+
         try:
             self.handover.restore()
         finally:
             self._tell_init()
+        write_state(self)
 
     def _tell_init(self) -> None:
         """Tell PID 1 that the guests run: what it kept back may start."""
@@ -111,11 +142,14 @@ class Agent:
         """Move bytes for ever."""
         self._epoll.register(self._wake, select.EPOLLIN)
         self._handlers[self._wake] = self._woken
-        hung_up = False
+        hung_up = is_listening = False
         while True:
             # Nobody at the other end is said again at once, for ever: look again after a while.
             if not self._port_registered and not hung_up:
                 self._register_port()
+                if not is_listening and self.port.listener_fd >= 0:
+                    is_listening = True
+                    self._handle(self.port.listener_fd, self._let_in)
             hung_up = False
             waiting = self.port.has_pending or not self._port_registered
             for fd, events in self._epoll.poll(RETRY_MS / 1000 if waiting else -1):
@@ -138,15 +172,71 @@ class Agent:
         if events & select.EPOLLIN:
             data = self.port.read()
             for line in self._splitter.feed(data):
-                self._take_line(line)
+                self._take_line(line, None)
             if data:
                 return
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         # HUP cannot be masked: without a reader the port would be ready for ever
-        self._epoll.unregister(self.port.fd)
+        if self._port_registered:
+            self._epoll.unregister(self.port.fd)
         self._port_registered = False
         self.port.hang_up()
 
-    def _take_line(self, line: bytes | None) -> None:
+    # --- who is at the socket
+
+    def _let_in(self) -> None:
+        visitor = self.port.accept()
+        if visitor is None:
+            return
+        fd = visitor.sock.fileno()
+        if len(self._visitors) >= VISITORS_MAX:
+            visitor.close()
+            return
+        self._visitors[fd] = visitor
+        self._handle(fd, lambda: self._visit(fd, visitor))
+
+    def _visit(self, fd: int, visitor: Visitor) -> None:
+        data = visitor.read()
+        if not data:
+            self._unhandle(fd)
+            self._visitors.pop(fd, None)
+            visitor.close()
+            return
+        for line in visitor.splitter.feed(data):
+            self._take_line(line, visitor if fd in self._visitors else None)
+
+    def _attach(self, seq: int, args: dict[str, object], visitor: Visitor | None) -> None:
+        """Make a visitor the relay. With an id it speaks for that update, which takes the host.
+
+        One that speaks for the update that has the host already takes the place of a relay whose
+        line may be dead without anybody having noticed.
+        """
+        holder = args.get("id")
+        try:
+            if visitor is None or not isinstance(holder, str):
+                raise UpdateError("args", "only a visitor attaches, with an 'id'")
+            held = self.update.lock is not None
+            self.update.check(holder)
+            if self.port.has_relay and not held:
+                raise UpdateError("busy", "another control host is connected")
+            if holder:
+                self.update.begin(args)
+        except UpdateError as err:
+            self._answer(wire.encode_error(seq, err.kind, str(err)), visitor)
+            return
+        self._hang_up()
+        fd = visitor.sock.fileno()
+        self._unhandle(fd)
+        del self._visitors[fd]
+        visitor.send(wire.encode_reply(seq, {"boot_id": host.boot_id()}))
+        self.holder = holder
+        self._splitter = wire.LineSplitter()
+        self.port.promote(visitor)
+        self._register_port()
+
+    def _take_line(self, line: bytes | None, visitor: Visitor | None) -> None:
         if line is not None and not line.strip():
             return
         try:
@@ -154,16 +244,25 @@ class Agent:
                 raise wire.WireError(f"line longer than {wire.MAX_LINE_BYTES} bytes")
             call = wire.parse_call(line)
         except wire.WireError as err:
-            self._send(wire.encode_error(err.seq, "protocol", str(err)))
+            self._answer(wire.encode_error(err.seq, "protocol", str(err)), visitor)
             return
-        if call[1] == "read_ram":
+        seq, name, args = call
+        if name == "attach":
+            self._attach(seq, args, visitor)
+            return
+        if visitor is not None and name not in READ_ONLY:
+            said = f"'{name}' is for the relay; 'attach' first"
+            visitor.send(wire.encode_error(seq, "not-attached", said))
+            return
+        if name == "read_ram":
             # not queued: it is how guests are watched while another call takes its time
-            self._read_ram(call[0], call[2])
+            self._read_ram(seq, args)
             return
         if len(self._calls) >= CALLS_QUEUED_MAX:
-            self._send(wire.encode_error(call[0], "busy", "too many calls are waiting"))
+            said = "too many calls are waiting"
+            self._answer(wire.encode_error(seq, "busy", said), visitor)
             return
-        self._calls.append(call)
+        self._calls.append((seq, name, args, visitor))
         os.eventfd_write(self._calls_ready, 1)
 
     def _read_ram(self, seq: int, args: dict[str, object]) -> None:
@@ -214,12 +313,13 @@ class Agent:
     # --- guests
 
     def watch(self, guest: Guest) -> None:
-        """Follow the payload and the end of a guest's new VMM."""
+        """Follow the payload and the end of a guest's VMM; again when either is new."""
         vmm, payload = guest.vmm, guest.vmm.payload
         if payload is not None:
             splitter = wire.LineSplitter(GUEST_LINE_BYTES_MAX)
             self._handle(payload.fileno(), lambda: self._payload(guest, payload, splitter))
-        self._handle(vmm.pidfd, lambda: self._vmm_ended(guest, vmm))
+        if vmm.pidfd not in self._handlers:
+            self._handle(vmm.pidfd, lambda: self._vmm_ended(guest, vmm))
 
     def _payload(self, guest: Guest, sock: Socket, splitter: wire.LineSplitter) -> None:
         try:
@@ -233,7 +333,7 @@ class Agent:
         for line in splitter.feed(data):
             text = "(line too long)" if line is None else line.decode("utf-8", "replace").strip()
             if text:  # an empty line is how the payload resynchronises
-                guest.tell("guest-line", line=text)
+                guest.heard(text)
 
     def _vmm_ended(self, guest: Guest, vmm: QemuVmm) -> None:
         self._unhandle(vmm.pidfd)
@@ -252,21 +352,24 @@ class Agent:
         calls = Calls(self)
         while True:
             os.eventfd_read(self._calls_ready)
-            seq, name, args = self._calls.pop(0)
+            seq, name, args, visitor = self._calls.pop(0)
             after = None
             try:
+                if name not in READ_ONLY and name != "update_begin":
+                    self.update.check(self.holder)
                 ok, after = calls.run(name, args)
-                self._send(wire.encode_reply(seq, ok))
+                line = wire.encode_reply(seq, ok)
             except SpecError as err:
-                self._send(wire.encode_error(seq, "args", str(err)))
-            except CallError as err:
-                self._send(wire.encode_error(seq, err.kind, str(err)))
+                line = wire.encode_error(seq, "args", str(err))
             except OSError as err:
                 kind = errno.errorcode.get(err.errno or 0, "os").lower()
-                self._send(wire.encode_error(seq, kind, str(err)))
+                line = wire.encode_error(seq, kind, str(err))
+            except (CallError, UpdateError) as err:
+                line = wire.encode_error(seq, err.kind, str(err))
             except Exception as err:
                 kind = getattr(err, "kind", "internal")
-                self._send(wire.encode_error(seq, kind, f"{type(err).__name__}: {err}"))
+                line = wire.encode_error(seq, kind, f"{type(err).__name__}: {err}")
+            self._answer(line, visitor)
             if after is not None:
                 try:
                     after()

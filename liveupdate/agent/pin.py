@@ -11,7 +11,13 @@ import os
 from .lean import read_text
 
 #: vendor and device IDs
-KINDS = {"igb": ("0x8086", "0x10c9")}
+KINDS = {
+    "igb": ("0x8086", "0x10c9"),
+    "e1000e": ("0x8086", "0x10d3"),
+    "edu": ("0x1234", "0x11e8"),
+    # QEMU's controller, whose vendor is Red Hat
+    "nvme": ("0x1b36", "0x0010"),
+}
 VFIO = "vfio-pci"
 _KEEP = "liveupdate_keep_dma"
 

@@ -2,7 +2,8 @@
 """The carrier on this side: a virtio-serial port, which may have no reader, or come up late.
 
 A machine without that port is asked through a unix socket instead, by a relay that the control host
-starts over SSH: one at a time, and a new one after each that ended.
+starts over SSH. Whoever connects there is a visitor until the agent lets it be the relay: one at a
+time.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import select
 import time
 
 from .lean import Socket, listen_unix, read_text
-from .wire import Outbox
+from .wire import LineSplitter, Outbox
 
 PORT_NAME = "org.liveupdate.agent"
 #: liveupdate/target/ssh.py connects here
 SOCKET = "/run/liveupdate/agent.sock"
 READ_BYTES = 1 << 16
+VISITOR_LINE_BYTES_MAX = 64 << 10
+VISITOR_SEND_S = 2.0
 _SIOCOUTQ = 0x5411
 
 
@@ -33,6 +36,35 @@ def find_port(name: str = PORT_NAME, root: str = "/sys/class/virtio-ports") -> s
     return None
 
 
+class Visitor:
+    """Somebody at the socket who is not the relay. Read by the main loop alone."""
+
+    __slots__ = ("sock", "splitter")
+
+    def __init__(self, sock: Socket) -> None:
+        self.sock = sock
+        #: a visitor is given less room than the relay
+        self.splitter = LineSplitter(VISITOR_LINE_BYTES_MAX)
+
+    def send(self, line: bytes) -> None:
+        """Answer; one that does not read is left to itself."""
+        try:
+            self.sock.settimeout(VISITOR_SEND_S)
+            self.sock.sendall(line)
+        except OSError:
+            pass
+
+    def read(self) -> bytes:
+        """Return what has arrived; empty: it has gone."""
+        try:
+            return self.sock.recv(READ_BYTES)
+        except OSError:
+            return b""
+
+    def close(self) -> None:
+        self.sock.close()
+
+
 class Port:
     """Sends from any thread without blocking; read by the main loop alone."""
 
@@ -44,28 +76,49 @@ class Port:
         self._relay: Socket | None = None
 
     def try_open(self) -> bool:
-        """Open the port if it is there by now, or take a relay that waits at the socket."""
+        """Open the port if it is there by now; without one, listen at the socket."""
         path = find_port()
         if path is None:
-            return self._accept()
+            self._listen()
+            return False
         try:
             self.attach(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError:
             return False
         return True
 
-    def _accept(self) -> bool:
-        try:
-            if self._listener is None:
+    def _listen(self) -> None:
+        if self._listener is None:
+            try:
                 self._listener = listen_unix(SOCKET)
                 self._listener.setblocking(False)
-            fd, _ = self._listener._accept()  # type: ignore[attr-defined]  # not in _socket's public class
-        except OSError:
-            return False
-        self._relay = Socket(fileno=fd)
+            except OSError:
+                self._listener = None
+
+    @property
+    def listener_fd(self) -> int:
+        """Descriptor that is readable when somebody is at the socket; -1: there is none."""
+        return self._listener.fileno() if self._listener is not None else -1
+
+    def accept(self) -> Visitor | None:
+        """Let somebody in."""
+        try:
+            fd, _ = self._listener._accept()  # type: ignore[union-attr]  # not in the public class
+        except (OSError, AttributeError):
+            return None
+        return Visitor(Socket(fileno=fd))
+
+    @property
+    def has_relay(self) -> bool:
+        return self.fd >= 0
+
+    def promote(self, visitor: Visitor) -> None:
+        """Make a visitor the relay; there must be none."""
+        self._relay = visitor.sock
         self._relay.setblocking(False)
-        self.attach(fd)
-        return True
+        with self._lock:
+            self._outbox.rewind()
+        self.attach(visitor.sock.fileno())
 
     def hang_up(self) -> None:
         """Forget a relay that has gone; a port stays, whoever reads it."""

@@ -38,6 +38,8 @@ _NUMBERS = Struct("<QQ")
 _NUMBERS_AT = 18
 _CRC = Struct("<I")
 _FRAME_LEAST = _NUMBERS_AT + _NUMBERS.size + _CRC.size
+#: of frames that are made here or on the control host; others may be longer
+FRAME_BYTES = 128
 
 _MAGIC = b"LURING01"
 _HEADER = Struct("<8sI")
@@ -47,6 +49,13 @@ _GAP = Struct("<QQ")
 
 class RingError(ValueError):
     """A ring that cannot be what it is said to be; says why."""
+
+
+def make_frame(stream: int, number: int) -> bytes:
+    """Make a frame that was sent by nobody, for a device that copies memory."""
+    start = bytes(12) + _ETHERTYPE + _FRAME_MAGIC + _NUMBERS.pack(stream, number)
+    padded = start.ljust(FRAME_BYTES - _CRC.size, b"\0")
+    return padded + _CRC.pack(crc32(padded))
 
 
 def size_for(entries: int) -> int:
@@ -90,9 +99,15 @@ class Account:
 
     def take(self, frame: bytes, *, is_flawed: bool = False) -> None:
         """Enter one frame, as it lay in its buffer."""
+        number = self.check(frame, is_flawed=is_flawed)
+        if number is not None:
+            self.enter(number)
+
+    def check(self, frame: bytes, *, is_flawed: bool = False) -> int | None:
+        """Return the number of a good frame; count any other, and return None."""
         if frame[12:14] != _ETHERTYPE:
             self.foreign += 1
-            return
+            return None
         if (
             is_flawed
             or len(frame) < _FRAME_LEAST
@@ -100,11 +115,16 @@ class Account:
             or frame[14:18] != _FRAME_MAGIC
         ):
             self.damaged += 1
-            return
+            return None
         stream, number = _NUMBERS.unpack_from(frame, _NUMBERS_AT)
         if stream != self.stream:
             self.foreign += 1
-        elif number >= self.expected:
+            return None
+        return int(number)
+
+    def enter(self, number: int) -> None:
+        """Enter the number of a good frame."""
+        if number >= self.expected:
             if number > self.expected:
                 self.missing += number - self.expected
                 if len(self.gaps) < GAPS_MAX:
@@ -196,6 +216,13 @@ class Ring:
         """Let go of the memory, so that it can be unmapped."""
         self._words.release()
         self._view.release()
+
+    def rewind(self) -> None:
+        """Begin at the first descriptor again, as a device that was reset does."""
+        self.account.next = 0
+        for index in range(self.account.entries):
+            self._arm(index)
+        self.store()
 
     def store(self) -> None:
         data = self.account.encode()

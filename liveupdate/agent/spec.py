@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .assigned import Assigned
+
 MIB = 1 << 20
 U64_MAX = (1 << 64) - 1
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
@@ -47,12 +51,21 @@ def check_name(name: object) -> str:
     return name
 
 
+def _devices(raw: object) -> list[Assigned]:
+    if not raw:
+        return []
+    from .assigned import read_devices  # costs start-up time, and most guests have none
+
+    return read_devices(raw)
+
+
 class GuestSpec:
     """Validated description of one guest."""
 
     __slots__ = (
         "append",
         "cpu",
+        "devices",
         "digest",
         "disk",
         "image",
@@ -90,9 +103,12 @@ class GuestSpec:
         self.digest = raw.get("digest") is True
         #: the only CPU its VMM may use; -1: any
         self.cpu = _integer(raw, "cpu", -1, 4095, -1)
+        #: what is passed through to it
+        self.devices = _devices(raw.get("devices") or [])
 
     def to_json(self) -> dict[str, object]:
-        return {key: getattr(self, key) for key in self.__slots__}
+        fields = {key: getattr(self, key) for key in self.__slots__}
+        return {**fields, "devices": [each.to_json() for each in self.devices]}
 
     @property
     def session(self) -> str:
@@ -116,5 +132,6 @@ class GuestSpec:
         return (
             "console=ttyS0 panic=-1 no_timer_check quiet "
             f"lu.pattern={self.pattern_bytes} lu.seed={self.seed} lu.name={self.name} "
+            f"{'lu.nvme ' if any(each.kind == 'nvme' for each in self.devices) else ''}"
             f"{self.append}"
         ).strip()

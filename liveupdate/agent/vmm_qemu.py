@@ -28,6 +28,8 @@ ADAPTER = "cpr-reboot"
 #: under TCG a VMM takes seconds to start, and there may be many at once
 START_S = 60.0
 COMMAND_S = 30.0
+#: a guest's drivers have to stop their devices, and to start them again
+SLEEP_S = 15.0
 TAIL_BYTES = 2000
 
 _SAVE_SETUP: list[tuple[str, dict[str, object]]] = [
@@ -97,7 +99,9 @@ def build_argv(spec: GuestSpec, fds: VmmFds, disk: str, *, incoming: bool) -> li
         "-chardev", f"file,id=serial,path={RUN_DIR}/{spec.name}.serial,append=on",
         "-serial", "chardev:serial",
         "-blockdev", f"driver=raw,node-name=disk,file.driver=host_device,file.filename={disk},"
-                     "file.aio=threads,cache.direct=on",
+                     # O_DIRECT wants pages it can take a reference to; a copy is as durable, as the
+                     # guest's flushes are passed on
+                     f"file.aio=threads,cache.direct={'on' if fds.ram.pinnable else 'off'}",
         "-device", f"virtio-blk-pci,drive=disk,addr=0x2,serial={spec.name}",
         "-netdev", f"tap,id=net,fd={fds.tap},vhost=off",
         "-device", f"virtio-net-pci,netdev=net,addr=0x3,mac={spec.mac},romfile=",
@@ -117,6 +121,10 @@ def build_argv(spec: GuestSpec, fds: VmmFds, disk: str, *, incoming: bool) -> li
             "-append", spec.kernel_append(),
         ]
     # fmt: on
+    if spec.devices:
+        from .assigned import device_argv
+
+        argv += device_argv(spec.devices)
     return [*argv, "-incoming", "defer"] if incoming else argv
 
 
@@ -178,6 +186,8 @@ class QemuVmm:
         self.argv: list[str] = []
         self.pid = -1
         self.pidfd = -1
+        #: the number under which it has its guest's RAM
+        self.ram_fd = -1
         #: exit status (negative: signal), None while it runs
         self.status: int | None = None
         #: its end was asked for: no news
@@ -202,6 +212,7 @@ class QemuVmm:
                 payload=listeners["payload"].fileno(),
                 qga=listeners["qga"].fileno() if self.spec.qga else None,
             )
+            self.ram_fd = ram.fd
             self.argv = build_argv(self.spec, fds, disk, incoming=incoming)
             log = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             self.pid = os.posix_spawn(
@@ -221,14 +232,25 @@ class QemuVmm:
             if self.spec.cpu >= 0:
                 # before it has made any thread
                 os.sched_setaffinity(self.pid, {self.spec.cpu})
-            self._qmp = Qmp(connect_unix(f"{base}.qmp"))
-            self.payload = connect_unix(f"{base}.payload")
-            self.payload.setblocking(False)
-            if self.spec.qga:
-                self.qga = connect_unix(f"{base}.qga")
+            self._connect()
         finally:
             for sock in listeners.values():
                 sock.close()
+
+    def _connect(self) -> None:
+        base = f"{RUN_DIR}/{self.spec.name}"
+        self._qmp = Qmp(connect_unix(f"{base}.qmp"))
+        self.payload = connect_unix(f"{base}.payload")
+        self.payload.setblocking(False)
+        if self.spec.qga:
+            self.qga = connect_unix(f"{base}.qga")
+
+    def adopt(self, pid: int, ram_fd: int) -> None:
+        """Take over a process that an earlier agent started, and that nobody is connected to."""
+        self.pid, self.ram_fd = pid, ram_fd
+        self.pidfd = os.pidfd_open(pid)
+        self._connect()
+        self.greet()
 
     def greet(self) -> None:
         """Wait until the monitor answers."""
@@ -313,6 +335,40 @@ class QemuVmm:
     def cont(self) -> None:
         self._execute("cont", {})
 
+    def send_to_sleep(self) -> None:
+        """Have the payload suspend the guest to RAM; return when it sleeps.
+
+        :raises VmmError: it does not, and may do so later.
+        """
+        line = b'{"cmd":"sleep"}\n'
+        try:
+            if self.payload is None or self.payload.send(line) != len(line):
+                raise BlockingIOError
+        except OSError as err:
+            raise VmmError("sleep", f"guest '{self.spec.name}' does not read its port") from err
+        try:
+            self._monitor().wait_event("SUSPEND", lambda _data: True, time.monotonic() + SLEEP_S)
+        except QmpLost as err:
+            said = f"guest '{self.spec.name}' does not go to sleep: {err}"
+            raise VmmError("sleep", said) from err
+
+    def reopen_payload(self) -> None:
+        """Connect to the payload's port anew; whoever reads the old connection finds it closed."""
+        import _socket
+
+        old = self.payload
+        if old is not None:
+            try:  # noqa: SIM105 - contextlib costs an import
+                old.shutdown(_socket.SHUT_RDWR)
+            except OSError:
+                pass  # closed by the other end
+        self.payload = connect_unix(f"{RUN_DIR}/{self.spec.name}.payload")
+        self.payload.setblocking(False)
+
+    def wake(self) -> None:
+        """Wake a guest that sleeps; it is awake some time later."""
+        self._execute("system_wakeup", {})
+
     def reset(self) -> None:
         """Reset the guest, which ``-no-reboot`` would turn into the end of the VMM."""
         self._batch([("set-action", {"reboot": "reset"}), ("system_reset", {})])
@@ -347,8 +403,11 @@ class QemuVmm:
     def _batch(self, commands: list[tuple[str, dict[str, object]]]) -> list[object]:
         try:
             return self._monitor().batch(commands, time.monotonic() + COMMAND_S)
-        except (QmpError, QmpLost) as err:
+        except QmpError as err:
             raise VmmError("vmm", f"guest '{self.spec.name}': {err}") from err
+        except QmpLost as err:
+            said = f"guest '{self.spec.name}': {err}; {self.last_words()}"
+            raise VmmError("vmm", said) from err
 
     def _await_migration(self, what: str) -> None:
         ended = ("completed", "failed", "cancelled")
@@ -357,8 +416,8 @@ class QemuVmm:
                 "MIGRATION", lambda d: d.get("status") in ended, time.monotonic() + COMMAND_S
             )
         except QmpLost as err:
-            tail = self.stderr_tail()
-            raise VmmError(what, f"guest '{self.spec.name}': {err}; {tail}") from err
+            said = f"guest '{self.spec.name}': {err}; {self.last_words()}"
+            raise VmmError(what, said) from err
         if data.get("status") != "completed":
             info = self._execute("query-migrate", {})
             why = info.get("error-desc") if isinstance(info, dict) else None

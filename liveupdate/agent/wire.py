@@ -114,6 +114,11 @@ class Outbox:
         self.pending_bytes += len(data)
         return True
 
+    def rewind(self) -> None:
+        """Begin the line that was cut off anew: there is another reader."""
+        self.pending_bytes += self._offset
+        self._offset = 0
+
     def flush(self, write: Callable[[bytes], int]) -> bool:
         """Write until done (True) or ``write`` would block (False).
 

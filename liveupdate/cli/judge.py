@@ -20,18 +20,24 @@ run_dir_argument = click.argument("run_dir", metavar="RUN", type=click.Path(path
 @report_files
 @common
 def judge(app: App, *, run_dir: Path, as_json: bool, junit: Path | None, ktap: Path | None) -> int:
-    """Judge the run directory RUN again from its evidence, and exit as the run would.
+    """Judge the run directory or bundle RUN again from its evidence, and exit as the run would.
 
     Nothing in RUN is changed. Altered evidence is an error, never a pass.
     """
+    import tempfile
+
+    from liveupdate.apply.bundle import is_bundle, unpack
     from liveupdate.cli import results
     from liveupdate.cli.gather import check_report
 
     for path in filter(None, (junit, ktap)):
         check_report(path)
-    outcome = results.judge_directory(run_dir, results.required_checks())
-    results.write_reports(outcome, junit, ktap)
-    return results.show(outcome, app, as_json=as_json)
+    with tempfile.TemporaryDirectory(prefix="liveupdate-") as scratch:
+        if is_bundle(run_dir):
+            run_dir = unpack(run_dir, Path(scratch))
+        outcome = results.judge_directory(run_dir, results.required_checks())
+        results.write_reports(outcome, junit, ktap)
+        return results.show(outcome, app, as_json=as_json)
 
 
 @click.command()

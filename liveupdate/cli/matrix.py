@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
     from liveupdate.matrix import Cell, Document, Row
+    from liveupdate.report.matrix import Mechanisms
+
+Override = tuple[str, str, str]
 
 
 def _listed(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -43,8 +46,37 @@ def _counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
 )
 @click.option("--guests", callback=_counts, default="1", metavar="N,…", help="How many guests.")
 @click.option(
+    "--next-kernels",
+    metavar="PATH,…",
+    help="bzImages of incoming kernels; 'built' is the built one, which is the default.",
+)
+@click.option(
+    "--fragment",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Also run with so much of the host's free memory fragmented; 0: do not.",
+)
+@click.option(
     "--runs", type=click.IntRange(1, 100), default=1, metavar="N", help="Runs of each cell."
 )
+@click.option(
+    "--fragment-runs",
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="Runs of each cell with fragmented memory; as --runs when absent.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=1,
+    metavar="N",
+    help="Runs at the same time; times then tell how they get in each other's way.",
+)
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of every scenario."
+)
+@click.option("--dry-run", is_flag=True, help="Run nothing; show what is there.")
 @click.option(
     "--results",
     type=click.Path(path_type=Path, file_okay=False),
@@ -57,18 +89,57 @@ def _counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
 @common
 def matrix(
     app: App, *, scenario: str | None, mechanisms: Sequence[str], guest_memory: Sequence[str],
-    guests: Sequence[int], runs: int, results: Path, as_json: bool,
+    guests: Sequence[int], next_kernels: str | None, fragment: float, runs: int,
+    fragment_runs: int | None, jobs: int, sets: Sequence[str], dry_run: bool, results: Path,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Run every mechanism with every guest size, and compare them.
 
-    Broken off, it goes on where it stopped. Writes matrix.json and matrix.md beside the runs.
+    Broken off, it goes on where it stopped. Writes matrix.json, matrix.md and plots beside the
+    runs.
     """
     from liveupdate import matrix as cells
-    from liveupdate.preserve.registry import MECHANISMS
+    from liveupdate.cli.matrix_jobs import fill_all
+    from liveupdate.load import set_override
     from liveupdate.report import matrix as report
-    from liveupdate.units import parse_size
 
-    names = tuple(MECHANISMS) if tuple(mechanisms) == ("all",) else tuple(mechanisms)
+    names = _find_mechanisms(mechanisms)
+    _check_sizes(guest_memory)
+    overrides = [set_override(text) for text in sets]
+    more = tuple((each.key, each.value, each.option) for each in overrides)
+    known = describe(names)
+    planned = cells.make_cells(
+        names,
+        guest_memory,
+        guests,
+        _find_kernels(next_kernels),
+        (0.0, fragment) if fragment else (0.0,),
+    )
+    own = {key for cell in planned for key, _, _ in cell.overrides()}
+    for key, _, option in more:
+        if key in own:
+            raise ScenarioError("the matrix sets this key itself", where=option)
+    results.mkdir(parents=True, exist_ok=True)
+    wanted = {cell: (fragment_runs or runs) if cell.fragment else runs for cell in planned}
+    refused: dict[Cell, str] = {}
+
+    def show() -> list[Row]:
+        rows = [summarise(cell, results, refused.get(cell, "")) for cell in planned]
+        write_products(rows, known, results)
+        return rows
+
+    if not dry_run:
+        fill_all(app, wanted, scenario, more, results, jobs=jobs, refused=refused, done=show)
+    rows = show()
+    text = report.render_json(rows, known) if as_json else report.render_table(rows, known)
+    say(text)
+    return exit_code(rows)
+
+
+def _find_mechanisms(wanted: Sequence[str]) -> tuple[str, ...]:
+    from liveupdate.preserve.registry import MECHANISMS
+
+    names = tuple(MECHANISMS) if tuple(wanted) == ("all",) else tuple(dict.fromkeys(wanted))
     for name in names:
         if name not in MECHANISMS:
             raise ScenarioError(
@@ -76,20 +147,53 @@ def matrix(
                 where="--mechanisms",
                 hint=f"known: {', '.join(MECHANISMS)}",
             )
-    for size in guest_memory:
+    return names
+
+
+def _check_sizes(sizes: Iterable[str]) -> None:
+    from liveupdate.units import parse_size
+
+    for size in sizes:
         try:
             parse_size(size)
         except ValueError as error:
             raise ScenarioError(str(error), where="--guest-memory") from error
-    results.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    for cell in cells.make_cells(names, guest_memory, guests):
-        rows.append(_fill(app, cell, scenario, runs, results))
-        # after each cell: a matrix takes hours, and what is there should be seen
-        write_file(results / "matrix.json", report.render_json(rows))
-        write_file(results / "matrix.md", report.render_table(rows))
-    say(report.render_json(rows) if as_json else report.render_table(rows))
-    return exit_code(rows)
+
+
+def _find_kernels(wanted: str | None) -> tuple[str, ...]:
+    """Return paths of incoming kernels, "" for the built one; relative to here, so made whole."""
+    if wanted is None:
+        return ("",)
+    found = [item.strip() for item in wanted.split(",") if item.strip()]
+    if not found:
+        raise ScenarioError("an empty list", where="--next-kernels")
+    return tuple("" if item == "built" else str(Path(item).absolute()) for item in found)
+
+
+def describe(names: Iterable[str]) -> Mechanisms:
+    """Return what is known of mechanisms without a run; their kernel code is counted now."""
+    from liveupdate.images.codelines import count_lines
+    from liveupdate.paths import guest_images_dir
+    from liveupdate.preserve.registry import MECHANISMS
+    from liveupdate.report.matrix import Mechanism
+
+    found = {}
+    for name in names:
+        traits = MECHANISMS[name].traits
+        lines = count_lines(guest_images_dir(), traits.kernel_code) if traits.kernel_code else 0
+        found[name] = Mechanism(traits=traits, code_lines=lines)
+    return found
+
+
+def write_products(rows: Sequence[Row], known: Mechanisms, results: Path) -> None:
+    """Write table, document and plots; after each run: a matrix takes hours."""
+    from liveupdate.report import matrix as report
+    from liveupdate.report.matrix_svg import render_plots
+
+    write_file(results / "matrix.json", report.render_json(rows, known))
+    write_file(results / "matrix.md", report.render_table(rows, known))
+    for name, text in render_plots(rows).items():
+        write_file(results / name, text)
 
 
 def exit_code(rows: Sequence[Row]) -> ExitCode:
@@ -100,43 +204,42 @@ def exit_code(rows: Sequence[Row]) -> ExitCode:
     return ExitCode.FAIL if "FAIL" in outcomes else ExitCode.PASS
 
 
-def _fill(app: App, cell: Cell, scenario: str | None, runs: int, results: Path) -> Row:
-    """Make the runs of a cell that are still missing; return all there are."""
+def summarise(cell: Cell, results: Path, refused: str) -> Row:
+    """Reduce what is on disk of a cell; errors count while there is nothing better."""
     from liveupdate import matrix as cells
 
-    directory = results / cell.name
-    done = [each for each in read_results(directory) if cells.is_observed(each[1])]
-    refused = ""
-    for number in range(len(done), runs):
-        log(f"matrix: {cell.name}, run {number + 1} of {runs}")
-        try:
-            _run(app, cell, scenario, directory)
-        except (PlanError, ScenarioError) as error:
-            refused = str(error)  # this combination cannot be; the others may
-            log(f"matrix: {cell.name}: {refused}")
-            break
-        except LiveUpdateError as error:
-            refused = str(error)
-            log(f"matrix: {cell.name}: {refused}")
-    found = read_results(directory)
-    # errors count while there is nothing better
+    found = read_results(results / cell.name)
     observed = [each for each in found if cells.is_observed(each[1])]
     return cells.summarise(cell, observed or found, refused)
 
 
-def _run(app: App, cell: Cell, scenario: str | None, directory: Path) -> None:
+def run_here(
+    app: App, cell: Cell, scenario: str | None, more: Sequence[Override], directory: Path
+) -> str:
+    """Make one run of a cell in this process.
+
+    :return: why it could not be made, or "".
+    :raises PlanError, ScenarioError: this combination cannot be, however often it is tried.
+    """
     from liveupdate.cli.gather import prepare
     from liveupdate.cli.run import carry_out
 
-    wish = Wish(
-        scenario=scenario,
-        overrides=(
-            ("mechanism", cell.mechanism, "--mechanisms"),
-            ("guests", str(cell.guests), "--guests"),
-            ("guest.*.memory", cell.guest_memory, "--guest-memory"),
-        ),
-    )
-    carry_out(app, prepare(wish, directory), frozenset())
+    wish = Wish(scenario=scenario, overrides=(*cell.overrides(), *more))
+    try:
+        carry_out(app, prepare(wish, directory), frozenset())
+    except (PlanError, ScenarioError):
+        raise
+    except LiveUpdateError as error:
+        return str(error)
+    return ""
+
+
+def count_missing(cell: Cell, runs: int, results: Path) -> int:
+    """Return how many runs a cell still lacks."""
+    from liveupdate import matrix as cells
+
+    found = read_results(results / cell.name)
+    return max(0, runs - sum(cells.is_observed(document) for _, document in found))
 
 
 def read_results(directory: Path) -> list[tuple[str, Document]]:

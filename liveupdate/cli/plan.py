@@ -65,10 +65,12 @@ def describe(plan: Plan, accel_reason: str) -> Iterator[str]:
             f" {what}"
         )
     for device in plan.devices:
+        work = f"{device.ring} descriptors, {device.rate} frames/s"
+        if device.guest is not None:
+            work = f"for guest {device.guest}"
         yield (
             f"device      {device.name}: {device.kind} {device.bdf or 'behind a port of its own'},"
-            f" tier {device.tier}, {device.access}, {device.ring} descriptors,"
-            f" {device.rate} frames/s"
+            f" tier {device.tier}, {device.access}, {work}"
         )
     if machine.iommu != "none" and plan.target != "ssh":
         mode = ", scalable mode" if machine.scalable else ""

@@ -142,11 +142,13 @@ def decode_device_table(
     segment: int = 0,
     only: Iterable[Requester] | None = None,
     limits: WalkLimits | None = None,
+    is_walking: bool = True,
 ) -> DecodedTables:
     """Decode the devices of a table whose translation is valid, or those asked for.
 
     :param base: value of the Device Table Base Address Register. Whether the IOMMU is enabled at
         all is in its control register.
+    :param is_walking: follow the page tables, too; without, the sets have no runs.
     """
     table = DeviceTableBase.decode(base)
     walk = Walk(reader, limits or WalkLimits())
@@ -155,7 +157,7 @@ def decode_device_table(
     else:
         wanted = {replace(requester, pasid=None) for requester in only}
         entries = _look_up(walk, table, sorted(wanted, key=Requester.sort_key))
-    decoder = _DeviceDecoder(walk)
+    decoder = _DeviceDecoder(walk, is_walking=is_walking)
     sets = tuple(decoder.decode(entries))
     faults = (*decoder.table_faults, *walk.take_faults())
     return DecodedTables(sets=sets, faults=faults, pages=walk.pages())
@@ -193,8 +195,9 @@ def _look_up(
 
 
 class _DeviceDecoder:
-    def __init__(self, walk: Walk) -> None:
+    def __init__(self, walk: Walk, *, is_walking: bool) -> None:
         self._walk = walk
+        self._is_walking = is_walking
         self.table_faults: list[TableFault] = []
         #: domains already walked; devices share them
         self._domains: dict[
@@ -210,7 +213,7 @@ class _DeviceDecoder:
             binding, problem = bind_device(requester, decode_device_entry(data))
             if problem:
                 self._walk.fault(problem[0], address, problem[1])
-            if binding.translation is not Translation.HOST:
+            if binding.translation is not Translation.HOST or not self._is_walking:
                 yield MappingSet(binding=binding, faults=self._walk.take_faults())
                 continue
             key = (binding.top, binding.levels, binding.access)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from liveupdate.formats.malformed import MalformedError
-from liveupdate.model.evidence import JournalFacts, JournalSample
+from liveupdate.model.evidence import JournalSample
+from liveupdate.model.use import JournalFacts
 
 MAGIC = b"LUJRNL01"
 SECTOR_BYTES = 512

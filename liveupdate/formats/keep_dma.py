@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The header of the record that our kernels hand over for devices whose DMA goes on.
 
+And what they say when it is written.
+
 Layout: ``struct keep_dma_header`` in include/linux/kho/abi/keep_dma.h of our series, little-endian.
 The checksum is the CRC-32 of the whole record with its own field zero.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
+
+from liveupdate.model.costs import KeptTables
 
 #: "KEEPDMA1" in memory
 MAGIC = 0x31414D445045454B
@@ -25,6 +30,19 @@ _VERSION = struct.Struct("<I")
 _VERSION_AT = 8
 _CRC = struct.Struct("<I")
 _CRC_AT = 24
+
+
+#: keep_dma_freeze() in kernel/liveupdate/keep_dma.c of our series
+_PRESERVED = re.compile(r"keep-dma: preserved (\d+) table pages of (\d+) devices in (\d+) us\b")
+
+
+def parse_preserved(line: str) -> KeptTables | None:
+    """Read the line that the outgoing kernel prints once; None: it is another."""
+    match = _PRESERVED.search(line)
+    if match is None:
+        return None
+    pages, devices, took_us = map(int, match.groups())
+    return KeptTables(table_pages=pages, devices=devices, took_ns=took_us * 1000)
 
 
 def record_bytes(header: bytes) -> int:

@@ -2,8 +2,9 @@
 """KTAP version 1 (``Documentation/dev-tools/ktap.rst``): results as values, written and parsed.
 
 The parser takes what the specification allows and existing tests print: TAP 13 and 14 headers,
-unknown lines anywhere, a plan that is missing, a directive it does not know (ok / not ok decides).
-What contradicts the plan or the numbering is kept as a note, never repaired.
+subtests that are indented by 4 blanks (KUnit) in place of 2, unknown lines anywhere, a plan that is
+missing, a directive it does not know (ok / not ok decides). What contradicts the plan or the
+numbering is kept as a note, never repaired.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ def render(tests: Iterable[KtapTest], *, indent: int = 0) -> Iterator[str]:
         result = f"{margin}{'ok' if test.ok else 'not ok'} {number}"
         # a description holds no '#': what follows one is the directive
         name = _plain(test.name).replace("#", "")
+        if f"{name} ".startswith("- "):  # else taken for the dash that may stand before a name
+            name = f"- {name}"
         result += f" {name}" if name else ""
         remark = " ".join(filter(None, (test.directive, _plain(test.text))))
         yield result + (f" # {remark}" if remark else "")
@@ -85,9 +88,10 @@ def parse(text: str) -> KtapReport:
     """
     levels: list[_Level] = []
     notes: list[str] = []
+    step = _indent_of(text)
     for line in text.splitlines():
         body = line.lstrip(" ")
-        depth = (len(line) - len(body)) // 2
+        depth = (len(line) - len(body)) // step
         if _VERSION.fullmatch(body):
             if depth > len(levels) or (levels and depth == 0):
                 notes.append(f"a version line {depth} levels deep, where {len(levels)} were open")
@@ -104,6 +108,15 @@ def parse(text: str) -> KtapReport:
     top = levels[0]
     _check_plan(top, notes)
     return KtapReport(planned=top.planned, tests=tuple(top.tests), notes=tuple(notes))
+
+
+def _indent_of(text: str) -> int:
+    """Return by how many blanks a level is indented: as the first version line that is says."""
+    for line in text.splitlines():
+        body = line.lstrip(" ")
+        if len(body) < len(line) and _VERSION.fullmatch(body):
+            return 4 if len(line) - len(body) == 4 else 2
+    return 2
 
 
 def _take(levels: list[_Level], depth: int, body: str, notes: list[str]) -> None:

@@ -20,6 +20,8 @@ from liveupdate.model.evidence import DeviceEvent
 #: what a :class:`DeviceEvent` can be
 TRANSLATION, ROOT, FAULT = "translation", "root-pointer", "fault"
 CONFIG_WRITE, POWER, RESET, SOFT_RESET = "config-write", "power-state", "reset", "software-reset"
+#: notes of a software reset: a NIC's, and that of an NVMe controller
+NIC_RESET, NVME_RESET = "Doing SW reset", "cleared controller enable bit"
 
 
 class QemuTraceError(MalformedError):
@@ -39,6 +41,19 @@ def _event(
 
 def _translation(match: re.Match[str], at: int) -> DeviceEvent:
     return _event(TRANSLATION, at, value=int(match[1]))
+
+
+def _amd_control(match: re.Match[str], at: int) -> DeviceEvent:
+    # it calls the control register a status; bit 0 enables (AMD 48882, 3.4.4)
+    return _event(TRANSLATION, at, value=int(match[1], 16) & 1)
+
+
+def _amd_fault(note: str) -> Decoder:
+    def decode(match: re.Match[str], at: int) -> DeviceEvent:
+        # of which device is not said
+        return _event(FAULT, at, value=int(match[1], 16), note=note)
+
+    return decode
 
 
 def _root(match: re.Match[str], at: int) -> DeviceEvent:
@@ -87,6 +102,30 @@ _DECODERS: Mapping[str, tuple[re.Pattern[str], Decoder]] = MappingProxyType(
             re.compile(r"sid 0x([0-9a-f]+) fault (\d+) addr 0x([0-9a-f]+) write ([01])"),
             _fault,
         ),
+        "amdvi_control_status": (re.compile(r"MMIO_STATUS state 0x([0-9a-f]+)"), _amd_control),
+        "amdvi_page_fault": (
+            re.compile(r"error: page fault accessing guest physical address 0x([0-9a-f]+)"),
+            _amd_fault("page fault"),
+        ),
+        "amdvi_mode_invalid": (
+            re.compile(r"error: translation level 0x[0-9a-f]+ translating addr 0x([0-9a-f]+)"),
+            _amd_fault("levels"),
+        ),
+        "amdvi_get_pte_hwerror": (
+            re.compile(r"hardware error eccessing PTE at addr 0x([0-9a-f]+)"),
+            _amd_fault("page table"),
+        ),
+        "amdvi_invalid_dte": (
+            re.compile(r"PTE entry at 0x([0-9a-f]+) is invalid"),
+            _amd_fault("entry"),
+        ),
+        "amdvi_dte_get_fail": (
+            re.compile(
+                r"error: failed to access Device Entry devtab 0x([0-9a-f]+) offset"
+                r" 0x[0-9a-f]+"
+            ),
+            _amd_fault("device table"),
+        ),
         "pci_cfg_write": (
             re.compile(rf"(\S+) {_BDF} @0x([0-9a-f]+) <- 0x([0-9a-f]+)"),
             _config_write,
@@ -97,7 +136,8 @@ _DECODERS: Mapping[str, tuple[re.Pattern[str], Decoder]] = MappingProxyType(
         ),
         "resettable_phase_hold_exec": (re.compile(r"obj=\S+\((.+)\) method=[01]"), _reset),
         # both NICs, e1000e and igb, say so in the same words
-        "e1000e_core_ctrl_sw_reset": (re.compile(r"Doing SW reset"), _soft_reset),
+        "e1000e_core_ctrl_sw_reset": (re.compile(NIC_RESET), _soft_reset),
+        "pci_nvme_mmio_stopped": (re.compile(NVME_RESET), _soft_reset),
     }
 )
 

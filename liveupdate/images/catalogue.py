@@ -14,20 +14,20 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from liveupdate import paths
 from liveupdate.errors import BuildError, PlanError
-from liveupdate.images import guest, kernel, kit, rootfs
+from liveupdate.images import debianhost, guest, kernel, kit, modules, rootfs
 from liveupdate.images.cache import Cache, days_ago, digest_of, file_sha256, tree_bytes
 from liveupdate.model.plan import ImageSet, KernelImage
 from liveupdate.steps import Steps
 
-DEFAULT = ("kernel-a", "kernel-b", "rootfs", "guest")
+DEFAULT = ("kernel-a", "kernel-b", "modules-a", "modules-b", "rootfs", "guest")
 """What a run needs; built by ``images build``."""
-TESTS = ("kernel-skew", "kernel-stock", "kernel-nokho")
-"""Kernels for fault tests; built in addition by ``images build --tests``."""
+TESTS = ("kernel-skew", "kernel-stock", "kernel-nokho", "selftests", "debian-host")
+"""What only tests need; built in addition by ``images build --tests``."""
 KEEP_DAYS = 14.0
 
 _HINT = "liveupdate images build"
@@ -67,7 +67,8 @@ def build(
     """Build images that are not in the cache yet.
 
     :param which: names out of :data:`DEFAULT` and :data:`TESTS`; none means :data:`DEFAULT`.
-    :param kernel_tree: the user's own kernel source, taken for the kernels in place of Debian's.
+    :param kernel_tree: the user's own kernel source, taken for the kernels in place of Debian's;
+        modules are for ours only, and left out then.
     :return: the images' files, in the order of ``which``.
     :raises BuildError: with the last lines of the tool that failed.
     """
@@ -81,6 +82,8 @@ def build(
     compiler = kernel.compiler_version()
     if compiler == "none":
         raise BuildError("gcc and ld are needed to build images", hint="run 'make setup'")
+    if kernel_tree is not None:
+        names = tuple(name for name in names if not name.startswith("modules-"))
     builder = kernel.KernelBuilder(cache, sources / "kernel", steps)
     # In the order of VARIANTS, which is the cheap one.
     variants = [v for v in kernel.VARIANTS if f"kernel-{v.name}" in names]
@@ -88,6 +91,8 @@ def build(
     if "rootfs" in names:
         entry = rootfs.build_rootfs(cache, sources / "host", compiler, steps)
         built["rootfs"] = entry / "rootfs.ext4"
+    if "debian-host" in names:
+        built["debian-host"] = debianhost.build(cache, steps) / "rootfs.ext4"
     if "guest" in names:
         entry = guest.build_guest(cache, sources / "guest", compiler, sys.executable, steps)
         built["guest"] = entry / guest.IMAGE
@@ -97,6 +102,14 @@ def build(
         else:
             entry = builder.build(variant)
         built[f"kernel-{variant.name}"] = entry / "bzImage"
+    module_builder = modules.ModulesBuilder(cache, sources / "kernel", sources / "modules", steps)
+    for variant in kernel.VARIANTS:
+        if f"modules-{variant.name}" in names:
+            built[f"modules-{variant.name}"] = module_builder.build(variant)
+    if "selftests" in names:
+        built["selftests"] = modules.build_selftests(
+            cache, sources / "selftests", sources / "modules", compiler, steps
+        )
     for name, path in built.items():
         _link(cache, f"tree-{name}" if kernel_tree and name.startswith("kernel") else name, path)
     return tuple(built[name] for name in names)
@@ -123,8 +136,16 @@ def current_digests() -> dict[str, tuple[str, str]]:
         )
         for variant in kernel.VARIANTS
     }
+    for name in modules.VARIANTS:
+        inputs = modules.modules_inputs(
+            sources / "modules", kernel.find_variant(name), found[f"kernel-{name}"][1]
+        )
+        found[f"modules-{name}"] = (modules.KIND, digest_of(inputs))
+    tests = modules.selftests_inputs(sources / "selftests", sources / "modules", compiler)
+    found["selftests"] = ("selftests", digest_of(tests))
     found["rootfs-base"] = ("rootfs-base", digest_of(rootfs.base_inputs()))
     found["rootfs"] = ("rootfs", digest_of(rootfs.rootfs_inputs(sources / "host", compiler)))
+    found["debian-host"] = ("debian-host", digest_of(debianhost.inputs()))
     found["guest"] = ("guest", digest_of(guest.guest_inputs(sources / "guest", compiler)))
     return found
 
@@ -140,6 +161,23 @@ def find_kernel(name: str) -> KernelImage:
         hint = f"{_HINT} --tests" if name in TESTS else _HINT
         raise PlanError(f"image '{name}' has not been built", hint=hint)
     return kernel.read_image_json(entry)
+
+
+def find_selftests() -> Path:
+    """Return the directory of the programs that test our modules.
+
+    :raises PlanError: they have not been built.
+    """
+    entry = open_cache().find(*current_digests()["selftests"])
+    if entry is None:
+        raise PlanError("image 'selftests' has not been built", hint=f"{_HINT} --tests")
+    return entry
+
+
+def _with_modules(entries: dict[str, Path], variant: str) -> KernelImage:
+    """Return a kernel of ours together with the modules that are built for it."""
+    image = kernel.read_image_json(entries[f"kernel-{variant}"])
+    return replace(image, modules=str(entries[f"modules-{variant}"]))
 
 
 def read_kernel(path: Path) -> KernelImage:
@@ -178,15 +216,15 @@ def resolve(outgoing: Path | None, incoming: Path | None) -> ImageSet:
     cache = open_cache()
     digests = current_digests()
     needed = {"rootfs", "guest"}
-    needed |= {"kernel-a"} if outgoing is None else set()
-    needed |= {"kernel-b"} if incoming is None else set()
+    needed |= {"kernel-a", "modules-a"} if outgoing is None else set()
+    needed |= {"kernel-b", "modules-b"} if incoming is None else set()
     found = {name: cache.find(kind, digest) for name, (kind, digest) in digests.items()}
     missing = sorted(name for name in needed if found[name] is None)
     if missing:
         raise PlanError(f"not built yet: {', '.join(missing)}", hint=f"run '{_HINT}'")
     entries = {name: path for name, path in found.items() if path is not None}
-    first = read_kernel(outgoing) if outgoing else kernel.read_image_json(entries["kernel-a"])
-    second = read_kernel(incoming) if incoming else kernel.read_image_json(entries["kernel-b"])
+    first = read_kernel(outgoing) if outgoing else _with_modules(entries, "a")
+    second = read_kernel(incoming) if incoming else _with_modules(entries, "b")
     root = entries["rootfs"]
     # Guests keep our kernel when the host gets the user's: theirs need not have virtio.
     guest_kernel = entries["kernel-a"] / "bzImage" if "kernel-a" in entries else Path(first.path)
@@ -236,6 +274,9 @@ def _describe(entry: Path) -> str:
     if (entry / "bzImage").exists():
         image = kernel.read_image_json(entry)
         return f"{image.release}, build id {image.build_id[:12]}, {' '.join(image.abi) or 'no KHO'}"
+    if (entry / "release").exists():
+        count = len(list(entry.glob("*.ko")))
+        return f"{count} modules for {(entry / 'release').read_text()}"
     if (entry / "packages").exists():
         lines = (entry / "packages").read_text().splitlines()
         qemu = [line.split()[1] for line in lines if line.startswith("qemu-system-x86 ")]

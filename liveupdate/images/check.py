@@ -118,7 +118,7 @@ def compile_touched(name: str, files: tuple[Path, ...], src: Path, out: Path) ->
 def main() -> int:
     """Run the check, one line per step on stderr; return an exit status."""
     steps = Steps()
-    steps.subscribe(_print_step)
+    steps.subscribe(lambda event: print_step(event, "kernel-check"))
     try:
         check_kernels(paths.guest_images_dir() / "kernel", steps)
     except LiveUpdateError as error:
@@ -127,10 +127,11 @@ def main() -> int:
     return 0
 
 
-def _print_step(event: StepEvent) -> None:
+def print_step(event: StepEvent, name: str) -> None:
+    """Print the end of a step, or a note, as a line of check ``name``."""
     if event.kind in ("stop", "note"):
         took = "" if event.elapsed_s is None else f" ({event.elapsed_s:.1f} s)"
-        sys.stderr.write(f"kernel-check: {event.name}{took}\n")
+        sys.stderr.write(f"{name}: {event.name}{took}\n")
 
 
 if __name__ == "__main__":

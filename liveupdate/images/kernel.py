@@ -31,6 +31,8 @@ from liveupdate.steps import Steps
 BUILD_S = 3600.0
 CONFIG_S = 300.0
 PROGRESS_S = 15.0
+#: what kbuild calls the list of exported symbols that modules are linked against
+SYMBOLS = "Module.symvers"
 #: held by whoever writes to the source tree or its objects
 TREE_LOCK = "kernel-tree"
 #: Fixed, so that the same input gives the same image on any machine and day.
@@ -149,7 +151,8 @@ class KernelBuilder:
         self._steps = steps
 
     def build(self, variant: Variant) -> Path:
-        """Return the cache entry of a variant: ``bzImage``, ``config``, ``image.json``.
+        """Return the cache entry of a variant: ``bzImage``, ``config``, ``image.json``, and
+        ``Module.symvers`` for modules.
 
         :raises BuildError: source, patch, config or compiler trouble; names the culprit.
         """
@@ -235,6 +238,10 @@ class KernelBuilder:
             self._compile(variant, src, objects)
         shutil.copyfile(objects / "arch/x86/boot/bzImage", target / "bzImage")
         shutil.copyfile(objects / ".config", target / "config")
+        # Modules would add theirs; a kernel that loads none has no such list.
+        symbols = objects / "vmlinux.symvers"
+        if symbols.exists():
+            shutil.copyfile(symbols, target / SYMBOLS)
         image = read_image(target / "bzImage")
         if not image.release.endswith(variant.localversion):
             raise BuildError(f"built '{image.release}', wanted a release in {variant.localversion}")

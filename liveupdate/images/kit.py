@@ -2,7 +2,8 @@
 """The kit: a small read-only disk with the agent and all kernels, mounted at ``/kit``.
 
 Layout: ``agent/`` (run as ``python3 -I -S /kit/agent``), ``kernel-a`` (outgoing), ``kernel-b``
-(incoming), ``guest-kernel``, ``guest-initrd``, ``config.json``. A disk of its own, so that another
+(incoming), ``guest-kernel``, ``guest-initrd``, ``modules/RELEASE/NAME.ko`` for each of
+the two kernels that has any, ``config.json``. A disk of its own, so that another
 kernel or agent does not mean another root file system. Must not know machines.
 """
 
@@ -37,7 +38,14 @@ def kit_inputs(images: ImageSet, agent_dir: Path = AGENT_DIR) -> dict[str, str]:
         "guest-kernel": file_sha256(Path(images.guest_kernel)),
         "guest-initrd": file_sha256(Path(images.guest_initrd)),
         "rootfs": images.rootfs_sha256,
+        "modules": " ".join(tree_sha256(path, "*.ko") for path in module_dirs(images).values()),
     }
+
+
+def module_dirs(images: ImageSet) -> dict[str, Path]:
+    """Return where our modules are, by the release of the kernel that they are for."""
+    kernels = (images.outgoing, images.incoming)
+    return {kernel.release: Path(kernel.modules) for kernel in kernels if kernel.modules}
 
 
 def build_kit(
@@ -64,6 +72,10 @@ def build_kit(
             ("guest-initrd", images.guest_initrd),
         ):
             shutil.copyfile(origin, tree / name)
+        for release, modules in module_dirs(images).items():
+            (tree / "modules" / release).mkdir(parents=True)
+            for module in sorted(modules.glob("*.ko")):
+                shutil.copyfile(module, tree / "modules" / release / module.name)
         (tree / "config.json").write_text(json.dumps({"format": FORMAT, "inputs": inputs}))
         for path in (*tree.rglob("*"), tree):
             # mke2fs copies times: the same input must give the same disk

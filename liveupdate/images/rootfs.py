@@ -77,7 +77,7 @@ def mmdebstrap_argv(target: Path) -> tuple[str, ...]:
         '--aptopt=Acquire::Retries "3"',
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
         f"--setup-hook={hook}",
-        # Made new for each image, see _make_keys; a mount point for the kit.
+        # Made new for each image, see make_keys; a mount point for the kit.
         '--customize-hook=rm -f "$1"/etc/ssh/ssh_host_*',
         '--customize-hook=mkdir -p "$1/kit"',
         SUITE, str(target), f"deb {MIRROR} {SUITE} main", f"deb {MIRROR} {BACKPORTS} main",
@@ -128,6 +128,26 @@ def build_base(cache: Cache, steps: Steps) -> Path:
 
 
 def _make_base(scratch: Path, tarball: Path) -> None:
+    tree = make_file_system(
+        scratch, tarball, scratch / "base.ext4", "liveupdate-root", 8 * MIB, keep_tree=True
+    )
+    _copy_python(tree, scratch / "python")
+    shutil.rmtree(tree)
+
+
+def make_file_system(
+    scratch: Path,
+    tarball: Path,
+    image: Path,
+    label: str,
+    spare_bytes: int,
+    *,
+    keep_tree: bool = False,
+) -> Path:
+    """Turn mmdebstrap's tarball, which goes, into an image and a list ``packages`` beside it.
+
+    :param keep_tree: leave the unpacked tree where the returned path says.
+    """
     tree = scratch / "tree"
     tree.mkdir()
     # Without root fakeroot remembers the owners between unpacking and mke2fs.
@@ -152,14 +172,13 @@ def _make_base(scratch: Path, tarball: Path) -> None:
     )
     tarball.unlink()
     prefix = () if as_root else ("fakeroot", "-i", str(saved))
-    ext4.make_image(
-        tree, scratch / "base.ext4", "liveupdate-root", spare_bytes=8 * MIB, prefix=prefix
-    )
+    ext4.make_image(tree, image, label, spare_bytes=spare_bytes, prefix=prefix)
     status = (tree / "var/lib/dpkg/status").read_text()
     (scratch / "packages").write_text(parse_packages(status))
-    _copy_python(tree, scratch / "python")
     saved.unlink(missing_ok=True)
-    shutil.rmtree(tree)
+    if not keep_tree:
+        shutil.rmtree(tree)
+    return tree
 
 
 def parse_packages(status: str) -> str:
@@ -197,7 +216,7 @@ def build_rootfs(cache: Cache, host_dir: Path, compiler: str, steps: Steps) -> P
         with steps.step("rootfs: init and keys"):
             init = scratch / "liveupdate-init"
             _compile_init(host_dir / "init.c", init)
-            _make_keys(scratch)
+            make_keys(scratch)
             config = scratch / "sshd_config"
             config.write_text(SSHD_CONFIG)
             keys = scratch / "authorized_keys"
@@ -239,7 +258,8 @@ def _compile_init(origin: Path, target: Path) -> None:
         raise BuildError(f"'{origin}' does not compile: {error.tail}") from error
 
 
-def _make_keys(scratch: Path) -> None:
+def make_keys(scratch: Path) -> None:
+    """Make ``ssh_host_key`` and ``client_key``, with their public halves, in a directory."""
     for name in ("ssh_host_key", "client_key"):
         proc.run(
             [

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
 from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
+from liveupdate.judging.scene import QUIESCE
 from liveupdate.model import layout
 from liveupdate.model.evidence import (
     DeviceFacts,
@@ -20,6 +21,7 @@ from liveupdate.model.evidence import (
     FrameSent,
     IommuEvidence,
 )
+from liveupdate.model.kinds import FED_KINDS
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.units import format_ns
 
@@ -33,7 +35,11 @@ def judge_continuity(context: Context) -> list[Finding]:
     findings: list[Finding] = []
     for hop in context.plan.hops:
         for device in context.plan.devices:
-            if device.tier != "continuous":
+            if device.guest is not None:
+                findings.append(_judge_guests_own(context, hop.number, device, device.guest))
+                continue
+            if device.tier == QUIESCE:
+                findings.append(_judge_rest(context, hop.number, device))
                 continue
             if context.rolled_back(hop.number):
                 reason = f"hop {hop.number}, {device.name}: rolled back, there was no kexec"
@@ -43,6 +49,70 @@ def judge_continuity(context: Context) -> list[Finding]:
     if not findings:
         findings.append(skipped("the plan has no device whose DMA is to go on"))
     return findings
+
+
+def _judge_rest(context: Context, hop: int, device: DeviceSpec) -> Finding:
+    """Tier quiesce: DMA stopped, which is no failure; that it did not begin again is."""
+    where = f"hop {hop}, {device.name}"
+    paths = (layout.device(hop, device.name),)
+    if context.rolled_back(hop):
+        return skipped(f"{where}: rolled back, there was no kexec")
+    evidence = context.hop(hop)
+    trace = evidence.devices.get(device.name) if evidence is not None else None
+    facts = trace.facts if trace is not None else None
+    if facts is None or facts.frozen is None or facts.frozen_ns is None:
+        return context.missing("the device's account", hop, paths=paths)
+    if facts.error is not None or facts.adopted_ns is None:
+        return failed(
+            f"{where}: the driver did not get it to work again: "
+            f"{facts.error or 'it never said so'}",
+            expected="a device at work",
+            evidence=paths,
+        )
+    if facts.after is None:
+        return context.missing("the device's account after the update", hop, paths=paths)
+    done = facts.after.received - facts.frozen.received
+    if done <= 0:
+        return failed(
+            f"{where}: nothing was received after the update, although it was started again",
+            observed=f"{facts.after.received} received before and after",
+            expected="more than before",
+            evidence=paths,
+        )
+    return skipped(
+        f"{where}: tier quiesce: its driver stopped DMA on purpose for"
+        f" {format_ns(facts.adopted_ns - facts.frozen_ns)}; {done} received since"
+    )
+
+
+def _judge_guests_own(context: Context, hop: int, device: DeviceSpec, guest: str) -> Finding:
+    """A guest's own device: it stopped while the guest slept, and is used again since."""
+    where = f"hop {hop}, {device.name}"
+    paths = (layout.device(hop, device.name),)
+    if context.rolled_back(hop):
+        return skipped(f"{where}: rolled back, there was no kexec")
+    evidence = context.hop(hop)
+    trace = evidence.devices.get(device.name) if evidence is not None else None
+    use = trace.facts.use if trace is not None and trace.facts is not None else None
+    if use is None or use.asleep_ns is None:
+        return context.missing(f"how {guest} uses {device.name}", hop, guest, paths)
+    what = "echoes answered" if device.kind in FED_KINDS else "records written"
+    if not use.before:
+        return unknown(f"{where}: {guest} was not seen to use it before the update", evidence=paths)
+    if use.first_ns is None or not use.after:
+        if context.loss(hop, guest) is not None:
+            return context.missing(f"how {guest} uses {device.name} again", hop, guest, paths)
+        awake = "is awake, but" if use.awake_ns is not None else "did not wake up, and"
+        return failed(
+            f"{where}: {guest} {awake} was not seen to use it again",
+            observed=f"{use.before} {what} before, none after",
+            expected="some after",
+            evidence=paths,
+        )
+    return skipped(
+        f"{where}: tier quiesce: DMA stopped, as {guest} slept, until it was seen again"
+        f" {format_ns(use.first_ns - use.asleep_ns)} later; {use.after} {what} since"
+    )
 
 
 def _judge_device(context: Context, hop: int, device: DeviceSpec) -> Finding:
@@ -58,6 +128,8 @@ def _judge_device(context: Context, hop: int, device: DeviceSpec) -> Finding:
     if stopped is not None:
         return stopped
     before, after = facts.before, facts.after
+    if device.kind not in FED_KINDS:
+        return _judge_own(context, where, hop, facts, paths)
     if before is None or after is None or not trace.frames:
         return context.missing(f"frames received by {device.name}", hop, paths=paths)
     if facts.landed is None or facts.frozen is None or facts.frozen_ns is None:
@@ -68,6 +140,56 @@ def _judge_device(context: Context, hop: int, device: DeviceSpec) -> Finding:
         _judge_account(where, facts, before, after, trace.frames, paths)
         or _judge_blackout(where, facts, trace.frames, paths)
         or _pass(where, facts, trace.frames, paths)
+    )
+
+
+def _judge_own(
+    context: Context, where: str, hop: int, facts: DeviceFacts, paths: tuple[str, ...]
+) -> Finding:
+    """Judge what a device does because its driver wants it: numbered frames it copies or reads.
+
+    What was in flight when nobody looked any more must have landed when somebody looked again; a
+    controller may complete its queue in any order, so the first to land need not be the oldest.
+    """
+    before, frozen, landed, after = facts.before, facts.frozen, facts.landed, facts.after
+    if before is None or frozen is None or landed is None or after is None:
+        return context.missing(f"what {facts.device} did by itself", hop, paths=paths)
+    counts = {
+        "missing": after.missing - before.missing,
+        "twice": after.duplicate - before.duplicate,
+        "out of order": after.reordered - before.reordered,
+        "damaged": after.damaged + after.foreign - before.damaged - before.foreign,
+    }
+    wrong = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    done = after.expected - before.expected
+    if wrong or after.received - before.received != done or done < 0:
+        return failed(
+            f"{where}: of {done} transfers {wrong or f'{after.received - before.received} whole'}",
+            observed=wrong or f"{after.received - before.received}",
+            expected=f"{done} in order, none damaged",
+            evidence=paths,
+        )
+    if not landed.found or landed.first is None or landed.first < frozen.expected:
+        return failed(
+            f"{where}: {landed.found} transfers landed during the blackout, the first is"
+            f" {landed.first}",
+            observed=f"{landed.found} from {landed.first}",
+            expected=f"those in flight, from {frozen.expected} on",
+            evidence=paths,
+        )
+    last = landed.last if landed.last is not None else -1
+    if after.expected <= last + 1:
+        return failed(
+            f"{where}: nothing was transferred after what had landed during the blackout",
+            observed=f"next {after.expected}",
+            expected=f"more than {last + 1}",
+            evidence=paths,
+        )
+    return passed(
+        f"{where}: {done} transfers of its own, whole and in order; {landed.found} in flight when"
+        f" nobody looked landed during the blackout, {after.expected - last - 1} came after it",
+        observed=f"{done} transfers",
+        evidence=paths,
     )
 
 
@@ -95,9 +217,9 @@ def _judge_stop(
     more = f"; before the kexec: {facts.not_kept}" if facts.not_kept else ""
     return failed(
         f"{where}: DMA did not go on: {breakers}{why}{more}",
-        observed=f"{landed} frames landed during the blackout, {_refused(trace.frames)} of {sent} "
-        "found nobody to take them",
-        expected="every frame received",
+        observed=f"{landed} frames landed during the blackout"
+        + (f", {_refused(trace.frames)} of {sent} found nobody to take them" if sent else ""),
+        expected="every frame received" if sent else "every transfer done",
         evidence=paths,
     )
 

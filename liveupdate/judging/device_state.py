@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.pci_config import (
     BRIDGE_CONTROL,
     BRIDGE_RESET,
+    CAP_ADVANCED,
     CAP_EXPRESS,
     COMMAND,
     COMMAND_MASTER,
@@ -26,8 +30,10 @@ from liveupdate.judging.scene import (
 from liveupdate.model import layout
 from liveupdate.model.evidence import DeviceEvent
 
-#: models whose driver can reset them through a register that QEMU traces without saying of which
-_SOFT_RESET_MODELS = ("igb", "e1000e")
+#: kinds whose driver can reset them through a register, which QEMU traces without saying of which
+_SOFT_RESETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {qemu_trace.NIC_RESET: ("igb", "e1000e"), qemu_trace.NVME_RESET: ("nvme",)}
+)
 
 
 def judge_no_reset(context: Context) -> list[Finding]:
@@ -62,8 +68,10 @@ def _judge_resets(scene: Scene, device: Kept) -> Finding:
     blind = find_blindness(scene, is_sampled=False)
     if blind is not None:
         return blind
-    if express is None:
-        return unknown(f"{where}: its configuration space was not seen, nor where a reset is asked")
+    if isinstance(spaces, str):
+        return unknown(f"{where}: where a reset is asked for is not known: {spaces}")
+    if spaces[0].find_capability(CAP_ADVANCED):
+        return unknown(f"{where}: it can be reset by a capability that is not watched")
     return passed(
         f"{where}: not reset by function, bus, power state or register "
         f"({scene.watch.trace_lines} lines of QEMU's trace)",
@@ -75,7 +83,7 @@ def _name_reset(event: DeviceEvent, device: Kept, express: int | None) -> str | 
     """Name the kind of reset an event is for a device; None: none."""
     if event.what == qemu_trace.RESET and event.note == device.kind:
         return f"reset of QEMU's {device.kind}"
-    if event.what == qemu_trace.SOFT_RESET and device.kind in _SOFT_RESET_MODELS:
+    if event.what == qemu_trace.SOFT_RESET and device.kind in _SOFT_RESETS.get(event.note, ()):
         return "reset by its own register"
     if event.what == qemu_trace.POWER and event.value:
         is_above = event.where in device.found.bridges

@@ -18,8 +18,10 @@ from liveupdate.compare import (
 from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
 from liveupdate.judging.liveness import Window, find_window
 from liveupdate.model import layout
-from liveupdate.model.evidence import Echo, GuestTrace, JournalFacts
+from liveupdate.model.evidence import Echo, GuestTrace
+from liveupdate.model.kinds import NAMESPACE_BYTES
 from liveupdate.model.scenario import GuestSpec
+from liveupdate.model.use import JournalFacts
 from liveupdate.units import format_ns
 
 #: a clock may be off by this much at a step before it counts as one: a reading taken late by a
@@ -252,19 +254,51 @@ def judge_storage(context: Context) -> list[Finding]:
                 findings.append(context.missing(f"the {name} scan", hop, guest.name, (path,)))
         if trace is None or before is None or after is None:
             continue
-        findings.append(
-            _judge_journal(hop, guest, before, after) or _judge_growth(context, hop, guest, trace)
+        files = tuple(
+            layout.guest_file(hop, guest.name, f"journal-{when}.json")
+            for when in ("before", "after")
         )
+        where = f"hop {hop}, {guest.name}"
+        findings.append(
+            _judge_journal(where, guest.disk_bytes, before, after, files)
+            or _judge_growth(context, hop, guest, trace)
+        )
+    findings += _judge_own_disks(context)
     return findings
 
 
+def _judge_own_disks(context: Context) -> Iterator[Finding]:
+    """Journals on NVMe disks that are passed through; whether they grow, device.* asks."""
+    for hop, guest in _reached(context):
+        for device in context.plan.devices:
+            if device.guest != guest.name or device.kind != "nvme" or context.rolled_back(hop):
+                continue
+            facts = context.hop(hop)
+            trace = facts.devices.get(device.name) if facts is not None else None
+            use = trace.facts.use if trace is not None and trace.facts is not None else None
+            path = layout.device(hop, device.name)
+            if use is None or use.journal_before is None or use.journal_after is None:
+                what = f"the journal on {device.name}"
+                yield context.missing(what, hop, guest.name, (path,))
+                continue
+            where = f"hop {hop}, {guest.name}, {device.name}"
+            before, after = use.journal_before, use.journal_after
+            wrong = _judge_journal(where, NAMESPACE_BYTES, before, after, (path,))
+            yield wrong or passed(
+                f"{where}: nothing durable was lost, {after.last_seq - before.last_seq} records"
+                " more than before the update",
+                observed=f"newest record {after.last_seq}",
+                evidence=(path,),
+            )
+
+
 def _judge_journal(
-    hop: int, guest: GuestSpec, before: JournalFacts, after: JournalFacts
+    where: str,
+    disk_bytes: int,
+    before: JournalFacts,
+    after: JournalFacts,
+    files: tuple[str, ...],
 ) -> Finding | None:
-    where = f"hop {hop}, {guest.name}"
-    files = tuple(
-        layout.guest_file(hop, guest.name, f"journal-{when}.json") for when in ("before", "after")
-    )
     if before.records < 1 or before.missing or before.corrupt or before.foreign:
         return unknown(f"{where}: the journal was not whole before the update", evidence=files)
     wrong: str | None = None
@@ -276,7 +310,7 @@ def _judge_journal(
         wrong = f"{after.foreign} records are not this guest's or out of order"
     elif after.last_seq < before.last_seq:
         wrong = f"record {before.last_seq} was durable, the newest now is {after.last_seq}"
-    elif after.first_seq > _oldest_kept(guest, before, after):
+    elif after.first_seq > _oldest_kept(disk_bytes, before, after):
         wrong = f"records {before.first_seq} to {after.first_seq - 1} are gone"
     elif after.records != after.last_seq - after.first_seq + 1:
         wrong = f"{after.records} records for {after.first_seq} to {after.last_seq}"
@@ -292,9 +326,9 @@ def _judge_journal(
     )
 
 
-def _oldest_kept(guest: GuestSpec, before: JournalFacts, after: JournalFacts) -> int:
+def _oldest_kept(disk_bytes: int, before: JournalFacts, after: JournalFacts) -> int:
     """The highest number that the oldest record may have: the journal is a ring over the disk."""
-    return max(before.first_seq, after.last_seq - guest.disk_bytes // _RECORD_BYTES + 1)
+    return max(before.first_seq, after.last_seq - disk_bytes // _RECORD_BYTES + 1)
 
 
 def _judge_growth(context: Context, hop: int, guest: GuestSpec, trace: GuestTrace) -> Finding:

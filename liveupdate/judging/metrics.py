@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 
 from liveupdate.clockfit import fit_clock, fit_slope
 from liveupdate.compare import Gap, network_gap, storage_gap, vcpu_gap
+from liveupdate.formats.iommu import IommuFormatError, unpack_runs
 from liveupdate.judging.context import Context
+from liveupdate.judging.costs import measure_costs
 from liveupdate.judging.guest import blackout_ns, clock_gap, readings
-from liveupdate.model.evidence import HopEvidence, KernelFacts
+from liveupdate.model.evidence import HopEvidence, KernelFacts, MappingFacts
 from liveupdate.model.verdict import Metric
 
 
@@ -25,6 +27,7 @@ def measure(context: Context) -> tuple[Metric, ...]:
         metrics += _measure_iommu(facts)
         metrics += _measure_phases(facts)
         metrics += _measure_kernel(facts)
+        metrics += measure_costs(context, facts)
     metrics += _measure_trend(context)
     return tuple(metrics)
 
@@ -75,12 +78,15 @@ def _measure_phases(facts: HopEvidence) -> Iterator[Metric]:
 def _measure_devices(facts: HopEvidence) -> Iterator[Metric]:
     for name, trace in facts.devices.items():
         labels = {"hop": str(facts.number), "device": name}
-        yield Metric(
-            name="frames.sent", value=float(len(trace.frames)), unit="frames", labels=labels
-        )
+        if trace.frames:
+            sent = float(len(trace.frames))
+            yield Metric(name="frames.sent", value=sent, unit="frames", labels=labels)
         seen = trace.facts
         if seen is None:
             continue
+        use = seen.use
+        if use is not None and use.asleep_ns is not None and use.first_ns is not None:
+            yield from _ns("gap.device", use.first_ns - use.asleep_ns, labels)
         if seen.before is not None and seen.after is not None:
             received = float(seen.after.received - seen.before.received)
             yield Metric(name="frames.received", value=received, unit="frames", labels=labels)
@@ -108,6 +114,10 @@ def _measure_iommu(facts: HopEvidence) -> Iterator[Metric]:
     for walk in iommu.mappings:
         walked = {**labels, "view": walk.view, "moment": walk.moment, "of": walk.requester}
         yield from _ns("iommu.walk", walk.took_ns, walked)
+        yield from _count_mappings(walk, walked)
+    if iommu.kept is not None:
+        of = {"pages": str(iommu.kept.table_pages), "devices": str(iommu.kept.devices)}
+        yield from _ns("iommu.preserve", iommu.kept.took_ns, {**labels, **of})
     watch = iommu.watch
     if watch is None or watch.ended_ns <= watch.began_ns:
         return
@@ -116,6 +126,15 @@ def _measure_iommu(facts: HopEvidence) -> Iterator[Metric]:
     yield Metric(name="iommu.sampling.rate", value=rate, unit="Hz", labels=labels)
     yield Metric(name="iommu.sampling.cpu", value=share, unit="%", labels=labels)
     yield from _ns("iommu.sampling.hole", watch.longest_hole_ns, labels)
+
+
+def _count_mappings(walk: MappingFacts, labels: Mapping[str, str]) -> Iterator[Metric]:
+    try:
+        runs = unpack_runs(walk.runs)
+    except IommuFormatError:
+        return  # the check of the mappings says so
+    count = sum(run.size // run.page for run in runs)
+    yield Metric(name="iommu.mapped", value=float(count), unit="mappings", labels=labels)
 
 
 def _measure_kernel(facts: HopEvidence) -> Iterator[Metric]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from liveupdate.formats.pci_config import ConfigSpace, decode_config
 from liveupdate.judging.context import Context, Finding, skipped, unknown
+from liveupdate.judging.guest_share import GuestShare
 from liveupdate.model import layout
 from liveupdate.model.evidence import IommuEvidence, IommuWatch, WatchedDevice
 from liveupdate.model.plan import Hop
@@ -33,6 +34,8 @@ class Kept:
     kind: str
     tier: str
     found: WatchedDevice
+    #: the guest that has it, and where its memory lay before and after; None: no guest has it
+    share: GuestShare | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +101,16 @@ def _find_scene(context: Context, hop: Hop) -> Scene | Finding:
                 f"hop {number}: device '{spec.name}' was watched at {device.function}, "
                 f"planned was {spec.bdf}"
             )
-        devices.append(Kept(name=spec.name, kind=spec.kind, tier=spec.tier, found=device))
+        share = None
+        if spec.guest is not None:
+            memory = context.memory(number, spec.guest)
+            if memory is None or memory.pfns_before is None or memory.pfns_after is None:
+                files = tuple(layout.pfns(number, spec.guest, when) for when in ("before", "after"))
+                return context.missing("where its memory lies", number, spec.guest, files)
+            share = GuestShare.of(spec.guest, memory.pfns_before, memory.pfns_after)
+        devices.append(
+            Kept(name=spec.name, kind=spec.kind, tier=spec.tier, found=device, share=share)
+        )
     return Scene(
         hop=number,
         evidence=facts.iommu,

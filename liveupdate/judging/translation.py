@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from liveupdate.compare_iommu import ChangeKind, MappingDiff, diff_requesters
-from liveupdate.formats import qemu_trace
+from liveupdate.formats import amdvi_regs, qemu_trace
 from liveupdate.formats.iommu import (
     Binding,
     IommuFormatError,
@@ -39,6 +39,9 @@ from liveupdate.model import layout
 from liveupdate.model.evidence import BindingSample, DeviceEvent, MappingFacts, UnitSample
 from liveupdate.units import format_ns, format_size
 
+AMD = "amd"
+#: what leads to page tables
+WITH_TABLES = (Translation.SECOND_STAGE, Translation.FIRST_STAGE, Translation.HOST)
 MOMENTS = ("before", "after")
 _WALKS = tuple((view, moment) for view in ("outside", "inside") for moment in MOMENTS)
 
@@ -76,9 +79,17 @@ def _judge_translation(scene: Scene) -> list[Finding]:
     ]
 
 
-def _is_on(sample: UnitSample) -> bool:
+def _is_on(scene: Scene, sample: UnitSample) -> bool:
+    if scene.watch.unit == AMD:
+        return amdvi_regs.Control(sample.gsts).is_translating
     status = GlobalStatus(sample.gsts)
     return status.is_translating and status.has_root_pointer
+
+
+def _is_clear(scene: Scene, sample: UnitSample) -> bool:
+    if scene.watch.unit == AMD:
+        return amdvi_regs.Status(sample.fsts).is_clear
+    return FaultStatus(sample.fsts).is_clear
 
 
 def _switches(scene: Scene) -> list[DeviceEvent]:
@@ -88,7 +99,7 @@ def _switches(scene: Scene) -> list[DeviceEvent]:
 def _judge_enabled(scene: Scene) -> list[Finding]:
     where, samples = f"hop {scene.hop}", scene.evidence.samples
     path = layout.iommu_file(scene.hop, "samples.jsonl")
-    off = [each for each in samples if not _is_on(each)]
+    off = [each for each in samples if not _is_on(scene, each)]
     if off:
         return [
             failed(
@@ -111,7 +122,7 @@ def _judge_enabled(scene: Scene) -> list[Finding]:
             )
         ]
     modes = {RootPointer.decode(each.rtaddr).mode for each in samples}
-    if len(modes) > 1:
+    if scene.watch.unit != AMD and len(modes) > 1:
         return [
             failed(
                 f"{where}: the mode of the root table changed under running DMA",
@@ -130,7 +141,7 @@ def _judge_entries(scene: Scene, device: Kept) -> list[Finding]:
     rows = _rows_of(scene, device)
     if not rows:
         return [unknown(f"{where}: its entries were never looked at", evidence=(path,))]
-    good = (Translation.SECOND_STAGE.value, Translation.FIRST_STAGE.value)
+    good = [each.value for each in WITH_TABLES]
     for row in rows:
         if row.fault or row.translation not in good:
             what = row.fault or f"it was {row.translation}"
@@ -156,7 +167,7 @@ def _judge_stop(scene: Scene) -> list[Finding]:
     where, samples = f"hop {scene.hop}", scene.evidence.samples
     path = layout.iommu_file(scene.hop, "samples.jsonl")
     for moment, sample in (("before", samples[0]), ("after", samples[-1])):
-        if not _is_on(sample):
+        if not _is_on(scene, sample):
             return [
                 failed(
                     f"{where}: translation is off {moment} the update (GSTS {sample.gsts:#x})",
@@ -197,7 +208,7 @@ def _is_master_when_off(scene: Scene, device: Kept) -> bool:
 
 def _say_stop(scene: Scene) -> str:
     samples = scene.evidence.samples
-    off = [each for each in samples if not _is_on(each)]
+    off = [each for each in samples if not _is_on(scene, each)]
     if not off:
         return f"on in all {say_rate(scene)}, although tier quiesce does not ask for it"
     last = max(each.host_ns for each in off)
@@ -246,7 +257,13 @@ def _judge_device(scene: Scene, device: Kept) -> Finding:
     if missing is not None and missing[0] == "outside":
         return _say_missing(where, missing, listing)
     alteration = f" (or evidence altered: {', '.join(altered)})" if altered else ""
-    said = _say_difference(walks["outside", "before"], walks["outside", "after"], is_exact=False)
+    both = walks["outside", "before"], walks["outside", "after"]
+    if device.share is None:
+        said = _say_difference(*both, is_exact=False)
+    else:
+        # What a VMM has beside its guest's memory, such as the firmware, is its own, and new.
+        said = _say_difference(*device.share.guests(*both), is_exact=False)
+        said = said or _say_difference(*device.share.others(*both), is_exact=False)
     if said:
         return failed(
             f"{where}: mappings changed over the update: {said}{alteration}",
@@ -322,7 +339,8 @@ def _compare_views(
     before = walks["outside", "before"]
     for moment in MOMENTS:
         inside, outside = walks["inside", moment], walks["outside", moment]
-        said = _say_difference(inside, outside, is_exact=True)
+        # the view inside is the driver's own with an AMD unit, and knows no tables
+        said = _say_difference(inside, outside, is_exact=scene.watch.unit != AMD)
         if said:
             return failed(
                 f"{where}: {moment} the update the kernel says otherwise than its tables: "
@@ -345,9 +363,18 @@ def _compare_views(
     runs = sum(len(each.runs) for each in before)
     tables = [each.top for each in _rows_of(scene, device) if each.top]
     replaced = sum(old != new for old, new in pairwise(tables))
+    beside = ""
+    if device.share is not None:
+        guests, _after = device.share.guests(before, ())
+        own = sum(each.mapped_bytes for each in guests)
+        if not own:
+            return unknown(f"{where}: nothing of {device.share.guest}'s memory was mapped")
+        rest = format_size(mapped - own)
+        beside = f"; {rest} beside it, the VMM's firmware and registers, at the same IOVAs"
+        mapped, runs = own, sum(len(each.runs) for each in guests)
     return passed(
-        f"{where}: {format_size(mapped)} in {runs} runs reach the same memory before and after, "
-        f"inside = outside; tables replaced {replaced} times",
+        f"{where}: {format_size(mapped)} in {runs} runs reach the same memory before and after"
+        f"{beside}, inside = outside; tables replaced {replaced} times",
         observed=f"{runs} runs equal",
         evidence=files,
     )
@@ -417,7 +444,7 @@ def _judge_faults(scene: Scene) -> list[Finding]:
                 evidence=paths,
             )
         ]
-    pending = [each for each in samples if not FaultStatus(each.fsts).is_clear]
+    pending = [each for each in samples if not _is_clear(scene, each)]
     if pending and pending[0] is samples[0]:
         return [
             unknown(

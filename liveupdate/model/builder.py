@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from liveupdate.model.costs import CostFacts, HandedOver, HopCosts, KeptTables
 from liveupdate.model.evidence import (
     AgentPing,
     Artifact,
@@ -25,7 +26,6 @@ from liveupdate.model.evidence import (
     Incident,
     IommuEvidence,
     IommuWatch,
-    JournalFacts,
     JournalSample,
     KernelFacts,
     MappingFacts,
@@ -40,6 +40,7 @@ from liveupdate.model.evidence import (
     Watched,
     WatchedDevice,
 )
+from liveupdate.model.use import JournalFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +146,7 @@ class IommuParts:
     events: list[DeviceEvent] = field(default_factory=list)
     mappings: list[MappingFacts] = field(default_factory=list)
     configs: list[ConfigFacts] = field(default_factory=list)
+    kept: KeptTables | None = None
 
     def build(self) -> IommuEvidence | None:
         """Give None when there is nothing at all."""
@@ -157,6 +159,7 @@ class IommuParts:
             events=tuple(self.events),
             mappings=tuple(self.mappings),
             configs=tuple(self.configs),
+            kept=self.kept,
         )
         return None if built == IommuEvidence() else built
 
@@ -166,6 +169,8 @@ class HopParts:
     """One hop."""
 
     kernels: dict[str, KernelFacts] = field(default_factory=dict)
+    costs: dict[str, CostFacts] = field(default_factory=dict)
+    handed_over: HandedOver | None = None
     ssh: SshFacts | None = None
     sessions: list[SessionFacts] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
@@ -191,6 +196,11 @@ class HopParts:
             devices=dict(sorted(self.devices.items())),
             ssh_boot_id=self.ssh.boot_id if self.ssh else None,
             ssh_nonce_ok=self.ssh.nonce_ok if self.ssh else None,
+            costs=HopCosts(
+                before=self.costs.get("before"),
+                after=self.costs.get("after"),
+                handed_over=self.handed_over,
+            ),
             iommu=self.iommu.build(),
         )
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
+from liveupdate.model.costs import HopCosts, KeptTables
+from liveupdate.model.use import GuestUse, JournalFacts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
@@ -40,6 +43,8 @@ class KernelFacts:
     mem_free_bytes: int
     preserved_bytes: int | None
     scratch_bytes: int | None
+    #: MemAvailable of /proc/meminfo
+    mem_available_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,19 +113,6 @@ class JournalSample:
 
     host_ns: int
     seq: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalFacts:
-    """A whole scan of the journal disk from outside."""
-
-    boot: int
-    first_seq: int
-    last_seq: int
-    records: int
-    missing: tuple[int, ...]
-    corrupt: int
-    foreign: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +227,8 @@ class DeviceFacts:
     not_kept: str | None = None
     #: why the incoming agent could not go on with it
     error: str | None = None
+    #: a guest has it, and no driver of ours counts anything; None: it is the agent's
+    use: GuestUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +253,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class UnitSample:
-    """Registers of the DMA remapping unit, read from outside; values as they read.
+    """Registers of the DMA remapping unit, read from outside (AMD: control, device table, status).
 
     ``fault_records`` is the hex of all fault recording registers, "" when ``fsts`` was clear.
     """
@@ -323,8 +317,7 @@ class DeviceEvent:
 class IommuWatch:
     """How the sampling went.
 
-    :ivar interval_ns: what was asked for.
-    :ivar cpu_ns: processor time of the sampling thread.
+    :ivar interval_ns: what was asked for. ``cpu_ns``: processor time of the sampling thread.
     :ivar trace_lines: lines of QEMU's trace that were read, ours or not.
     """
 
@@ -335,6 +328,7 @@ class IommuWatch:
     interval_ns: int
     cpu_ns: int
     trace_lines: int
+    unit: str = "intel"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,7 +336,7 @@ class MappingRow:
     """One requester's translation at one moment, without the mappings themselves.
 
     :ivar moment: "before" the freeze or "after" the resume.
-    :ivar view: "outside" (walked in RAM) or "inside" (what the kernel's debugfs says).
+    :ivar view: "outside" (walked in RAM) or "inside" (what the host says).
     :ivar faults: what could not be followed, as text.
     """
 
@@ -419,6 +413,8 @@ class IommuEvidence:
     events: tuple[DeviceEvent, ...] = ()
     mappings: tuple[MappingFacts, ...] = ()
     configs: tuple[ConfigFacts, ...] = ()
+    #: None: the outgoing kernel kept no tables, or did not say so
+    kept: KeptTables | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -440,6 +436,7 @@ class HopEvidence:
     #: boot_id and nonce as read over SSH, the second way in; None: could not be read
     ssh_boot_id: str | None = None
     ssh_nonce_ok: bool | None = None
+    costs: HopCosts = field(default_factory=HopCosts)
     #: None: nothing of a device or an IOMMU was looked at
     iommu: IommuEvidence | None = None
 

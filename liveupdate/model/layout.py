@@ -7,6 +7,7 @@
     boot-N/console.log
     evidence/index.jsonl  evidence/incidents.jsonl  evidence/rolled-back.json
     evidence/hop-N/{before,after,ssh}.json  evidence/hop-N/{sessions,phases,marks}.jsonl
+    evidence/hop-N/costs-{before,after}.json  evidence/hop-N/handed-over.json
     evidence/hop-N/device-DEVICE.json  evidence/hop-N/frames-DEVICE.jsonl
     evidence/hop-N/GUEST/{freeze,boot}.{json,xxh3}  .../pfns-{before,after}.{json,u64}
     evidence/hop-N/GUEST/{ticks,echoes,journal,pings}.jsonl
@@ -14,6 +15,7 @@
     evidence/iommu/hop-N/{devices,watch}.json
     evidence/iommu/hop-N/{samples,bindings,tables,events}.jsonl
     evidence/iommu/hop-N/{mappings,configs}.jsonl  .../VIEW-MOMENT-REQUESTER.runs
+    evidence/host-record.jsonl
     result.json  junit.xml  report.html
 """
 
@@ -31,6 +33,8 @@ EVIDENCE = "evidence"
 INDEX = f"{EVIDENCE}/index.jsonl"
 INCIDENTS = f"{EVIDENCE}/incidents.jsonl"
 ROLLED_BACK = f"{EVIDENCE}/rolled-back.json"
+#: what the host's agent recorded of an operator's update, as it came
+HOST_RECORD = f"{EVIDENCE}/host-record.jsonl"
 
 #: one JSON array per line, appended while the guest is watched
 SERIES = ("ticks", "echoes", "journal", "pings")

@@ -19,6 +19,8 @@ class KernelImage:
     build_id: str
     #: compatible strings found in it, such as ("kho-v4", "luo-v5", "memfd-v2")
     abi: tuple[str, ...] = ()
+    #: directory with our modules for it; "": there are none, as for a kernel of the user's
+    modules: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,8 @@ class MachineSpec:
 class Region:
     """Physical memory of the host under update that is set aside at boot."""
 
-    start: int
+    #: None: the outgoing kernel chooses
+    start: int | None
     size_bytes: int
 
 
@@ -112,6 +115,8 @@ class Plan:
     #: serials or /dev paths of the guests' disks on a machine of a lab; empty: named as the guests
     guest_disks: tuple[str, ...] = ()
     cold: bool = False
+    #: share of the host's free blocks of 2 MiB to be spoilt before guests are started
+    fragment: float = 0.0
     #: check id to the reason why it is skipped; every other id is expected
     skips: tuple[tuple[str, str], ...] = ()
     seed: int = 0

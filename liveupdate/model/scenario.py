@@ -31,20 +31,24 @@ class GuestSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSpec:
-    """One device that is passed through, to a driver in user space on the host under update."""
+    """One device that is passed through: to a driver in user space on the host, or to a guest."""
 
     name: str
     kind: str = "igb"
-    #: continuous: its DMA goes on through the kexec
+    #: the guest whose own drivers use it; None: a driver of ours on the host does
+    guest: str | None = None
+    #: continuous: its DMA goes on through the kexec; quiesce: its driver lets go of it before
     tier: str = "continuous"
     #: its address in the host under update; None: the first of its kind that no other entry took
     bdf: str | None = None
     #: how it is opened: "container" (VFIO group and type1 IOMMU) or "cdev" (iommufd)
     access: str = "container"
-    #: receive descriptors
+    #: receive descriptors, or commands in flight
     ring: int = 4096
-    #: frames per second that the control host sends it
+    #: frames per second that the control host sends it, or lets it read
     rate: int = 200
+    #: memory that is mapped for it in scattered pages beside what it works on
+    mapped_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,8 @@ class HostSpec:
     append: str = ""
     #: appended to the incoming kernel's only
     next_append: str = ""
+    #: how much of the free memory is made unusable for pages of 2 MiB before guests are started
+    fragment: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +97,8 @@ class Observation:
     echo_interval_s: float = 0.02
     #: memory digests can be left out to measure what they cost
     memory: bool = True
+    #: hugetlbfs is timed, too, for the same amount of memory as the guests'
+    hugetlb: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

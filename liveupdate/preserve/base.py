@@ -18,6 +18,28 @@ SIZE = "{size}"
 START = "{start}"
 
 
+@dataclass(frozen=True, slots=True)
+class Trait:
+    """A property of a mechanism that no run can measure: a short answer, and why it is so."""
+
+    answer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What ``liveupdate matrix`` shows of a mechanism beside what was measured."""
+
+    #: can it hold more than was known at boot
+    grows: Trait
+    #: can a driver or a subsystem of the kernel use it
+    kernel_users: Trait
+    #: can a process use it
+    userspace_users: Trait
+    #: our own kernel code that it needs, as patterns below ``guest-images/``; its lines are counted
+    kernel_code: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
     """What a mechanism needs before it can be planned, and what can be asked of it afterwards."""
@@ -29,6 +51,9 @@ class Requirements:
     abi_prefixes: tuple[str, ...]
     #: words for both kernels' command lines
     append: str
+    traits: Traits
+    #: our own kernel modules that the agent loads, in this order
+    modules: tuple[str, ...] = ()
     #: device nodes the agent needs on the host under update
     devices: tuple[str, ...] = ()
     #: which parts of the kernel take part in the handover (:data:`KHO`, :data:`LUO`) and have to
@@ -36,5 +61,12 @@ class Requirements:
     witnesses: tuple[str, ...] = ()
     #: bytes of the region beside the guests' RAM, or None: no memory is set aside at boot
     region_spare_bytes: int | None = None
+    #: first u64 (little endian) of the page that describes what is there, for faults to find it by
+    #: in all RAM; None: the region begins with it, and where that is has been planned
+    marker: int | None = None
+    #: bytes of that page that faults flip a bit of: one that only the checksum vouches for, and
+    #: the low one of its version
+    corrupt_at: int = 0
+    version_at: int = 0
     #: faults that say nothing about this mechanism, with the reason
     immune: Mapping[str, str] = field(default_factory=dict)

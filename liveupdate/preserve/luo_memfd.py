@@ -7,7 +7,7 @@ by the agent (``liveupdate.agent``); here stands only what the planner must know
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, LUO, Requirements
+from liveupdate.preserve.base import KHO, LUO, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="luo-memfd",
@@ -16,8 +16,21 @@ REQUIREMENTS = Requirements(
     append="kho=on liveupdate=on",
     devices=("/dev/liveupdate",),
     witnesses=(KHO, LUO),
+    traits=Traits(
+        grows=Trait("yes", "any page of any memfd can be preserved at any time"),
+        kernel_users=Trait(
+            "yes", "kho_preserve_*() for memory, a file handler or FLB of LUO for state"
+        ),
+        userspace_users=Trait("yes", "memfds, through sessions of /dev/liveupdate"),
+    ),
     immune={
         name: "it strikes a region that was set aside, and this mechanism has none"
-        for name in ("region-missing", "region-size", "region-corrupt", "region-full")
+        for name in (
+            "region-missing",
+            "region-size",
+            "region-corrupt",
+            "region-version",
+            "region-full",
+        )
     },
 )

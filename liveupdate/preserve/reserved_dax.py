@@ -7,7 +7,7 @@ part: what carries the memory is that both kernels are told to leave the same ra
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import SIZE, START, Requirements
+from liveupdate.preserve.base import SIZE, START, Requirements, Trait, Traits
 from liveupdate.units import MIB
 
 _NO_KHO = "this mechanism does without KHO, which is switched off"
@@ -18,8 +18,18 @@ REQUIREMENTS = Requirements(
     abi_prefixes=(),
     append=f"kho=off liveupdate=off memmap={SIZE}!{START} lu.mechanism=reserved-dax",
     devices=("/dev/pmem0",),
+    traits=Traits(
+        grows=Trait("no", "the region is what the command line says"),
+        kernel_users=Trait(
+            "no", "a driver would have to open files of a file system that user space mounts"
+        ),
+        userspace_users=Trait("yes", "files: mmap, read, write; names and permissions are ext4's"),
+    ),
     # ext4's own: superblock, inodes and journal in clusters of 2 MiB; manifest and VMM states
     region_spare_bytes=64 * MIB,
+    # ext4's superblock: s_mtime, s_rev_level
+    corrupt_at=1024 + 0x2C,
+    version_at=1024 + 0x4C,
     immune={
         "move-page": "it moves a page of a memfd",
         "kho-off": _NO_KHO,

@@ -4,7 +4,8 @@
 Registers and configuration space go through QEMU's monitor, tables through the mapped RAM. A
 :class:`IommuWatcher` walks everything before the freeze and after the resume, and between the two
 samples what is cheap: registers, the entries of the watched devices, and whether any byte of their
-page tables changed. Nothing in here says what ought to be. VT-d only.
+page tables changed. Nothing in here says what ought to be. What differs between VT-d and AMD-Vi is
+in :mod:`liveupdate.probes.units`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from liveupdate.errors import EvidenceError
-from liveupdate.formats import qemu_trace, vtd_regs
+from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import (
     Binding,
     ByteReader,
@@ -28,7 +29,6 @@ from liveupdate.formats.iommu import (
 )
 from liveupdate.formats.iommu_watch import TableFingerprint
 from liveupdate.formats.qemu_pci import PciFunction, find_function
-from liveupdate.formats.vtd_tables import decode_unit
 from liveupdate.model.evidence import (
     Artifact,
     BindingSample,
@@ -41,7 +41,8 @@ from liveupdate.model.evidence import (
     WatchedDevice,
 )
 from liveupdate.probes.base import Sampler
-from liveupdate.probes.qemu_machine import Machine, Monitor, TraceFile, soon
+from liveupdate.probes.qemu_machine import Machine, TraceFile
+from liveupdate.probes.units import Monitor, Unit, soon
 
 #: 80 Hz, for 50 to be left on a busy machine: a sample that comes late is not made up for
 INTERVAL_S = 0.0125
@@ -163,6 +164,11 @@ class IommuWatcher:
         return tuple(target.device for target in self._targets)
 
     @property
+    def unit(self) -> str:
+        """The kind of the DMA remapping unit, as scenarios name it."""
+        return self._machine.unit.kind if self._machine is not None else "intel"
+
+    @property
     def error(self) -> BaseException | None:
         """What ended the sampling before its time."""
         return self._sampler.error
@@ -180,6 +186,7 @@ class IommuWatcher:
                 interval_ns=round(INTERVAL_S * 1e9),
                 cpu_ns=self._cpu_ns,
                 trace_lines=self._trace.lines,
+                unit=self.unit,
             ),
             samples=tuple(seen.samples),
             bindings=tuple(seen.bindings),
@@ -195,12 +202,12 @@ class IommuWatcher:
         mappings: list[MappingFacts] = []
         for target in self._targets:
             began = time.monotonic_ns()
-            if not vtd_regs.GlobalStatus(status.gsts).is_translating:
+            if not self._machine.unit.is_translating(status):
                 # What the root pointer leads to is of no meaning: addresses go through as they are.
                 bare = Binding(requester=target.requester, translation=Translation.PASS_THROUGH)
                 mappings.append(to_facts(MappingSet(binding=bare), moment, "outside", began, 0))
                 continue
-            decoded = decode_unit(self._ram, status.rtaddr, only=[target.requester])
+            decoded = self._machine.unit.decode(self._ram, status.rtaddr, [target.requester])
             took = time.monotonic_ns() - began
             faults = tuple(str(fault) for fault in decoded.faults)
             mappings += [
@@ -229,7 +236,7 @@ class IommuWatcher:
         self._hole_ns = max(self._hole_ns, sample.host_ns - self._looked_ns)
         self._looked_ns = sample.host_ns
         # With translation off the root pointer leads to memory that may be anybody's.
-        if vtd_regs.GlobalStatus(sample.gsts).is_translating:
+        if self._machine.unit.is_translating(sample):
             for target in self._targets:
                 self._look_at_entries(target, sample.rtaddr)
                 self._look_at_tables(target, sample.rtaddr)
@@ -253,7 +260,9 @@ class IommuWatcher:
             and not target.entries.recheck(self._ram).changes
         ):
             return
-        found, target.entries = read_bindings(self._ram, rtaddr, target.requester)
+        found, target.entries = read_bindings(
+            self._machine.unit, self._ram, rtaddr, target.requester
+        )
         target.rtaddr = rtaddr
         if _is_same(found, target.bindings):
             return
@@ -261,11 +270,19 @@ class IommuWatcher:
         # the memory of the old one for something else.
         again = self._machine.read_status(self._monitor)
         if again.rtaddr != rtaddr:
-            found, target.entries = read_bindings(self._ram, again.rtaddr, target.requester)
+            found, target.entries = read_bindings(
+                self._machine.unit, self._ram, again.rtaddr, target.requester
+            )
             target.rtaddr = again.rtaddr
         if not _is_same(found, target.bindings):
             self._seen.bindings.extend(found)
             target.bindings = found
+
+    def _read_bindings(
+        self, rtaddr: int, requester: Requester
+    ) -> tuple[tuple[BindingSample, ...], TableFingerprint]:
+        assert self._machine is not None
+        return read_bindings(self._machine.unit, self._ram, rtaddr, requester)
 
     def _look_at_tables(self, target: _Target, rtaddr: int) -> None:
         """Compare page tables byte for byte, as long as they are the ones that were walked."""
@@ -280,7 +297,7 @@ class IommuWatcher:
         if changes == target.changes:
             return
         # Tables that were replaced a moment ago are free memory.
-        now, _ = read_bindings(self._ram, rtaddr, target.requester)
+        now, _ = self._read_bindings(rtaddr, target.requester)
         if tuple(each.top for each in now) != target.tops:
             return
         target.changes = changes
@@ -312,11 +329,11 @@ def _is_same(found: Sequence[BindingSample], before: Sequence[BindingSample]) ->
 
 
 def read_bindings(
-    ram: ByteReader, rtaddr: int, requester: Requester
+    unit: Unit, ram: ByteReader, rtaddr: int, requester: Requester
 ) -> tuple[tuple[BindingSample, ...], TableFingerprint]:
     """Read what a requester is attached to, one sample per PASID, never none; and from what."""
     now = time.monotonic_ns()
-    decoded = decode_unit(ram, rtaddr, only=[requester], is_walking=False)
+    decoded = unit.decode(ram, rtaddr, [requester], is_walking=False)
     unit_faults = "; ".join(str(fault) for fault in decoded.faults)
     found = tuple(
         BindingSample(

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the running kernel says of its VT-d tables: debugfs, read over SSH; the inside view.
+"""What the host says of translations: the inside view.
+
+With VT-d that is the kernel's debugfs, read over SSH. AMD's shows no mappings; there it is what the
+driver in user space has mapped, and where the kernel's pagemap says that those pages lie.
 
 Facts in the same form as those of :mod:`liveupdate.probes.iommu`. What it says is not believed: the
 judge compares it with what was seen from outside.
@@ -7,21 +10,32 @@ judge compares it with what was seen from outside.
 
 from __future__ import annotations
 
+import struct
 import time
 import zlib
 
 from liveupdate.deadline import Deadline
 from liveupdate.errors import EvidenceError
-from liveupdate.formats.iommu import Binding, MappingSet, Requester, Translation
+from liveupdate.formats.iommu import (
+    READ,
+    WRITE,
+    Binding,
+    MappingSet,
+    Requester,
+    RunBuilder,
+    Translation,
+)
 from liveupdate.formats.malformed import MalformedError
 from liveupdate.formats.vtd_debugfs import parse_dmar_translation, parse_domain_translation
 from liveupdate.model.evidence import MappingFacts
 from liveupdate.probes.iommu import to_facts
 from liveupdate.transport.ssh import Ssh
+from liveupdate.units import PAGE_BYTES
 
 DEBUGFS = "/sys/kernel/debug/iommu/intel"
 #: 65,000 mappings are 8 MB of text
 _MAX_TEXT_BYTES = 256 << 20
+_PFN = struct.Struct("<Q")
 
 
 def read_inside(
@@ -53,6 +67,26 @@ def read_inside(
         blocked = Binding(requester=requester, translation=Translation.BLOCKED, access=0)
         sets = [MappingSet(binding=blocked)]
     return tuple(to_facts(each, moment, "inside", began, took) for each in sets)
+
+
+def from_driver(
+    requester: Requester, iova: int, pfns: bytes, moment: str, began: int, took: int
+) -> MappingFacts:
+    """Make a set from what a driver has mapped.
+
+    :param iova: of the first page.
+    :param pfns: frame numbers of all pages, u64 little-endian.
+    :raises EvidenceError: a page has no frame.
+    """
+    builder = RunBuilder()
+    for index, (frame,) in enumerate(_PFN.iter_unpack(pfns)):
+        if not frame:
+            raise EvidenceError(f"page {index} of {requester.bdf}'s memory has no frame")
+        at = iova + index * PAGE_BYTES
+        builder.add(at, frame * PAGE_BYTES, PAGE_BYTES, READ | WRITE, PAGE_BYTES)
+    binding = Binding(requester=requester, translation=Translation.HOST, access=READ | WRITE)
+    mappings = MappingSet(binding=binding, runs=builder.finish())
+    return to_facts(mappings, moment, "inside", began, took)
 
 
 def _path(binding: Binding) -> str:

@@ -17,7 +17,8 @@ from typing import Protocol
 
 from liveupdate.deadline import Deadline
 from liveupdate.formats import arp, echo, journal, tickpage
-from liveupdate.model.evidence import Echo, JournalFacts, JournalSample, Tick, Watched
+from liveupdate.model.evidence import Echo, JournalSample, Tick, Watched
+from liveupdate.model.use import JournalFacts
 from liveupdate.probes.base import Sampler
 from liveupdate.transport.wire import Frame
 

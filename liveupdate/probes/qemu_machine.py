@@ -9,114 +9,57 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from liveupdate.deadline import Deadline
 from liveupdate.errors import EvidenceError, LiveUpdateError
-from liveupdate.formats import pci_config, qemu_trace, vtd_regs
-from liveupdate.formats.hmp_xp import MemoryDumpError, parse_xp
+from liveupdate.formats import pci_config, qemu_trace
 from liveupdate.formats.iommu import Requester
-from liveupdate.formats.malformed import MalformedError
 from liveupdate.model.evidence import DeviceEvent, UnitSample
 from liveupdate.physmem import MtreeError, find_region
+from liveupdate.probes.units import AmdUnit, Monitor, Unit, VtdUnit, read_physical, soon
 
-#: the registers' region and the configuration window, as ``info mtree`` names them
-UNIT_REGION = "intel_iommu"
+#: the regions of registers and the configuration window, as ``info mtree`` names them
+VTD_REGION = "intel_iommu"
+AMD_REGION = "amdvi-mmio"
 CONFIG_REGION = "pcie-mmcfg-mmio"
-_CALL_S = 10.0
-#: GSTS, RTADDR and FSTS lie in one dump of seven words
-_STATUS_FIRST, _STATUS_BYTES = vtd_regs.GSTS, 28
 _TRACE_CHUNK = 1 << 20
-
-
-class Monitor(Protocol):
-    """Of :class:`liveupdate.transport.quick_qmp.QuickQmp`, what this probe needs."""
-
-    def execute(
-        self,
-        command: str,
-        arguments: Mapping[str, object] | None = None,
-        deadline: Deadline | None = None,
-    ) -> object: ...
-
-    def hmp(self, command_line: str, deadline: Deadline | None = None) -> str: ...
-
-
-def soon(what: str) -> Deadline:
-    """Give a monitor that is alive more time than it needs."""
-    return Deadline.after(_CALL_S, what)
-
-
-def read_physical(monitor: Monitor, address: int, size: int) -> bytes:
-    """Read registers or memory through the monitor; ``size`` is a multiple of 4.
-
-    :raises EvidenceError: nothing is there, or the answer is no dump.
-    """
-    text = monitor.hmp(f"xp /{size // 4}wx {address:#x}", soon("a memory dump of the monitor"))
-    try:
-        return parse_xp(text, size=size).data
-    except MemoryDumpError as error:
-        raise EvidenceError(f"the monitor does not show {address:#x}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Where the machine under update has its DMA remapping unit and configuration space."""
 
-    unit: int
+    unit: Unit
     config: int
-    fault_offset: int
-    fault_count: int
 
     @classmethod
     def find(cls, monitor: Monitor) -> Machine:
         """Ask the monitor.
 
-        :raises EvidenceError: there is no VT-d unit, or no memory-mapped configuration space.
+        :raises EvidenceError: there is no such unit, or no memory-mapped configuration space.
         """
         text = monitor.hmp("info mtree -f", soon("the monitor's memory map"))
         try:
-            unit, config = find_region(text, UNIT_REGION), find_region(text, CONFIG_REGION)
+            intel, amd = find_region(text, VTD_REGION), find_region(text, AMD_REGION)
+            config = find_region(text, CONFIG_REGION)
         except MtreeError as error:
             raise EvidenceError(str(error)) from error
-        if unit is None or config is None:
-            lacking = "VT-d unit" if unit is None else "configuration window"
+        if config is None or (intel is None and amd is None):
+            lacking = "configuration window" if config is None else "DMA remapping unit"
             raise EvidenceError(f"the machine has no {lacking}")
-        page = read_physical(monitor, unit[0], vtd_regs.REGISTER_BYTES)
-        try:
-            capabilities = vtd_regs.decode_registers(page).capabilities
-        except MalformedError as error:
-            raise EvidenceError(f"VT-d unit at {unit[0]:#x}: {error}") from error
-        return cls(
-            unit=unit[0],
-            config=config[0],
-            fault_offset=capabilities.fault_offset,
-            fault_count=capabilities.fault_count,
-        )
+        unit: Unit
+        if intel is not None:
+            unit = VtdUnit.find(monitor, intel[0])
+        else:
+            assert amd is not None
+            unit = AmdUnit(base=amd[0])
+        return cls(unit=unit, config=config[0])
 
     def read_status(self, monitor: Monitor) -> UnitSample:
-        """Read the registers that are sampled, and the fault records if there are any."""
-        data = read_physical(monitor, self.unit + _STATUS_FIRST, _STATUS_BYTES)
-        now = time.monotonic_ns()
-
-        def word(offset: int, size: int) -> int:
-            at = offset - _STATUS_FIRST
-            return int.from_bytes(data[at : at + size], "little")
-
-        sample = UnitSample(
-            host_ns=now,
-            gsts=word(vtd_regs.GSTS, 4),
-            rtaddr=word(vtd_regs.RTADDR, 8),
-            fsts=word(vtd_regs.FSTS, 4),
-        )
-        if vtd_regs.FaultStatus(sample.fsts).is_clear:
-            return sample
-        size = self.fault_count * vtd_regs.FAULT_RECORD_BYTES
-        records = read_physical(monitor, self.unit + self.fault_offset, size)
-        return replace(sample, fault_records=records.hex())
+        """Read the unit's registers that are sampled."""
+        return self.unit.read_status(monitor)
 
     def read_config(self, monitor: Monitor, function: Requester) -> bytes:
         """Read a function's configuration space."""

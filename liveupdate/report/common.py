@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from liveupdate.model.evidence import Artifact, Evidence, HopEvidence, KernelFacts
 from liveupdate.model.plan import Plan
-from liveupdate.model.verdict import Metric, Verdict
+from liveupdate.model.verdict import ExitCode, Metric, Verdict
 from liveupdate.units import format_ns, format_size
 
 #: everything but tab that a terminal or XML 1.0 should not see; texts may come from a console
@@ -29,6 +29,13 @@ def say_kernel(facts: KernelFacts | None) -> str:
     if facts is None:
         return "unknown"
     return f"{facts.release} (build id {facts.build_id or 'none'})"
+
+
+def say_outcome(verdict: Verdict) -> str:
+    """The headline: an update that was rolled back with nothing lost is not called a failure."""
+    if verdict.exit_code is ExitCode.ROLLED_BACK:
+        return "ROLLED BACK"
+    return verdict.outcome.value
 
 
 def say_metric(metric: Metric) -> str:

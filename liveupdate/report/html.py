@@ -9,7 +9,7 @@ from html import escape
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import Outcome, Verdict
-from liveupdate.report.common import artifacts_of, clean, say_metric
+from liveupdate.report.common import artifacts_of, clean, say_metric, say_outcome
 from liveupdate.report.timeline_svg import render_timeline
 
 _STYLE = """
@@ -30,13 +30,13 @@ svg{width:100%;height:auto}
 
 def render_html(plan: Plan, evidence: Evidence, verdict: Verdict) -> str:
     """Render the page."""
-    title = f"{verdict.outcome.value}: {clean(plan.scenario)}"
+    title = f"{say_outcome(verdict)}: {clean(plan.scenario)}"
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width,initial-scale=1">',
         f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>",
-        f'<h1><span class="{verdict.outcome.value}">{verdict.outcome.value}</span> '
+        f'<h1><span class="{verdict.outcome.value}">{say_outcome(verdict)}</span> '
         f"{_text(plan.scenario)}</h1>",
         f"<p>{_text(verdict.reason)}</p>" if verdict.reason else "",
         *_summary(plan, evidence),

@@ -16,6 +16,7 @@ from liveupdate.report.common import (
     guests_of,
     say_kernel,
     say_metric,
+    say_outcome,
 )
 from liveupdate.units import format_ns, format_size
 
@@ -25,7 +26,7 @@ _ID_WIDTH = 22
 
 def render_text(plan: Plan, evidence: Evidence, verdict: Verdict) -> str:
     """Render the verdict; ends with a newline."""
-    lines = [f"{verdict.outcome.value}  {_say_run(plan, evidence)}"]
+    lines = [f"{say_outcome(verdict)}  {_say_run(plan, evidence)}"]
     if verdict.reason:
         lines += _wrap(clean(verdict.reason), "  ")
     if verdict.rolled_back:
@@ -102,8 +103,12 @@ def _render_devices(hop: HopEvidence, verdict: Verdict) -> Iterator[str]:
         landed = {"landed": "landed in the blackout"}
         said = [f"{value:.0f} {landed.get(name, name)}" for name, value in counts.items()]
         gap = [say_metric(metric) for metric in find_metrics(verdict, "gap.device", **labels)]
-        alone = f"; left alone for {gap[0]}" if gap else ""
-        yield clean(f"  {device}: frames: {', '.join(said)}{alone}")
+        facts = hop.devices[device].facts
+        how = "left alone" if facts is None or facts.use is None else "DMA stopped"
+        alone = f"{how} for {gap[0]}" if gap else ""
+        frames = f"frames: {', '.join(said)}" if said else ""
+        parts = [part for part in (frames, alone) if part]
+        yield clean(f"  {device}: {'; '.join(parts) or 'nothing seen'}")
     watch = [
         f"{label} {say_metric(metric)}"
         for name, label in (("rate", "at"), ("cpu", "for"), ("hole", "of a core, longest hole"))
@@ -111,6 +116,12 @@ def _render_devices(hop: HopEvidence, verdict: Verdict) -> Iterator[str]:
     ]
     if watch:
         yield clean(f"  iommu: looked at from outside {' '.join(watch)}")
+    for metric in find_metrics(verdict, "iommu.preserve", hop=str(hop.number)):
+        pages, devices = metric.labels.get("pages"), metric.labels.get("devices")
+        yield clean(
+            f"  iommu: {pages} table pages of {devices} devices preserved in {say_metric(metric)},"
+            " by the kernel's own clock"
+        )
 
 
 def _render_phases(hop: HopEvidence) -> Iterator[str]:

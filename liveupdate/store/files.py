@@ -200,6 +200,22 @@ class RunFiles:
             if rows:
                 append_line(path, "\n".join(map(_to_line, rows)))
 
+    def growing(self, directory: str) -> tuple[str, ...]:
+        """Name the JSON-lines files below ``directory`` that were appended to."""
+        return tuple(
+            path for path in self.index() if path.startswith(f"{directory}/") and path.endswith("l")
+        )
+
+    def discard(self, relative: str) -> None:
+        """Empty a file that was appended to, so that it can be written once more.
+
+        :raises StoreError: when it cannot be.
+        """
+        with self._lock:
+            self._check(self.path / relative)
+            write_atomic(self.path / relative, b"")
+            self._enter(relative, None)
+
     def seal(self, relative: str) -> Artifact:
         """Enter the digest of a file that has been appended to and is complete now.
 

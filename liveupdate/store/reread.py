@@ -22,6 +22,7 @@ from liveupdate.model.builder import (
     SshFacts,
     VmmStatus,
 )
+from liveupdate.model.costs import CostFacts, HandedOver, KeptTables
 from liveupdate.model.evidence import (
     AgentPing,
     Artifact,
@@ -35,7 +36,6 @@ from liveupdate.model.evidence import (
     FrameSent,
     Incident,
     IommuWatch,
-    JournalFacts,
     JournalSample,
     KernelFacts,
     MappingFacts,
@@ -51,6 +51,7 @@ from liveupdate.model.evidence import (
     Watched,
     WatchedDevice,
 )
+from liveupdate.model.use import JournalFacts
 from liveupdate.store.files import RunFiles
 
 T = TypeVar("T")
@@ -101,6 +102,12 @@ class _Reader:
             kernel = self._document(layout.hop_file(hop, f"{when}.json"), "kernel", KernelFacts)
             if kernel is not None:
                 parts.kernels[when] = kernel
+            path = layout.hop_file(hop, f"costs-{when}.json")
+            costs = self._document(path, "costs", CostFacts)
+            if costs is not None:
+                parts.costs[when] = costs
+        path = layout.hop_file(hop, "handed-over.json")
+        parts.handed_over = self._document(path, "handed-over", HandedOver)
         parts.ssh = self._document(layout.hop_file(hop, "ssh.json"), "ssh", SshFacts)
         parts.sessions += self._objects(layout.hop_file(hop, "sessions.jsonl"), SessionFacts)
         parts.phases += self._objects(layout.hop_file(hop, "phases.jsonl"), Phase)
@@ -130,6 +137,7 @@ class _Reader:
         devices = self._document(path("devices.json"), "devices", tuple[WatchedDevice, ...])
         parts.devices = devices or ()
         parts.watch = self._document(path("watch.json"), "watch", IommuWatch)
+        parts.kept = self._document(path("kept.json"), "kept", KeptTables)
         parts.samples = self._rows(path("samples.jsonl"), UnitSample)
         parts.bindings = self._rows(path("bindings.jsonl"), BindingSample)
         parts.tables = self._rows(path("tables.jsonl"), TableSample)

@@ -26,6 +26,7 @@ from liveupdate.model.builder import (
     SshFacts,
     VmmStatus,
 )
+from liveupdate.model.costs import CostFacts, HandedOver, KeptTables
 from liveupdate.model.evidence import (
     AgentPing,
     Artifact,
@@ -39,7 +40,6 @@ from liveupdate.model.evidence import (
     GuestTrace,
     Incident,
     IommuWatch,
-    JournalFacts,
     JournalSample,
     KernelFacts,
     MappingFacts,
@@ -54,6 +54,7 @@ from liveupdate.model.evidence import (
     WatchedDevice,
 )
 from liveupdate.model.plan import Plan
+from liveupdate.model.use import JournalFacts
 from liveupdate.steps import StepEvent
 from liveupdate.store.files import RunFiles, StoreError
 from liveupdate.store.reread import load_evidence
@@ -101,6 +102,16 @@ class RunDir:
         :raises EvidenceError: when it is none.
         """
         return cls(RunFiles.open(path))
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunDir:
+        """Open a run directory to go on with a run that was broken off.
+
+        :raises EvidenceError: when it is none.
+        """
+        record = cls.open(path)
+        record._growing += [name for name, whole in record._files.index().items() if whole is None]
+        return record
 
     @property
     def path(self) -> Path:
@@ -201,9 +212,26 @@ class RunDir:
 
     # --- a hop
 
+    def begin_anew(self, hop: int) -> None:
+        """Forget what grew of a hop, which is about to be put whole once more."""
+        for path in self._files.growing(layout.hop_dir(hop)):
+            self._try(path, partial(self._files.discard, path))
+
+    def put_host_record(self, lines: Sequence[str]) -> None:
+        """Store what the host's agent recorded, as it came."""
+        text = "".join(f"{line}\n" for line in lines)
+        self._try(layout.HOST_RECORD, lambda: self._files.write(layout.HOST_RECORD, text))
+
     def put_facts(self, hop: int, when: str, facts: KernelFacts) -> None:
         """``when`` is before (outgoing kernel) or after (incoming)."""
         self._document(layout.hop_file(hop, f"{when}.json"), "kernel", facts)
+
+    def put_costs(self, hop: int, when: str, costs: CostFacts) -> None:
+        """``when`` as for :meth:`put_facts`."""
+        self._document(layout.hop_file(hop, f"costs-{when}.json"), "costs", costs)
+
+    def put_handed_over(self, hop: int, facts: HandedOver) -> None:
+        self._document(layout.hop_file(hop, "handed-over.json"), "handed-over", facts)
 
     def put_ssh(self, hop: int, boot_id: str | None, nonce_ok: bool | None) -> None:
         facts = SshFacts(boot_id=boot_id, nonce_ok=nonce_ok)
@@ -308,6 +336,9 @@ class RunDir:
 
     def put_iommu_watch(self, hop: int, watch: IommuWatch) -> None:
         self._document(layout.iommu_file(hop, "watch.json"), "watch", watch)
+
+    def put_kept_tables(self, hop: int, kept: KeptTables) -> None:
+        self._document(layout.iommu_file(hop, "kept.json"), "kept", kept)
 
     def put_unit_samples(self, hop: int, samples: Sequence[UnitSample]) -> None:
         self._rows(layout.iommu_file(hop, "samples.jsonl"), samples)

@@ -27,6 +27,7 @@ from liveupdate.errors import (
     LostMachine,
     StateError,
 )
+from liveupdate.model.kinds import FED_KINDS, NAMESPACE_BYTES
 from liveupdate.model.plan import MachineSpec
 from liveupdate.paths import SUN_PATH_BYTES
 from liveupdate.physmem import PhysMem, parse_mtree
@@ -103,6 +104,8 @@ class QemuHost:
         self.append = append
         self.argv: tuple[str, ...] = ()
         self.disks: Mapping[str, Path] = MappingProxyType({})
+        #: what is behind NVMe controllers, by name of the device
+        self.namespaces: Mapping[str, Path] = MappingProxyType({})
         self.qemu_version = ""
         #: what ``query-kvm`` says of this machine, which is no proof that it works
         self.kvm_enabled: bool | None = None
@@ -246,7 +249,9 @@ class QemuHost:
         paths = self._prepared if self._prepared is not None else self.prepare()
         try:
             self._wire = self._stack.enter_context(Wire(paths.wire_ours, paths.wire_qemu))
-            for number, (name, _kind) in enumerate(self.spec.devices):
+            for number, (name, kind) in enumerate(self.spec.devices):
+                if kind not in FED_KINDS:
+                    continue
                 feed = Wire(paths.feed_ours(number), paths.feed_qemu(number))
                 self._feeds[name] = self._stack.enter_context(feed)
             self._child = self._launch(paths, deadline, incoming=incoming)
@@ -278,6 +283,9 @@ class QemuHost:
             write_owner(runtime)
             self._make_ram()
             disks = tuple(self._make_disk(serial, size) for serial, size in self.spec.disks)
+            self.namespaces = MappingProxyType(
+                {name: self._make_disk(name, NAMESPACE_BYTES).path for name in self._controllers()}
+            )
         except OSError as error:
             raise LaunchError(f"cannot prepare the machine: {error}") from error
         self.disks = MappingProxyType({disk.serial: disk.path for disk in disks})
@@ -288,6 +296,7 @@ class QemuHost:
             disks=disks,
             runtime_dir=runtime,
             ram_fd=self._ram_fd,
+            namespaces=self.namespaces,
         )
         if len(os.fsencode(paths.console)) > SUN_PATH_BYTES:
             raise LaunchError(
@@ -394,6 +403,9 @@ class QemuHost:
                 accel=self.spec.accel,
             )
         )
+
+    def _controllers(self) -> list[str]:
+        return [name for name, kind in self.spec.devices if kind == "nvme"]
 
     def _make_disk(self, serial: str, size_bytes: int) -> DiskFile:
         directory = self.run_dir / "disks"

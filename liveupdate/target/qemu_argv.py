@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from liveupdate.errors import PlanError
+from liveupdate.model.kinds import DEVICE_KINDS, FED_KINDS
 from liveupdate.model.plan import MachineSpec
 from liveupdate.registry import machine_name
 
@@ -45,8 +46,8 @@ _IOMMUS: Mapping[tuple[str, bool], tuple[str, ...]] = MappingProxyType(
     }
 )
 
-#: what a device is on QEMU's command line, and the IDs by which the host under update knows it
-DEVICE_MODELS: Mapping[str, str] = MappingProxyType({"igb": "igb"})
+#: QEMU's own choice for an edu are 28 bits
+_EDU_MASK = 0xFFFF_FFFF
 
 _HOST_FORWARD = re.compile(
     r"^\s*TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b", re.M
@@ -72,6 +73,9 @@ class MachinePaths:
     disks: tuple[DiskFile, ...]
     runtime_dir: Path
     ram_fd: int
+
+    #: files behind NVMe controllers, by name
+    namespaces: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def qmp(self) -> Path:
@@ -211,18 +215,49 @@ def device_mac(number: int) -> str:
 
 def _device(number: int, name: str, kind: str, paths: MachinePaths) -> tuple[str, ...]:
     """A device alone behind a root port of its own: an IOMMU group must have no other member."""
-    if kind not in DEVICE_MODELS:
-        raise PlanError(f"no device '{kind}'", hint=f"one of {', '.join(DEVICE_MODELS)}")
-    port, wire = f"port-{name}", f"wire-{name}"
+    if kind not in DEVICE_KINDS:
+        raise PlanError(f"no device '{kind}'", hint=f"one of {', '.join(DEVICE_KINDS)}")
+    port = f"port-{name}"
+    before: tuple[str, ...] = ()
+    own = ""
     # fmt: off
+    if kind in FED_KINDS:
+        before = (
+            "-netdev", f"dgram,id=wire-{name}"
+                       f",local.type=unix,local.path={_escape(paths.feed_qemu(number))}"
+                       f",remote.type=unix,remote.path={_escape(paths.feed_ours(number))}",
+        )
+        own = f",netdev=wire-{name},mac={device_mac(number)},romfile="
+    elif kind == "nvme":
+        before = _namespace(name, paths.namespaces[name])
+        own = f",drive=ns-{name},serial={name}"
+    else:
+        own = f",dma_mask={_EDU_MASK:#x}"
     return (
         # fixed slots: the BDF must be the same at both ends of a warm start
         "-device", f"pcie-root-port,id={port},chassis={number + 1},addr={16 + number:#x}",
-        "-netdev", f"dgram,id={wire}"
-                   f",local.type=unix,local.path={_escape(paths.feed_qemu(number))}"
-                   f",remote.type=unix,remote.path={_escape(paths.feed_ours(number))}",
-        "-device", f"{DEVICE_MODELS[kind]},id={device_id(name)},bus={port},netdev={wire}"
-                   f",mac={device_mac(number)},romfile=",
+        *before,
+        "-device", f"{kind},id={device_id(name)},bus={port}{own}",
+    )
+    # fmt: on
+
+
+def throttle_id(name: str) -> str:
+    """QEMU's id of what limits the NVMe controller ``name``; no limit is set at first."""
+    return f"limit-{name}"
+
+
+def _namespace(name: str, path: Path) -> tuple[str, ...]:
+    node = {
+        "driver": "throttle",
+        "node-name": f"ns-{name}"[:31],
+        "throttle-group": throttle_id(name),
+        "file": {"driver": "raw", "file": {"driver": "file", "filename": str(path)}},
+    }
+    # fmt: off
+    return (
+        "-object", f"throttle-group,id={throttle_id(name)}",
+        "-blockdev", json.dumps(node, separators=(",", ":")),
     )
     # fmt: on
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -17,17 +18,19 @@ import socket
 import termios
 import threading
 import tty
+from collections.abc import Mapping
 from pathlib import Path
 
 from liveupdate import proc
 from liveupdate.deadline import Deadline
 from liveupdate.errors import CommandFailed, LaunchError, LiveUpdateError, LostMachine, StateError
 from liveupdate.registry import Registry, write_owner
+from liveupdate.target.labgrid import Place
 from liveupdate.target.ssh_spec import LabMachine
 from liveupdate.transport.agent import AgentLink
 from liveupdate.transport.bridge import Bridge, Stream
 from liveupdate.transport.console import Console
-from liveupdate.transport.ssh import Ssh, WrongHostKey
+from liveupdate.transport.ssh import Channel, Ssh, WrongHostKey
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +43,13 @@ _CONNECT_TIMEOUT_S = 30.0
 _ATTEMPT_S = 20.0
 _PUT_TIMEOUT_S = 120.0
 
+#: connects, attaches with the line it is given, passes the answer on, then everything
 _RELAY = """
 import os, select, socket, sys
 s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
 agent = s.fileno()
+s.sendall(sys.argv[2].encode() + b"\\n")
 while True:
     ready = select.select([0, agent], [], [])[0]
     for source, sink in ((0, agent), (agent, 1)):
@@ -55,6 +60,11 @@ while True:
             while data:
                 data = data[os.write(sink, data):]
 """
+_MAX_ANSWER_BYTES = 4096
+
+
+class HostLocked(LaunchError):
+    """Another control host's update holds the machine; waiting does not help."""
 
 
 class SshHost:
@@ -73,7 +83,10 @@ class SshHost:
         self._console: Console | None = None
         self._agent: AgentLink | None = None
         self._relay: Bridge | None = None
-        self._wrong_key: WrongHostKey | None = None
+        self._place: Place | None = None
+        self._refusal: LiveUpdateError | None = None
+        #: what is said to the agent first, see ``Agent._attach``
+        self._attach: dict[str, object] = {"id": ""}
         self._stopping = False
 
     @property
@@ -104,9 +117,18 @@ class SshHost:
         """Have the power switched.
 
         :raises LaunchError: the command failed, or took too long.
+        :raises PlaceLost: the machine is not ours any more.
         """
         try:
-            proc.run((*self.machine.power, "reset"), deadline=deadline)
+            if self.machine.power:
+                proc.run((*self.machine.power, "reset"), deadline=deadline)
+            elif self._place is not None:
+                self._place.reset(deadline)
+            else:
+                raise LaunchError(
+                    "the description has no power command, and no place of a lab was taken",
+                    hint="name one with [power], or switch it yourself and resume",
+                )
         except CommandFailed as error:
             raise LaunchError(f"the power command failed: {error.message}") from error
 
@@ -118,11 +140,13 @@ class SshHost:
         return NEXT_KERNEL
 
     def death(self) -> Exception | None:
-        """Say why there is no use in waiting any more: a panic, or another machine answers."""
+        """Say why there is no use in waiting: place lost, a panic, another machine answers."""
         if self._stopping:
             return None
-        if self._wrong_key is not None:
-            return self._wrong_key
+        if self._place is not None and self._place.lost() is not None:
+            return self._place.lost()
+        if self._refusal is not None:
+            return self._refusal
         panic = self._console.find_crash("panic") if self._console else None
         if panic is not None:
             return LostMachine(f"kernel panic in boot {panic.boot}: {panic.text}", how="exited")
@@ -160,6 +184,8 @@ class SshHost:
 
     def _enter(self, deadline: Deadline) -> None:
         self._take()
+        if self.machine.labgrid is not None:
+            self._place = self._stack.enter_context(Place(self.machine.labgrid))
         runtime = self._registry.make_runtime_dir(self.run_id)
         self._stack.callback(shutil.rmtree, runtime)
         write_owner(runtime)
@@ -195,17 +221,20 @@ class SshHost:
             ) from error
 
     def _open_agent(self) -> Stream:
+        deadline = Deadline.after(_ATTEMPT_S, "the relay to the agent")
         try:
-            ssh = self.ssh(Deadline.after(_ATTEMPT_S, "SSH to the agent"))
-        except WrongHostKey as error:
+            ssh = self.ssh(deadline)
+            try:
+                line = json.dumps({"seq": 0, "call": "attach", "args": self._attach})
+                argv = ("python3", "-I", "-S", "-c", _RELAY, AGENT_SOCKET, line)
+                channel = ssh.stream(argv, deadline)
+                _read_answer(channel, deadline)
+            except BaseException:
+                ssh.close()
+                raise
+        except (WrongHostKey, HostLocked) as error:
             # not a matter of time: whoever waits is told
-            self._wrong_key = error
-            raise
-        try:
-            argv = ("python3", "-I", "-S", "-c", _RELAY, AGENT_SOCKET)
-            channel = ssh.stream(argv, Deadline.after(_ATTEMPT_S, "the relay"))
-        except BaseException:
-            ssh.close()
+            self._refusal = error
             raise
         return _OwningStream(channel, ssh)
 
@@ -213,7 +242,38 @@ class SshHost:
         spec = self.machine.console
         if spec.device:
             return _TtyStream(spec.device)
+        if not spec.command and self._place is not None:
+            return _CommandStream(self._place.console_argv, self._place.env)
         return _CommandStream(spec.command)
+
+
+def _read_answer(channel: Channel, deadline: Deadline) -> None:
+    """Read what the agent says to being attached to, and not a byte more.
+
+    :raises HostLocked: an update of somebody else holds the machine.
+    :raises LaunchError: it cannot be now.
+    """
+    line = bytearray()
+    channel.settimeout(max(0.1, deadline.remaining_s))
+    try:
+        while not line.endswith(b"\n") and len(line) < _MAX_ANSWER_BYTES:
+            byte = channel.recv(1)
+            if not byte:
+                raise LaunchError("the agent's socket is not there, or it hung up")
+            line += byte
+        answer = json.loads(line)
+    except (OSError, ValueError) as error:
+        raise LaunchError(f"the agent does not answer: {error!r}") from error
+    finally:
+        channel.settimeout(None)
+    refusal = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(refusal, dict):
+        message = str(refusal.get("message"))
+        if refusal.get("kind") == "locked":
+            raise HostLocked(message, hint="wait until it has ended, or have it aborted")
+        raise LaunchError(f"the agent refuses us: {message}")
+    if not isinstance(answer, dict) or "ok" not in answer:
+        raise LaunchError("the agent's answer is not one of our protocol")
 
 
 class _OwningStream:
@@ -273,14 +333,14 @@ class _TtyStream:
 class _CommandStream:
     """A command whose output is the console, such as a conserver's client."""
 
-    def __init__(self, argv: tuple[str, ...]) -> None:
+    def __init__(self, argv: tuple[str, ...], env: Mapping[str, str] | None = None) -> None:
         """:raises CommandFailed: there is no such program."""
         ours, theirs = socket.socketpair()
         self._link = ours
         try:
             with theirs:
                 self._child = proc.spawn(
-                    argv, stdout=theirs.fileno(), stderr=theirs.fileno(), tree=True
+                    argv, stdout=theirs.fileno(), stderr=theirs.fileno(), tree=True, env=env
                 )
         except BaseException:
             ours.close()

@@ -17,11 +17,20 @@ _MAX_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleSpec:
-    """Where the serial console is: exactly one of a unix socket, a device and a command."""
+    """Where the serial console is: one of a unix socket, a device, a command; or the place's."""
 
     socket: str = ""
     device: str = ""
     command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabgridSpec:
+    """The place of a labgrid coordinator that the machine is at; it is locked for each run."""
+
+    place: str
+    #: HOST:PORT; "": as labgrid's own environment says
+    coordinator: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +41,7 @@ class LabMachine:
     host_key: Path
     key: Path
     console: ConsoleSpec
-    #: called with "reset" as its last word
+    #: called with "reset" as its last word; (): the place's
     power: tuple[str, ...]
     #: command line of both kernels, but for what the mechanism adds
     append: str
@@ -40,6 +49,7 @@ class LabMachine:
     disks: tuple[str, ...]
     port: int = 22
     user: str = "root"
+    labgrid: LabgridSpec | None = None
 
 
 def find_description(name: str, config_dir: Path) -> Path:
@@ -65,7 +75,10 @@ def read_description(path: Path) -> LabMachine:
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else str(error)
         raise fail(f"no machine is described there: {said}", "see docs/targets.md") from error
-    known = {"address", "port", "user", "host_key", "key", "console", "power", "append", "disks"}
+    known = {
+        "address", "port", "user", "host_key", "key", "console", "power", "append", "disks",
+        "labgrid",
+    }  # fmt: skip
     if unknown := sorted(set(value) - known):
         raise fail(f"unknown key '{unknown[0]}'", f"known: {', '.join(sorted(known))}")
 
@@ -90,10 +103,23 @@ def read_description(path: Path) -> LabMachine:
     port = value.get("port", 22)
     if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
         raise fail(f"'port' is {port!r}, not 1 to 65535")
+    place = value.get("labgrid")
+    if place is not None and (
+        not isinstance(place, dict)
+        or not set(place) <= {"place", "coordinator"}
+        or not text(place, "place")
+        or text(place, "place").startswith("-")
+    ):
+        raise fail("[labgrid] has to have 'place', and may have 'coordinator'")
+    # What the description does not name is the place's.
     power, console = value.get("power"), value.get("console")
-    if not isinstance(power, dict) or set(power) != {"command"} or not words(power, "command"):
+    if power is None and place is not None:
+        power = {}
+    elif not isinstance(power, dict) or set(power) != {"command"} or not words(power, "command"):
         raise fail("no [power] with 'command': the machine could not be reset")
-    if not isinstance(console, dict) or len(console) != 1 or not set(console) <= {
+    if console is None and place is not None:
+        console = {}
+    elif not isinstance(console, dict) or len(console) != 1 or not set(console) <= {
         "socket", "device", "command",
     }:  # fmt: skip
         raise fail("[console] has to have one of 'socket', 'device' and 'command'")
@@ -111,4 +137,7 @@ def read_description(path: Path) -> LabMachine:
         power=words(power, "command"),
         append=text(value, "append"),
         disks=words(value, "disks"),
+        labgrid=LabgridSpec(place=text(place, "place"), coordinator=text(place, "coordinator", ""))
+        if place is not None
+        else None,
     )

@@ -76,10 +76,16 @@ class Bridge:
         self._listener.close()
         self.path.unlink(missing_ok=True)
 
+    @property
+    def is_open(self) -> bool:
+        """What is written from now on reaches the far end, unless it is lost meanwhile."""
+        with self._changed:
+            return self._far is not None
+
     def drop(self) -> None:
         """Close the far end; it is opened anew unless the bridge is left."""
         with self._changed:
-            far = self._far
+            far, self._far = self._far, None
         if far is not None:
             with contextlib.suppress(OSError, EOFError):
                 far.close()
@@ -96,11 +102,13 @@ class Bridge:
                     self.trouble = str(error)
                     self._stop.wait(_RETRY_S)
                     continue
-                with self._changed:
-                    self._far, self.trouble = far, ""
-                    self.opened += 1
                 try:
-                    is_near_gone = not self._drain(near) or self._pump(near, far)
+                    is_near_gone = not self._drain(near)
+                    if not is_near_gone:
+                        with self._changed:
+                            self._far, self.trouble = far, ""
+                            self.opened += 1
+                        is_near_gone = self._pump(near, far)
                 finally:
                     with self._changed:
                         self._far = None

@@ -33,6 +33,7 @@ from liveupdate.errors import CommandFailed, LostMachine, OutcomeUnknown
 from liveupdate.transport.unix import Watch, check_watch
 
 T = TypeVar("T")
+Channel = paramiko.Channel
 
 log = logging.getLogger(__name__)
 _PARAMIKO_LOG = logging.getLogger(f"{__name__}.paramiko")

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of an update, as data: what each does, its risk, and the way back from it.
+
+Forward steps up to ``jump`` can be rolled back with the guests running on. ``jump`` is the point of
+no return: from the moment in which it is asked for, only the host itself can still say no.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step. ``rollback`` is what ``abort`` does about it, for people."""
+
+    name: str
+    does: str
+    risk: str
+    rollback: str
+    #: the host is in the incoming kernel, or on its way there
+    is_past: bool = False
+
+
+FORWARD: tuple[Step, ...] = (
+    Step(
+        name="lock",
+        does="take the host: no other control host may change anything meanwhile",
+        risk="none",
+        rollback="give the host back",
+    ),
+    Step(
+        name="preflight",
+        does="ask the host again, now that nobody else can change it",
+        risk="none: it only reads",
+        rollback="nothing to undo",
+    ),
+    Step(
+        name="copy-kernel",
+        does="copy the incoming kernel to the host and compare its sha256 there",
+        risk="uses as much of the host's /run as the image is large",
+        rollback="remove the file",
+    ),
+    Step(
+        name="observe-before",
+        does="have the host's agent watch every guest, and see every one of them alive",
+        risk="a fiftieth of a second of one CPU at a time",
+        rollback="stop watching",
+    ),
+    Step(
+        name="prepare",
+        does="preserve the memory of the running guests (LUO)",
+        risk="pins the guests' memory: the host may have to move some of it, and run out of memory",
+        rollback="close the sessions: nothing is preserved any more",
+    ),
+    Step(
+        name="load-kernel",
+        does="load the incoming kernel (kexec)",
+        risk="uses memory for the image",
+        rollback="unload it",
+    ),
+    Step(
+        name="jump",
+        does="pause the guests, save their VMMs' state, enter the incoming kernel",
+        risk="guests stand still; if the incoming kernel does not come up, they are lost",
+        rollback="none; a host that refuses to freeze or to jump lets its guests go on by itself",
+        is_past=True,
+    ),
+    Step(
+        name="incoming",
+        does="wait for the incoming kernel, and for its agent to bring the guests back",
+        risk="a host that does not come back has lost its guests",
+        rollback="none",
+        is_past=True,
+    ),
+    Step(
+        name="observe-after",
+        does="watch the guests for a while on the incoming kernel",
+        risk="none",
+        rollback="none",
+        is_past=True,
+    ),
+    Step(
+        name="collect",
+        does="fetch what the host recorded, and ask it and its guests how they are",
+        risk="none",
+        rollback="none",
+        is_past=True,
+    ),
+    Step(
+        name="finish",
+        does="give the sessions back to the kernel",
+        risk="none: the guests run on the memory already",
+        rollback="none",
+        is_past=True,
+    ),
+    Step(
+        name="judge",
+        does="judge the evidence, write the reports",
+        risk="none",
+        rollback="none",
+        is_past=True,
+    ),
+    Step(
+        name="release",
+        does="give the host back, and seal the bundle",
+        risk="none",
+        rollback="none",
+        is_past=True,
+    ),
+)
+
+BACK: tuple[Step, ...] = (
+    Step(
+        name="abandon",
+        does="close the sessions: nothing is preserved any more, the guests run on",
+        risk="none",
+        rollback="none",
+    ),
+    Step(name="unload", does="unload the incoming kernel", risk="none", rollback="none"),
+    Step(
+        name="observe-back",
+        does="watch the guests for a while on the outgoing kernel",
+        risk="none",
+        rollback="none",
+    ),
+    Step(
+        name="collect-back",
+        does="fetch what the host recorded, and ask it and its guests how they are",
+        risk="none",
+        rollback="none",
+    ),
+    Step(name="judge-back", does="judge the evidence", risk="none", rollback="none"),
+    Step(
+        name="release-back",
+        does="remove the copied kernel, give the host back, and seal the bundle",
+        risk="none",
+        rollback="none",
+    ),
+)
+"""The way back, which is the same from wherever it begins: each step may find nothing to do."""
+
+#: what is known to be lost: nothing to undo, but to be seen and said
+LOST: tuple[Step, ...] = (
+    Step(
+        name="collect-lost",
+        does="ask the host what it is now, and what became of its guests",
+        risk="none",
+        rollback="none",
+        is_past=True,
+    ),
+    Step(name="judge-lost", does="judge it", risk="none", rollback="none", is_past=True),
+    Step(
+        name="release-lost",
+        does="give the host back, and seal the bundle",
+        risk="none",
+        rollback="none",
+        is_past=True,
+    ),
+)
+
+PATHS: dict[str, tuple[Step, ...]] = {"forward": FORWARD, "back": BACK, "lost": LOST}
+
+BY_NAME = {step.name: step for path in PATHS.values() for step in path}
+"""Every step by name; no two share one."""
+
+NO_RETURN = "jump"
+
+
+def path_of(name: str) -> str:
+    """Tell on which of :data:`PATHS` a step is."""
+    return next(path for path, steps in PATHS.items() if BY_NAME[name] in steps)
+
+
+def first_open(path: str, done: frozenset[str]) -> str | None:
+    """Return the first step of a path that is not done; None: all are."""
+    return next((step.name for step in PATHS[path] if step.name not in done), None)

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``liveupdate apply``, ``status``, ``resume`` and ``abort``: docs/apply.md."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from liveupdate.cli.app import App
+from liveupdate.cli.options import common, json_option, results_option
+from liveupdate.model.verdict import ExitCode
+
+if TYPE_CHECKING:
+    from liveupdate.apply.preflight import Finding, Local
+    from liveupdate.apply.wal import Wal
+    from liveupdate.cli.applying import Place
+    from liveupdate.model.plan import Plan
+    from liveupdate.store import RunDir
+
+PATIENCE_S = 120.0
+
+run_argument = click.argument(
+    "run_dir", metavar="[RUN]", required=False, type=click.Path(path_type=Path)
+)
+step_option = click.option("--step", "by_step", is_flag=True, help="Ask before each step.")
+yes_option = click.option("--yes", "is_sure", is_flag=True, help="Ask nothing: I am sure.")
+patience_option = click.option(
+    "--patience",
+    "patience_s",
+    type=click.FloatRange(min=1.0),
+    default=PATIENCE_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the host may be unreachable.",
+)
+
+
+@click.command()
+@click.argument("host")
+@click.option(
+    "--next-kernel",
+    "incoming",
+    required=True,
+    metavar="PATH",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="bzImage of the incoming kernel.",
+)
+@click.option(
+    "--kernel",
+    "outgoing",
+    metavar="PATH",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="bzImage of the running kernel, to compare all handover ABIs.",
+)
+@click.option("--dry-run", is_flag=True, help="Check the host, print the plan, change nothing.")
+@step_option
+@yes_option
+@click.option(
+    "--memory-digests/--no-memory-digests",
+    "digests",
+    default=True,
+    help="Have the host digest its guests' memory while they stand still; lengthens the blackout.",
+)
+@click.option(
+    "--observe",
+    "observe_s",
+    type=click.FloatRange(min=1.0),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the guests are watched before and after.",
+)
+@click.option(
+    "--blackout",
+    "blackout_s",
+    type=click.FloatRange(min=0.0),
+    metavar="SECONDS",
+    help="Longest blackout that is acceptable; judged, not enforced.",
+)
+@patience_option
+@results_option
+@json_option
+@common
+def apply(
+    app: App, *, host: str, incoming: Path, outgoing: Path | None, dry_run: bool, by_step: bool,
+    is_sure: bool, digests: bool, observe_s: float, blackout_s: float | None, patience_s: float,
+    results: Path | None, as_json: bool,
+) -> int:  # fmt: skip
+    """Update the kernel of HOST, whose agent runs guests that matter.
+
+    HOST is the name of a machine's description, or its path (docs/targets.md). It has to be in the
+    allow-list ~/.config/liveupdate/apply.toml. Exit status as of `run`; 5 is rolled back, with the
+    guests running on as before; 3 also when the preflight refuses, in which case nothing was done.
+    """
+    from liveupdate.apply.plan import plan_update
+    from liveupdate.apply.preflight import check, is_refused
+    from liveupdate.cli import apply_says, applying
+    from liveupdate.cli.gather import check_results
+    from liveupdate.cli.output import log, say, say_json
+    from liveupdate.images.catalogue import read_kernel
+    from liveupdate.model.scenario import Budget, Observation, Timeouts
+    from liveupdate.paths import results_dir
+
+    place = applying.find_place(host)
+    if not dry_run:
+        applying.check_allowed(place)
+        if by_step or not is_sure:
+            applying.need_terminal("--step" if by_step else "--yes")
+    kernel = read_kernel(incoming)
+    running = read_kernel(outgoing) if outgoing is not None else None
+    directory = results_dir(results)
+    survey, console = applying.survey_host(place, min(applying.SURVEY_S, patience_s))
+    local = applying.local_facts(kernel, running, directory, console, digests)
+    findings = check(survey, local)
+    if not as_json:
+        say("preflight\n" + apply_says.show_findings(findings))
+    if is_refused(findings):
+        said = "; ".join(each.text for each in findings if each.level.value == "refuse")
+        if as_json:
+            code = int(ExitCode.ERROR)
+            say_json(
+                apply_says.document(
+                    "apply", host, outcome="refused", exit_code=code, why=said, findings=findings
+                )
+            )
+        log("liveupdate: refused, nothing was done")
+        return ExitCode.ERROR
+    plan = plan_update(
+        survey,
+        local,
+        place=place.path,
+        append=place.machine.append,
+        host_key=place.machine.host_key,
+        key=place.machine.key,
+        observe=Observation(before_s=observe_s, after_s=observe_s, memory=digests),
+        timeouts=Timeouts(),
+        budget=Budget(blackout_s=blackout_s),
+    )
+    if not as_json:
+        say("\n" + apply_says.show_plan(plan, survey, place))
+    if dry_run:
+        if as_json:
+            say_json(
+                apply_says.document(
+                    "apply", host, outcome="dry-run", exit_code=0, findings=findings
+                )
+            )
+        return ExitCode.PASS
+    applying.confirm(f"update '{host}' now?", is_sure=is_sure)
+    check_results(directory)
+    record, journal = _begin(app, place, plan, local, directory)
+    with journal:
+        return _work(
+            app, "apply", place, plan, record, journal, local, by_step=by_step,
+            patience_s=patience_s, as_json=as_json, findings=findings,
+        )  # fmt: skip
+
+
+def _begin(app: App, place: Place, plan: Plan, local: Local, directory: Path) -> tuple[RunDir, Wal]:
+    """Make the run directory and begin the journal."""
+    from liveupdate.apply.wal import Wal
+    from liveupdate.cli import applying
+    from liveupdate.store import RunDir
+
+    record = RunDir.create(directory, plan=plan, scenario='name = "apply"\n')
+    journal = Wal(record.path, create=True)
+    journal.append(
+        "begin",
+        update=f"{record.path.name}-{secrets.token_hex(2)}",
+        host=place.name,
+        place=str(place.path),
+        address=place.address,
+        owner=applying.owner(),
+        argv=list(app.argv),
+        outgoing=local.outgoing.path if local.outgoing is not None else "",
+    )
+    return record, journal
+
+
+@click.command()
+@run_argument
+@step_option
+@click.option("--reset", is_flag=True, help="Have the host's power switched before.")
+@patience_option
+@json_option
+@common
+def resume(
+    app: App, *, run_dir: Path | None, by_step: bool, reset: bool, patience_s: float, as_json: bool
+) -> int:
+    """Go on with the update of run directory RUN (default: runs/latest), wherever it was.
+
+    With --reset the host is reset first: for one that did not come back. Guests that are still in
+    its memory are lost then.
+    """
+    return _go_on(
+        app, "resume", run_dir, by_step=by_step, reset=reset, patience_s=patience_s, as_json=as_json
+    )
+
+
+@click.command()
+@run_argument
+@patience_option
+@json_option
+@common
+def abort(app: App, *, run_dir: Path | None, patience_s: float, as_json: bool) -> int:
+    """Give the update of run directory RUN (default: runs/latest) up; its guests run on.
+
+    Possible up to the point of no return; beyond it this is refused (exit 3), and the update has
+    to be resumed. Exit status 5 when it was rolled back and the guests are fine.
+    """
+    return _go_on(
+        app, "abort", run_dir, by_step=False, reset=False, patience_s=patience_s, as_json=as_json
+    )
+
+
+def _go_on(
+    app: App, verb: str, run_dir: Path | None, *, by_step: bool, reset: bool, patience_s: float,
+    as_json: bool,
+) -> int:  # fmt: skip
+    from liveupdate.apply.drive import reset_host
+    from liveupdate.apply.wal import Wal
+    from liveupdate.cli import applying
+    from liveupdate.images.catalogue import read_kernel
+    from liveupdate.paths import results_dir
+    from liveupdate.store import RunDir
+
+    if by_step:
+        applying.need_terminal("--step")
+    path = (run_dir or results_dir() / "latest").resolve()
+    with Wal(path) as journal:
+        begin = journal.state.begin or {}
+        place = applying.find_place(str(begin.get("place", "")))
+        place = replace(place, name=str(begin.get("host", place.name)))
+        record = RunDir.reopen(path)
+        plan = record.load_plan()
+        outgoing = str(begin.get("outgoing") or "")
+        local = applying.local_facts(
+            plan.hops[0].incoming,
+            read_kernel(Path(outgoing)) if outgoing else None,
+            path.parent,
+            applying.console_trouble(place.machine),
+            plan.observe.memory,
+        )
+        if journal.state.outcome is None:
+            journal.append("note", text=f"{verb} by {applying.owner()}, pid {os.getpid()}")
+        return _work(
+            app, verb, place, plan, record, journal, local, by_step=by_step,
+            patience_s=patience_s, as_json=as_json, before=reset_host if reset else None,
+        )  # fmt: skip
+
+
+def _work(
+    app: App, verb: str, place: Place, plan: Plan, record: RunDir, journal: Wal, local: Local, *,
+    by_step: bool, patience_s: float, as_json: bool, findings: tuple[Finding, ...] = (),
+    before: object = None,
+) -> int:  # fmt: skip
+    """Drive the update in this process, and say what came of it."""
+    from liveupdate.apply.drive import Refused, StepFailed, Stopped, reset_host
+    from liveupdate.cli import apply_says, applying
+    from liveupdate.cli.output import log, log_error, say_json
+    from liveupdate.cli.view import show_steps
+    from liveupdate.errors import DeadlineExceeded, LiveUpdateError
+    from liveupdate.steps import Steps
+
+    steps = Steps()
+    steps.subscribe(record.log_step)
+    try:
+        with (
+            applying.at_work(
+                app, place, plan, record, journal, local, steps=steps, by_step=by_step,
+                patience_s=patience_s,
+            ) as work,
+            applying.shown(show_steps(steps, app, os.environ), by_step=by_step),
+        ):  # fmt: skip
+            if before is not None:
+                reset_host(journal, work.driver.host, work.driver.say)
+            ended = work.driver.run("abort" if verb == "abort" else "resume")
+    except LiveUpdateError as error:
+        outcome = {Refused: "refused", Stopped: "stopped", StepFailed: "interrupted"}.get(
+            type(error), "unreachable" if isinstance(error, DeadlineExceeded) else "interrupted"
+        )
+        code = ExitCode.TIMEOUT if isinstance(error, DeadlineExceeded) else ExitCode.ERROR
+        if as_json:
+            say_json(
+                apply_says.document(
+                    verb, place.name, outcome=outcome, exit_code=int(code), why=str(error),
+                    run_dir=record.path, findings=findings, records=journal.records,
+                    state=journal.state,
+                )
+            )  # fmt: skip
+        log_error(error)
+        apply_says.say_what_next(record.path, journal.state)
+        return code
+    except BaseException:
+        log("liveupdate: interrupted; the host stays as it is")
+        apply_says.say_what_next(record.path, journal.state)
+        raise
+    return apply_says.finish(
+        app, verb, place.name, record.path, journal.records, journal.state, ended,
+        as_json=as_json, findings=findings,
+    )  # fmt: skip
+
+
+@click.command()
+@run_argument
+@click.option("--offline", is_flag=True, help="Read the journal only, do not ask the host.")
+@json_option
+@common
+def status(app: App, *, run_dir: Path | None, offline: bool, as_json: bool) -> int:
+    """Say where the update of run directory RUN (default: runs/latest) stands.
+
+    Changes nothing, and disturbs no update that is under way. Exits 0 when it could be said.
+    """
+    from liveupdate.apply.journal import decide, replay
+    from liveupdate.apply.wal import read_journal
+    from liveupdate.cli import apply_says, applying
+    from liveupdate.cli.output import say, say_json
+    from liveupdate.errors import LiveUpdateError
+    from liveupdate.paths import results_dir
+
+    path = (run_dir or results_dir() / "latest").resolve()
+    records = read_journal(path)
+    state = replay(records)
+    begin = state.begin or {}
+    name = str(begin.get("host", ""))
+    view, trouble = None, "not asked"
+    if not offline and state.outcome is None:
+        try:
+            view = applying.view_host(applying.find_place(str(begin.get("place", ""))))
+        except LiveUpdateError as error:
+            trouble = str(error)
+    moves = {verb: decide(state, verb, view) for verb in ("resume", "abort")} if view else {}
+    if as_json:
+        document = apply_says.document(
+            "status", name, outcome=state.outcome or "in-progress", exit_code=0,
+            why=state.why, run_dir=path, records=records, state=state,
+        )  # fmt: skip
+        document["now"] = apply_says.now_document(view, trouble, moves)
+        say_json(document)
+    else:
+        say(apply_says.show_status(name, records, state, view, trouble, moves))
+    return ExitCode.PASS

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host as an operator has it: Debian trixie with systemd, apt and sshd. For tests only.
+
+Nothing of ours is in it but SSH keys: agent, kernel, command line and kexec-tools are what Ansible
+or an operator puts there. It has no network to the outside, so its only package source is a
+directory of its own, with kexec-tools and what it depends on. Must not know kernels or machines.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from liveupdate import proc
+from liveupdate.deadline import Deadline
+from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.images import ext4, rootfs
+from liveupdate.images.cache import Cache, file_sha256
+from liveupdate.images.source import MIRROR
+from liveupdate.steps import Steps
+from liveupdate.units import MIB
+
+#: not kexec-tools: somebody has to have something to install
+PACKAGES = (
+    "systemd", "systemd-sysv", "udev", "apt", "python3", "python3-apt", "openssh-server", "kmod",
+    "iproute2", "qemu-system-x86", "e2fsprogs",
+)  # fmt: skip
+REPOSITORY = "/srv/apt"
+IN_REPOSITORY = "kexec-tools"
+SOURCES = f"deb [trusted=yes] file:{REPOSITORY} ./\n"
+NETWORK = """\
+# the network that SSH comes in by; the other interfaces are the agent's
+[Match]
+MACAddress=52:54:00:10:00:01
+
+[Network]
+Address=10.0.2.15/24
+Gateway=10.0.2.2
+LinkLocalAddressing=no
+"""
+#: for kernels, packages and journals that come later
+SPARE_BYTES = 256 * MIB
+#: bump when the code below changes what comes out
+RECIPE = "1"
+
+# Runs in mmdebstrap's shell with the new root as $1; a repository of one directory, see
+# sources.list(5) on "./".
+_FILL_REPOSITORY = f"""\
+mkdir -p "$1{REPOSITORY}"; cd "$1{REPOSITORY}";
+mkdir -p "$1/tmp/debs/partial";
+APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -q -y --download-only
+-o Dir::Cache::archives="$1/tmp/debs" install {IN_REPOSITORY};
+mv "$1"/tmp/debs/*.deb .; rm -r "$1/tmp/debs";
+for deb in *.deb; do
+dpkg-deb -f "$deb"; echo "Filename: ./$deb";
+echo "Size: $(stat -c %s "$deb")"; echo "SHA256: $(sha256sum "$deb" | cut -d" " -f1)"; echo;
+done > Packages"""
+# The stamps keep systemd from bringing caches up to date at each boot (systemd-update-done(8)).
+_SETTLE = """\
+rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/apt/sources.list.d/*;
+rm -f "$1"/etc/systemd/system/timers.target.wants/*;
+echo 7f1f0f3e5d2c4b6a9e8d7c6b5a493827 > "$1/etc/machine-id";
+echo host > "$1/etc/hostname";
+chroot "$1" systemctl -q enable systemd-networkd.service;
+chroot "$1" systemctl -q disable systemd-networkd-wait-online.service;
+chroot "$1" systemctl -q set-default multi-user.target;
+touch "$1/etc/.updated" "$1/var/.updated"
+"""
+
+
+def mmdebstrap_argv(target: Path) -> tuple[str, ...]:
+    """Command that makes the tarball."""
+    pin = rootfs.PIN.replace("\n", "\\n")
+    prepare = (
+        'mkdir -p "$1/etc/apt/preferences.d"; '
+        f'printf "{pin}" > "$1/etc/apt/preferences.d/liveupdate"'
+    )
+    return (
+        "mmdebstrap", "--mode=auto", "--variant=essential", "--format=tar",
+        f"--include={','.join(PACKAGES)}",
+        '--aptopt=APT::Install-Recommends "false"',
+        '--aptopt=Acquire::Languages "none"',
+        '--aptopt=Acquire::Retries "3"',
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in rootfs.EXCLUDED),
+        f"--setup-hook={prepare}",
+        f"--customize-hook={_one_line(_FILL_REPOSITORY)}",
+        f"--customize-hook={_one_line(_SETTLE)}",
+        rootfs.SUITE, str(target),
+        f"deb {MIRROR} {rootfs.SUITE} main", f"deb {MIRROR} {rootfs.BACKPORTS} main",
+    )  # fmt: skip
+
+
+def _one_line(script: str) -> str:
+    return " ".join(script.splitlines())
+
+
+def inputs() -> dict[str, str]:
+    """Return everything but the archive's own state that decides the image."""
+    return {
+        "name": "debian-host",
+        "argv": json.dumps(mmdebstrap_argv(Path("-"))),
+        "files": json.dumps([rootfs.SSHD_CONFIG, NETWORK, SOURCES]),
+        "spare": str(SPARE_BYTES),
+        "recipe": RECIPE,
+    }
+
+
+def build(cache: Cache, steps: Steps) -> Path:
+    """Return the entry: ``rootfs.ext4``, ``packages``, ``client_key`` and ``ssh_host_key.pub``.
+
+    :raises BuildError: mmdebstrap failed; quotes its last lines.
+    """
+
+    def builder(scratch: Path) -> None:
+        with steps.step("debian host: packages", suite=rootfs.SUITE):
+            tarball = scratch / "tree.tar"
+            try:
+                proc.run(
+                    mmdebstrap_argv(tarball),
+                    deadline=Deadline.after(rootfs.BOOTSTRAP_S, "mmdebstrap"),
+                    tree=True,
+                )
+            except CommandFailed as error:
+                raise BuildError(f"mmdebstrap failed: {error.tail}") from error
+        with steps.step("debian host: file system"):
+            base = scratch / "base.ext4"
+            rootfs.make_file_system(scratch, tarball, base, "debian-host", SPARE_BYTES)
+            _add_files(scratch, base)
+            base.unlink()
+
+    return cache.build("debian-host", inputs(), builder)
+
+
+def _add_files(scratch: Path, base: Path) -> None:
+    rootfs.make_keys(scratch)
+    files = []
+    for name, text, mode in (
+        ("/etc/ssh/sshd_config", rootfs.SSHD_CONFIG, 0o644),
+        ("/etc/ssh/authorized_keys", (scratch / "client_key.pub").read_text(), 0o644),
+        ("/etc/ssh/ssh_host_ed25519_key", (scratch / "ssh_host_key").read_text(), 0o600),
+        ("/etc/systemd/network/10-management.network", NETWORK, 0o644),
+        ("/etc/apt/sources.list", SOURCES, 0o644),
+    ):
+        path = scratch / name.rpartition("/")[2]
+        path.write_text(text)
+        path.chmod(mode)
+        files.append((path, name))
+    ext4.add_files(base, scratch / "rootfs.ext4", files)
+    for path, _ in files:
+        path.unlink()
+    (scratch / "ssh_host_key").unlink()
+    (scratch / "image.json").write_text(
+        json.dumps({"sha256": file_sha256(scratch / "rootfs.ext4")})
+    )

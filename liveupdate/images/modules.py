@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our kernel modules, built out of tree for one kernel variant, and the programs that test them.
+
+A module fits one kernel only: its vermagic holds the release, which differs between the variants.
+So there is a set of modules for each, keyed by the kernel's digest and by the modules' sources: a
+change of a module builds no kernel anew. Objects of their own (``m``), beside those of the kernels:
+what is configured here must not have a kernel's objects rebuilt. Must not know mechanisms.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from liveupdate import proc
+from liveupdate.deadline import Deadline
+from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.images import kernel, source
+from liveupdate.images.cache import Cache, SourcesChanged, digest_of, tree_sha256
+from liveupdate.images.tree import BuildTree
+from liveupdate.steps import Steps
+
+KIND = "modules"
+#: the variants that modules are built for
+VARIANTS = ("a", "b")
+PREPARE_S = 900.0
+BUILD_S = 600.0
+SELFTESTS_S = 120.0
+
+
+def modules_inputs(
+    modules_dir: Path, variant: kernel.Variant, kernel_digest: str
+) -> dict[str, str]:
+    """Return everything that decides a variant's set of modules."""
+    return {
+        "name": f"modules-{variant.name}",
+        "kernel": kernel_digest,
+        "sources": tree_sha256(modules_dir),
+    }
+
+
+def prepare_argv(src: Path, objects: Path, localversion: str, jobs: int) -> tuple[str, ...]:
+    """Command that makes a configured tree ready for modules of others."""
+    return (
+        "make", "-C", str(src), f"O={objects}", f"-j{jobs}", f"LOCALVERSION={localversion}",
+        "modules_prepare",
+    )  # fmt: skip
+
+
+def modules_argv(
+    modules_dir: Path, kdir: Path, out: Path, localversion: str, jobs: int, *words: str
+) -> tuple[str, ...]:
+    """Command that builds the modules; ``words`` are more of make's variables."""
+    return (
+        "make", "-C", str(modules_dir), f"-j{jobs}", f"KDIR={kdir}", f"OUT={out}",
+        f"LOCALVERSION={localversion}", *words,
+    )  # fmt: skip
+
+
+class ModulesBuilder:
+    """Builds sets of modules into a cache, in the tree that the kernels are built in."""
+
+    def __init__(self, cache: Cache, kernel_dir: Path, modules_dir: Path, steps: Steps) -> None:
+        self._cache = cache
+        self._kernel_dir = kernel_dir
+        self._dir = modules_dir
+        self._steps = steps
+        self._kernels = kernel.KernelBuilder(cache, kernel_dir, steps)
+
+    def build(self, variant: kernel.Variant) -> Path:
+        """Return the cache entry of a variant's modules: ``NAME.ko`` and ``release``.
+
+        :raises BuildError: a module does not build, or the kernel for it does not.
+        """
+        kernel_entry = self._kernels.build(variant)
+
+        def read_inputs() -> dict[str, str]:
+            return modules_inputs(self._dir, variant, kernel_entry.name)
+
+        while True:
+            inputs = read_inputs()
+
+            def builder(scratch: Path, inputs: Mapping[str, str] = inputs) -> None:
+                with self._cache.locked(kernel.TREE_LOCK, waiting=self._say_waiting):
+                    self._check_kernel(variant, kernel_entry)
+                    kdir = self.prepare(variant, kernel_entry)
+                    with self._steps.step(f"modules for kernel {variant.name}"):
+                        self.make(variant, kdir, scratch / "o")
+                    if read_inputs() != inputs:
+                        raise SourcesChanged(inputs["name"])
+                for module in sorted((scratch / "o").rglob("*.ko")):
+                    shutil.copyfile(module, scratch / module.name)
+                shutil.rmtree(scratch / "o")
+                (scratch / "release").write_text(kernel.read_image_json(kernel_entry).release)
+
+            try:
+                return self._cache.build(KIND, inputs, builder, waiting=self._say_waiting)
+            except SourcesChanged as change:
+                self._steps.note(f"{change}, beginning anew")
+
+    def prepare(self, variant: kernel.Variant, kernel_entry: Path) -> Path:
+        """Return a configured tree that modules for a variant can be built in; its lock is held.
+
+        :raises BuildError: it is not the tree of the kernel in ``kernel_entry``.
+        """
+        tree = self._kernels.open_tree(source.read_base(self._kernel_dir / "BASE"))
+        series = source.read_series(self._kernel_dir / "series")
+        tree.apply(self._kernel_dir, (*series, *variant.patches))
+        config = kernel.load_fragments(self._kernel_dir, variant.fragments)
+        objects = objects_of(tree)
+        objects.mkdir(exist_ok=True)
+        with self._steps.step(f"kernel {variant.name}: prepare for modules"):
+            self._kernels.configure(variant, config, tree.src, objects, own=False)
+            argv = prepare_argv(tree.src, objects, variant.localversion, _jobs())
+            self._run(argv, PREPARE_S, "the kernel tree to be ready for modules")
+        # The symbols that this kernel offers; modpost refuses a module that wants another.
+        (objects / kernel.SYMBOLS).unlink(missing_ok=True)
+        if (kernel_entry / kernel.SYMBOLS).exists():
+            shutil.copyfile(kernel_entry / kernel.SYMBOLS, objects / kernel.SYMBOLS)
+        else:
+            self._steps.note(
+                f"kernel {variant.name} was built without a list of its symbols: a module that"
+                " wants one it lacks is only found out when it is loaded"
+            )
+        release = kernel.read_image_json(kernel_entry).release
+        found = (objects / "include/config/kernel.release").read_text().strip()
+        if found != release:
+            raise BuildError(f"the tree is of kernel '{found}', the image is '{release}'")
+        return objects
+
+    def make(self, variant: kernel.Variant, kdir: Path, out: Path, *words: str) -> str:
+        """Build all modules below ``out``; return what make said.
+
+        :param words: more of make's variables.
+        :raises BuildError: with the first errors.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        if not (kdir / kernel.SYMBOLS).exists():
+            words = (*words, "KBUILD_MODPOST_WARN=1")
+        argv = modules_argv(self._dir, kdir, out, variant.localversion, _jobs(), *words)
+        return self._run(argv, BUILD_S, "the modules")
+
+    def _check_kernel(self, variant: kernel.Variant, entry: Path) -> None:
+        """See that what is in the kernel's directory is still what the image was built from."""
+        compiler = kernel.compiler_version()
+        now = digest_of(kernel.inputs_of(self._kernel_dir, variant, compiler))
+        if now != entry.name:
+            raise BuildError(
+                f"the sources of kernel {variant.name} changed while it was being built",
+                hint="run it again",
+            )
+
+    def _run(self, argv: tuple[str, ...], seconds: float, what: str) -> str:
+        deadline = Deadline.after(seconds, what)
+        try:
+            done = proc.run(argv, deadline=deadline, env=kernel.BUILD_ENV, tree=True)
+        except CommandFailed as error:
+            raise BuildError(
+                f"{what}: make fails:\n{kernel.first_errors(error.tail)}",
+            ) from error
+        return done.stdout + done.stderr
+
+    def _say_waiting(self) -> None:
+        self._steps.note("waiting for another build")
+
+
+def objects_of(tree: BuildTree) -> Path:
+    """Where a tree has what modules are built with."""
+    return tree.root / "m"
+
+
+def _jobs() -> int:
+    return (os.cpu_count() or 1) + 1
+
+
+def selftests_inputs(selftests_dir: Path, modules_dir: Path, compiler: str) -> dict[str, str]:
+    """Return everything that decides the test programs; they include the modules' headers."""
+    return {
+        "name": "selftests",
+        "sources": tree_sha256(selftests_dir),
+        "headers": tree_sha256(modules_dir / "include"),
+        "compiler": compiler,
+    }
+
+
+def build_selftests(
+    cache: Cache, selftests_dir: Path, modules_dir: Path, compiler: str, steps: Steps
+) -> Path:
+    """Return the cache entry of the test programs, which are static.
+
+    :raises BuildError: one does not compile.
+    """
+
+    def read_inputs() -> dict[str, str]:
+        return selftests_inputs(selftests_dir, modules_dir, compiler)
+
+    def builder(scratch: Path) -> None:
+        argv = ("make", "-C", str(selftests_dir), f"O={scratch}", f"MODULES={modules_dir}")
+        with steps.step("selftests"):
+            try:
+                proc.run(argv, deadline=Deadline.after(SELFTESTS_S, "the selftests"), tree=True)
+            except CommandFailed as error:
+                raise BuildError(f"the selftests do not build: {error.tail}") from error
+
+    return cache.build("selftests", read_inputs(), builder, again=read_inputs)

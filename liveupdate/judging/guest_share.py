@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a device's mappings is its guest's memory, and what is the VMM's own.
+
+A VMM maps all that its guest could let a device reach: the guest's RAM, which has to lie where it
+lay; the firmware's ROM, which is in memory of the VMM's process and new with it; and registers of
+the guest's devices.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from liveupdate.formats.iommu import MappingSet, Run
+from liveupdate.units import PAGE_BYTES
+
+Sets = tuple[MappingSet, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Physical memory: ranges in ascending order that neither overlap nor touch, as bytes."""
+
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of_frames(cls, pfns: bytes) -> Ranges:
+        """Make it from page frame numbers, u64 LE each; 0 is a page that is not there."""
+        starts: list[int] = []
+        ends: list[int] = []
+        for frame in sorted({frame for (frame,) in struct.iter_unpack("<Q", pfns)} - {0}):
+            first = frame * PAGE_BYTES
+            if ends and ends[-1] == first:
+                ends[-1] = first + PAGE_BYTES
+            else:
+                starts.append(first)
+                ends.append(first + PAGE_BYTES)
+        return cls(tuple(starts), tuple(ends))
+
+    def cut(self, run: Run) -> Iterator[tuple[bool, Run]]:
+        """Cut a run into pieces that are inside or outside, in ascending order."""
+        at, end = run.phys, run.phys + run.size
+        while at < end:
+            index = bisect_right(self.starts, at) - 1
+            is_inside = index >= 0 and at < self.ends[index]
+            if is_inside:
+                to = min(end, self.ends[index])
+            else:
+                further = index + 1
+                to = min(end, self.starts[further]) if further < len(self.starts) else end
+            yield is_inside, run._replace(iova=run.iova + at - run.phys, phys=at, size=to - at)
+            at = to
+
+
+@dataclass(frozen=True, slots=True)
+class GuestShare:
+    """Where a guest's memory lay before the update, and where it lies after."""
+
+    guest: str
+    before: Ranges
+    after: Ranges
+
+    @classmethod
+    def of(cls, guest: str, pfns_before: bytes, pfns_after: bytes) -> GuestShare:
+        return cls(guest, Ranges.of_frames(pfns_before), Ranges.of_frames(pfns_after))
+
+    def guests(self, before: Sets, after: Sets) -> tuple[Sets, Sets]:
+        """Leave of either walk what leads to the guest's memory."""
+        return _pick(before, self.before, wanted=True), _pick(after, self.after, wanted=True)
+
+    def others(self, before: Sets, after: Sets) -> tuple[Sets, Sets]:
+        """Leave what does not, as if each IOVA led to itself: where it lies is the VMM's affair."""
+        return (
+            _flatten(_pick(before, self.before, wanted=False)),
+            _flatten(_pick(after, self.after, wanted=False)),
+        )
+
+
+def _pick(sets: Sets, ranges: Ranges, *, wanted: bool) -> Sets:
+    return tuple(
+        replace(
+            each,
+            runs=tuple(
+                piece
+                for is_inside, piece in chain.from_iterable(map(ranges.cut, each.runs))
+                if is_inside is wanted
+            ),
+        )
+        for each in sets
+    )
+
+
+def _flatten(sets: Sets) -> Sets:
+    return tuple(replace(each, runs=tuple(_merge(each.runs))) for each in sets)
+
+
+def _merge(runs: Sequence[Run]) -> Iterator[Run]:
+    last: Run | None = None
+    for run in runs:
+        piece = run._replace(phys=run.iova, page=PAGE_BYTES)
+        if last is not None and (last.iova + last.size, last.access) == (piece.iova, piece.access):
+            last = last._replace(size=last.size + piece.size)
+            continue
+        if last is not None:
+            yield last
+        last = piece
+    if last is not None:
+        yield last

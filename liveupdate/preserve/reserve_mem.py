@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reserved memory with a name: ``reserve_mem=SIZE:ALIGN:NAME``, revived by KHO.
+
+Kernel side: ``reserve_mem()`` in ``mm/memblock.c`` (7.3) keeps the memory and hands it on, our pool
+(``guest-images/modules/drivers/misc/lu_pool``) cuts it into objects. The outgoing kernel chooses
+the place when it boots; the incoming one is told it by KHO and finds the region by its name.
+"""
+
+from __future__ import annotations
+
+from liveupdate.preserve.base import KHO, SIZE, Requirements
+from liveupdate.preserve.pool import POOL_TRAITS, SPARE_BYTES
+
+_NO_LUO = "this mechanism does without LUO"
+_NO_MODULES = "our modules are not built for the kernel that it needs"
+
+REQUIREMENTS = Requirements(
+    name="reserve-mem",
+    kconfig=("KEXEC_HANDOVER", "MODULES"),
+    abi_prefixes=("kho-v", "memblock-v", "reserve-mem-v"),
+    # Without sizes KHO makes its scratch areas twice as large as all that was allocated so far,
+    # the region included (scratch_size_update() in kernel/liveupdate/kexec_handover.c). The region
+    # is in one piece, and a kernel that lies anywhere in a small machine's RAM cuts it in two.
+    append=(
+        "kho=on liveupdate=off nokaslr kho_scratch=256M,64M,256M"
+        f" reserve_mem={SIZE}:2M:liveupdate lu.mechanism=reserve-mem"
+    ),
+    modules=("lu_pool",),
+    devices=("/dev/lu_pool",),
+    witnesses=(KHO,),
+    traits=POOL_TRAITS,
+    region_spare_bytes=SPARE_BYTES,
+    # struct lu_pool_super: magic, sequence, version
+    marker=int.from_bytes(b"LU-POOL1", "little"),
+    corrupt_at=24,
+    version_at=8,
+    immune={
+        "move-page": "it moves a page of a memfd",
+        "kho-off": "the kernel revives reserve_mem= without a look at kho=",
+        "liveupdate-off": _NO_LUO,
+        "kernel-without-kho": _NO_MODULES,
+        "luo-abi-skew": _NO_MODULES,
+    },
+)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A place of a shared lab, held for a while: lock, power and console are labgrid's.
+
+All that labgrid does happens in children (:mod:`liveupdate.target.labgrid_peer`, labgrid-client),
+so that neither its event loop nor its memory are ours. Must not know the machine at the place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import queue
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+from liveupdate import proc
+from liveupdate.deadline import Deadline
+from liveupdate.errors import CommandFailed, DeadlineExceeded, LaunchError, LiveUpdateError
+from liveupdate.target.ssh_spec import LabgridSpec
+
+#: labgrid's own variable and default, see labgrid-client(1)
+COORDINATOR_ENV = "LG_COORDINATOR"
+DEFAULT_COORDINATOR = "127.0.0.1:20408"
+_TAKE_S = 30.0
+_GIVE_BACK_S = 15.0
+_PEER = "liveupdate.target.labgrid_peer"
+_MAX_LINE = 64 * 1024
+
+
+class PlaceLost(LiveUpdateError):
+    """The place is not ours any more: whatever is seen of the machine now is somebody else's."""
+
+
+class Place:
+    """One place. As a context manager: taken, and given back if it was us who took it."""
+
+    def __init__(self, spec: LabgridSpec) -> None:
+        self.spec = spec
+        self.coordinator = (
+            spec.coordinator or os.environ.get(COORDINATOR_ENV) or DEFAULT_COORDINATOR
+        )
+        #: labgrid's own variables are its business: who we are, proxies
+        self.env = {name: text for name, text in os.environ.items() if name.startswith("LG_")}
+        self._stack = ExitStack()
+        self._said: queue.Queue[dict[str, object]] = queue.Queue()
+        self._lost: PlaceLost | None = None
+        self._held = False
+        self._leaving = False
+        self._stderr = b""
+
+    @property
+    def console_argv(self) -> tuple[str, ...]:
+        """Command whose output is the console of the place."""
+        return (sys.executable, "-m", _PEER, "console", self.coordinator, self.spec.place)
+
+    def lost(self) -> PlaceLost | None:
+        """Say why the place is not ours any more, or None."""
+        return self._lost
+
+    def reset(self, deadline: Deadline) -> None:
+        """Have the power cycled.
+
+        :raises PlaceLost: it is not ours to do so.
+        :raises CommandFailed: labgrid cannot.
+        """
+        if self._lost is not None:
+            raise self._lost
+        argv = ("-x", self.coordinator, "-p", self.spec.place, "power", "cycle")
+        proc.run((_find_client(), *argv), deadline=deadline, env=self.env)
+
+    def __enter__(self) -> Place:
+        """:raises LaunchError: it is held by somebody else (says by whom), or there is none."""
+        if importlib.util.find_spec("labgrid") is None:
+            raise LaunchError(
+                "places of a lab need labgrid", hint="pip install 'liveupdate[labgrid]'"
+            )
+        try:
+            self._take(Deadline.after(_TAKE_S, f"place '{self.spec.place}'"))
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give it back. Idempotent.
+
+        :raises LaunchError: it may still be ours in the coordinator's books.
+        """
+        self._leaving = True
+        self._stack.close()
+
+    # --- inside
+
+    def _take(self, deadline: Deadline) -> None:
+        theirs, ours = os.pipe2(os.O_CLOEXEC)
+        with os.fdopen(theirs):
+            # Not killed when we die: it is told by the pipe, and gives the place back then.
+            child = proc.spawn(
+                (
+                    sys.executable, "-m", _PEER, "hold", self.coordinator, self.spec.place,
+                    str(theirs),
+                ),
+                stdout=proc.PIPE,
+                stderr=proc.PIPE,
+                pass_fds=(theirs,),
+                pdeathsig=False,
+                env=self.env,
+            )  # fmt: skip
+        self._stack.enter_context(child)
+        self._stack.callback(self._give_back, child, ours)
+        for target in (self._listen, self._drain):
+            reader = threading.Thread(target=target, args=(child,), daemon=True)
+            reader.start()
+        first = self._next(deadline)
+        self._held = first.get("event") == "held"
+        if not self._held:
+            raise LaunchError(f"labgrid: {first.get('reason', 'no answer')}")
+
+    def _next(self, deadline: Deadline) -> dict[str, object]:
+        try:
+            return self._said.get(timeout=deadline.remaining_s)
+        except queue.Empty as error:
+            raise deadline.exceeded(f"the coordinator {self.coordinator}") from error
+
+    def _listen(self, child: proc.Child) -> None:
+        """Read what the peer says until it ends."""
+        stream = child.popen.stdout
+        assert stream is not None
+        held = False
+        while line := stream.readline(_MAX_LINE):
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue
+            if not isinstance(said, dict):
+                continue
+            held = held or said.get("event") == "held"
+            if said.get("event") == "lost" and not self._leaving:
+                self._lost = PlaceLost(str(said.get("reason")))
+            self._said.put(said)
+        if held and not self._leaving and self._lost is None:
+            self._lost = PlaceLost(
+                f"place '{self.spec.place}': what held it has ended: {self._last_words()}"
+            )
+        self._said.put({"event": "ended", "reason": self._last_words()})
+
+    def _drain(self, child: proc.Child) -> None:
+        """Keep the end of what labgrid logs."""
+        stream = child.popen.stderr
+        assert stream is not None
+        while data := os.read(stream.fileno(), 4096):
+            self._stderr = (self._stderr + data)[-4096:]
+
+    def _last_words(self) -> str:
+        lines = self._stderr.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+    def _give_back(self, child: proc.Child, ours: int) -> None:
+        self._leaving = True
+        os.close(ours)
+        last: dict[str, object] = {}
+        deadline = Deadline.after(_GIVE_BACK_S, f"place '{self.spec.place}' to be given back")
+        try:
+            while last.get("event") not in ("released", "lost", "ended"):
+                last = self._next(deadline)
+            child.wait(deadline)
+        except DeadlineExceeded:
+            last = {"event": "late"}
+        if self._held and self._lost is None and last.get("event") != "released":
+            raise LaunchError(
+                f"place '{self.spec.place}' may not have been given back"
+                f" ({last.get('reason', last.get('event'))})",
+                hint=f"labgrid-client -p {self.spec.place} release",
+            )
+
+
+def _find_client() -> str:
+    """Return labgrid-client: the one beside this Python, or the one in PATH."""
+    beside = Path(sys.executable).parent / "labgrid-client"
+    if beside.exists():
+        return str(beside)
+    found = proc.find_program("labgrid-client")
+    if found is None:
+        raise CommandFailed(("labgrid-client",), 127, "no such program")
+    return found
