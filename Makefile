@@ -7,10 +7,10 @@ VENV	?= .venv
 RUN	?=
 PYTEST	?=
 PY	:= $(VENV)/bin/python
-SHELLS	:= liveupdate/setup.sh .ci/run
+SHELLS	:= liveupdate/setup.sh .ci/run ci/lab-job.sh ci/examples/nightly.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint unit component vm bench images kernel-check clean
+.PHONY: help setup run test check lint unit component vm bench images kernel-check modules-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -30,12 +30,13 @@ test: ## everything: set up for tests, lint, all tests, real machines too
 check: lint ## what needs neither root, network nor images: linters, unit and component tests
 	$(PY) -m pytest $(PYTEST)
 
-lint: ## ruff, mypy, shellcheck
+lint: ## ruff, mypy, shellcheck, ansible-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	@if [ -x $(VENV)/bin/shellcheck ]; then $(VENV)/bin/shellcheck $(SHELLS); \
 	else shellcheck $(SHELLS); fi
+	cd ansible && PATH="$(abspath $(VENV))/bin:$$PATH" ansible-lint --offline -q
 
 unit: ## pure tests, under 10 s
 	$(PY) -m pytest -m unit $(PYTEST)
@@ -54,6 +55,9 @@ images: ## build what is missing of all images, those for tests too
 
 kernel-check: ## every prefix of the kernel series: checkpatch, builds with its option on and off
 	$(PY) -m liveupdate.images.check
+
+modules-check: ## our kernel modules: checkpatch --strict, W=1 and sparse without a word
+	$(PY) -m liveupdate.images.modules_check
 
 clean: ## what was made in the checkout; images stay in the cache (`liveupdate images gc`)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -7,6 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure; what takes how long is what `make bench` is for.
+settings.register_profile("liveupdate", deadline=None)
+settings.load_profile("liveupdate")
 
 # A shell's `&` and nohup start us with these ignored, the tool respects that, and so would every
 # child: what the tests say about signals would not be about the tool.

@@ -54,6 +54,21 @@ def best_ms(action: Callable[[], object], rounds: int = _ROUNDS) -> float:
     return min(times) * 1e3
 
 
+def measure_comparison() -> float:
+    """Give the seconds that it takes to compare scattered pages of which the last one moved."""
+    frames = list(range(0x4_0000, 0x4_0000 + MAPPINGS))
+    random.Random(1).shuffle(frames)
+    memory, igb = Memory(), parse_bdf("01:00.0")
+    unit, table = VtdUnit(memory), VtdPageTable(memory)
+    for index, frame in enumerate(frames):
+        table.map_page(index << 12, frame << 12, 3, 4096)
+    unit.set_legacy(igb.bus, igb.devfn, top=table.top)
+    (first,) = decode_unit(MappedMemory(memory), unit.rtaddr, only=[igb]).sets
+    *others, last = first.runs
+    moved = replace(first, runs=(*others, last._replace(phys=0x1000)))
+    return best_ms(lambda: diff_mappings(first, moved)) / 1e3
+
+
 def report(name: str, decode: Callable[[], DecodedTables], reader: MappedMemory) -> None:
     """Measure one decoder and print a line."""
     decoded, again = decode(), decode()

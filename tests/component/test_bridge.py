@@ -152,14 +152,23 @@ def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> agent_port.Port:
 
 def relay(path: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _RELAY, str(path)],
+        [sys.executable, "-I", "-S", "-c", _RELAY, str(path), "attach"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
 
 
 def attached(port: agent_port.Port) -> Callable[[], bool]:
-    return lambda: port.fd >= 0 or port.try_open()
+    def look() -> bool:
+        port.try_open()
+        visitor = port.accept()
+        if visitor is None:
+            return False
+        assert visitor.read() == b"attach\n"
+        port.promote(visitor)
+        return True
+
+    return look
 
 
 def test_what_the_agent_said_waits_for_the_first_relay_and_the_next(

@@ -33,8 +33,10 @@ class Record:
 
 def make_bed(tmp_path: Path, record: Record) -> testbed.Testbed:
     machine = SimpleNamespace(watch_path=tmp_path / "q", ram=None)
+    host = SimpleNamespace(console=SimpleNamespace(mark=lambda: 0))
     return cast(
-        testbed.Testbed, SimpleNamespace(plan=seen.make_plan(), own_machine=machine, record=record)
+        testbed.Testbed,
+        SimpleNamespace(plan=seen.make_plan(), own_machine=machine, record=record, host=host),
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from liveupdate.model import layout
+from liveupdate.model.costs import CostFacts, FragmentFacts, HandedOver, RamFacts
 from liveupdate.model.evidence import (
     Artifact,
     Echo,
@@ -20,7 +21,6 @@ from liveupdate.model.evidence import (
     GuestMemory,
     GuestTrace,
     HopEvidence,
-    JournalFacts,
     JournalSample,
     KernelFacts,
     PageDigests,
@@ -33,6 +33,7 @@ from liveupdate.model.evidence import (
 )
 from liveupdate.model.plan import Hop, ImageSet, KernelImage, MachineSpec, Plan
 from liveupdate.model.scenario import Budget, GuestSpec, Observation, Timeouts
+from liveupdate.model.use import JournalFacts
 from liveupdate.model.verdict import CHECK_IDS
 from liveupdate.units import MIB, PAGE_BYTES
 
@@ -50,6 +51,25 @@ RESUMED_NS = 5 * SECOND
 
 KERNEL_A = KernelImage(path="a", sha256="aa", release="7.3.4-lu-a", build_id="a" * 40)
 KERNEL_B = KernelImage(path="b", sha256="bb", release="7.3.4-lu-b", build_id="b" * 40)
+
+RAM = RamFacts(
+    guest="vm0",
+    allocate_ns=50 * MS,
+    pages_4k=512,
+    pages_2m=3,
+    pages_1g=0,
+    online_page=True,
+    pinnable=True,
+)
+COSTS = CostFacts(
+    mechanism="luo-memfd",
+    metadata_bytes=None,
+    rams=(RAM,),
+    fragment=FragmentFacts(
+        share=0.8, free_bytes=1 << 30, whole_before=500, whole_after=20, pinned=480
+    ),
+)
+HANDED_OVER = HandedOver(nodes=10, folios=((0, 100), (9, 2)), ours_bytes=4 * MIB)
 
 
 def make_plan(

@@ -35,6 +35,7 @@ def test_ram_and_state_come_back(carrier: FileCarrier, tmp_path: Path) -> None:
     out = carrier.create("lu.guest.vm0")
     out.preserve_ram(ram)
     out.preserve(memfd(b"state" * 1000), TOKEN_STATE)
+    out.seal()
     ram.close()
 
     incoming = FileCarrier("test", str(tmp_path)).retrieve("lu.guest.vm0")
@@ -51,6 +52,25 @@ def test_what_was_written_after_preserve_is_carried_by_seal(carrier: FileCarrier
     os.pwrite(fd, b"manifest", 0)
     out.seal()
     assert os.pread(carrier.retrieve("lu.agent").retrieve(1), 100, 0) == b"manifest"
+
+
+def test_preserve_reserves_room_and_copies_nothing(carrier: FileCarrier, tmp_path: Path) -> None:
+    """A copy that is made again by ``seal`` would be time of the blackout."""
+    out = carrier.create("lu.guest.vm0")
+    out.preserve(memfd(b"state" * 1000), TOKEN_STATE)
+    room = tmp_path / "lu.guest.vm0" / str(TOKEN_STATE)
+    assert room.read_bytes() == bytes(5000)
+    out.seal()
+    assert room.read_bytes() == b"state" * 1000
+
+
+def test_what_grew_shorter_is_carried_as_it_is(carrier: FileCarrier) -> None:
+    fd = memfd(b"long enough")
+    out = carrier.create("lu.agent")
+    out.preserve(fd, 1)
+    os.ftruncate(fd, 4)
+    out.seal()
+    assert os.pread(carrier.retrieve("lu.agent").retrieve(1), 100, 0) == b"long"
 
 
 def test_state_is_found_once_only(carrier: FileCarrier) -> None:

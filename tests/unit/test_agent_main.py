@@ -106,8 +106,13 @@ def test_garbage_is_refused_and_the_next_call_works(control: Control, garbage: b
         ("payload", {"guest": 7}, "args"),
         ("set_time", {"realtime_ns": "now"}, "args"),
         ("start_guests", {}, "args"),
+        ("fragment", {}, "args"),
+        ("fragment", {"share": True}, "args"),
+        ("fragment", {"share": 1.5}, "args"),
+        ("hugetlb", {"bytes": 12345}, "args"),
         ("start_guests", {"guests": [{"name": "../x"}]}, "args"),
         ("load_kernel", {"path": "/kit/kernel-b", "append": "", "loader": "magic"}, "args"),
+        ("load_kernel", {"path": "/dev/null", "append": "", "sha256": "00"}, "image"),
         ("inject", {"fault": "fire"}, "args"),
         ("inject", {"fault": "move-page", "args": {"guest": "vm9", "page": 1}}, "no-guest"),
     ],
@@ -133,6 +138,29 @@ def drop_ram(guest: Guest) -> None:
     assert guest.ram is not None
     guest.ram.close()
     guest.ram = None
+
+
+def test_a_guest_that_has_ended_may_be_started_anew_and_one_that_runs_may_not(
+    control: Control, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Guest] = []
+    monkeypatch.setattr(agent.handover, "open", lambda: FileCarrier("none", "/nonexistent"))
+    monkeypatch.setattr(Guest, "start", lambda guest: started.append(guest))
+    monkeypatch.setattr("liveupdate.agent.vmm_qemu.QemuVmm.check_adapter", lambda _vmm: "x")
+    monkeypatch.setattr("liveupdate.agent.calls.write_state", lambda _agent: None)
+    old = agent.guests["vm0"] = make_guest(agent)
+    freed: list[str] = []
+    monkeypatch.setattr(FileCarrier, "free_ram", lambda _self, guest, _ram: freed.append(guest))
+    wanted = [{"name": "vm0", "index": 0, "memory_bytes": 16 << 20}]
+    refused = control.call(1, "start_guests", guests=wanted)
+    assert refused["error"]["kind"] == "args" and agent.guests["vm0"] is old
+    old.vmm.status = -9
+    ram = old.ram
+    assert "ok" in control.call(2, "start_guests", guests=wanted)
+    assert agent.guests["vm0"] is started[0] is not old
+    assert freed == ["vm0"] and old.ram is None
+    assert ram is not None
+    ram.close()
 
 
 def test_ram_is_read_while_another_call_takes_its_time(

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 import pytest
 
+from liveupdate.agent import vmm_qemu
 from liveupdate.agent.carrier import Ram
+from liveupdate.agent.qmp import Qmp
 from liveupdate.agent.spec import GuestSpec
-from liveupdate.agent.vmm_qemu import VmmError, VmmFds, build_argv, choose_adapter
+from liveupdate.agent.vmm_qemu import QemuVmm, VmmError, VmmFds, build_argv, choose_adapter
 
 FDS = VmmFds(ram=Ram(7, 256 << 20), tap=8, qmp=9, payload=10, qga=None)
 
@@ -28,6 +33,12 @@ def test_memory_is_the_agents_memfd_and_shared() -> None:
     assert "mem-path=/proc/self/fd/7" in backend
     assert "share=on" in backend
     assert f"size={256 << 20}" in backend
+
+
+@pytest.mark.parametrize(("pinnable", "word"), [(True, "on"), (False, "off")])
+def test_disk_is_direct_only_where_pages_can_be_pinned(pinnable: bool, word: str) -> None:
+    fds = VmmFds(ram=Ram(7, 256 << 20, pinnable=pinnable), tap=8, qmp=9, payload=10, qga=None)
+    assert f"cache.direct={word}" in " ".join(build_argv(spec(), fds, "/dev/vdc", incoming=False))
 
 
 def test_every_inherited_descriptor_is_named() -> None:
@@ -87,3 +98,20 @@ def test_adapter_is_chosen_by_what_the_schema_lists() -> None:
 def test_missing_feature_is_named(raw: object, missing: str) -> None:
     with pytest.raises(VmmError, match=missing):
         choose_adapter(raw)
+
+
+def test_a_vmm_that_is_gone_is_quoted_and_so_is_its_guest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With ``-no-reboot`` a guest that panics is a VMM that is gone: why, only the console says."""
+    monkeypatch.setattr(vmm_qemu, "RUN_DIR", str(tmp_path))
+    (tmp_path / "vm0.stderr").write_text("qemu: terminating\n")
+    (tmp_path / "vm0.serial").write_text("Kernel panic - not syncing\n")
+    ours, theirs = socket.socketpair()
+    vmm = QemuVmm(spec())
+    vmm._qmp = Qmp(ours)
+    theirs.close()
+    with pytest.raises(VmmError, match=r"'vm0': .*qemu: terminating.*Kernel panic"):
+        vmm.query_status()
+    with pytest.raises(VmmError, match=r"'vm0': .*qemu: terminating.*Kernel panic"):
+        vmm._await_migration("save")

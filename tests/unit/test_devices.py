@@ -15,6 +15,7 @@ from liveupdate.devices import DeviceHop, stop_devices
 from liveupdate.errors import LostMachine
 from liveupdate.model import layout
 from liveupdate.model.evidence import DeviceFacts, FrameSent, Landed
+from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.frames import FrameSender
 from liveupdate.steps import StepEvent, Steps
 from liveupdate.store import RunDir
@@ -61,7 +62,7 @@ class FakeBed:
             "error": error,
             "account": ACCOUNT,
         }
-        self.plan = SimpleNamespace(devices=("nic0",))
+        self.plan = SimpleNamespace(devices=(DeviceSpec(name="nic0"),))
         self.host = SimpleNamespace(
             agent=SimpleNamespace(mark=lambda: 0, events=lambda since: events)
         )

@@ -14,7 +14,8 @@ from liveupdate.formats.journal import (
     newest_record,
     scan_journal,
 )
-from liveupdate.model.evidence import JournalFacts, JournalSample
+from liveupdate.model.evidence import JournalSample
+from liveupdate.model.use import JournalFacts
 
 u64 = st.integers(0, (1 << 64) - 1)
 BOOT = 7

@@ -42,6 +42,15 @@ def test_what_is_no_header_is_refused(header: bytes) -> None:
         keep_dma.record_bytes(header)
 
 
+def test_what_the_kernel_says_of_kept_tables_is_read() -> None:
+    line = "[   61.2] keep-dma: preserved 142 table pages of 2 devices in 2269 us"
+    kept = keep_dma.parse_preserved(line)
+    assert kept is not None
+    assert (kept.table_pages, kept.devices, kept.took_ns) == (142, 2, 2_269_000)
+    for other in ("", "keep-dma: incoming record: 1 units", "keep-dma: preserved x table pages"):
+        assert keep_dma.parse_preserved(other) is None
+
+
 def test_impossible_size_is_refused() -> None:
     header = struct.pack("<QIIQII", keep_dma.MAGIC, 1, 96, 1 << 40, 0, 12).ljust(96, b"\0")
     with pytest.raises(ValueError, match="cannot be"):

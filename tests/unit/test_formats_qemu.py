@@ -15,6 +15,41 @@ from liveupdate.formats.qemu_trace import QemuTraceError, decode_line
 #: line, then what, where, offset, value, note
 LINES = [
     ("vtd_dmar_enable enable 0", "translation", "", 0, 0, ""),
+    ("amdvi_control_status MMIO_STATUS state 0x7ff1", "translation", "", 0, 1, ""),
+    ("amdvi_control_status MMIO_STATUS state 0x1e", "translation", "", 0, 0, ""),
+    (
+        "amdvi_page_fault error: page fault accessing guest physical address 0x10010000",
+        "fault",
+        "",
+        0,
+        0x1001_0000,
+        "page fault",
+    ),
+    (
+        "amdvi_mode_invalid error: translation level 0x7 translating addr 0x9000",
+        "fault",
+        "",
+        0,
+        0x9000,
+        "levels",
+    ),
+    (
+        "amdvi_get_pte_hwerror hardware error eccessing PTE at addr 0x7e000",
+        "fault",
+        "",
+        0,
+        0x7_E000,
+        "page table",
+    ),
+    ("amdvi_invalid_dte PTE entry at 0x7f00 is invalid ", "fault", "", 0, 0x7F00, "entry"),
+    (
+        "amdvi_dte_get_fail error: failed to access Device Entry devtab 0x7f000 offset 0x2000",
+        "fault",
+        "",
+        0,
+        0x7_F000,
+        "device table",
+    ),
     ("vtd_dmar_enable enable 1", "translation", "", 0, 1, ""),
     ("vtd_reg_dmar_root addr 0x1f9000 scalable 1", "root-pointer", "", 0, 0x1F9400, ""),
     (
@@ -43,6 +78,10 @@ LINES = [
     ),
     ("resettable_phase_hold_exec obj=0x55bb(e1000e) method=1", "reset", "", 0, 0, "e1000e"),
     ("e1000e_core_ctrl_sw_reset Doing SW reset", "software-reset", "", 0, 0, "Doing SW reset"),
+    (
+        "pci_nvme_mmio_stopped cleared controller enable bit",
+        *("software-reset", "", 0, 0, "cleared controller enable bit"),
+    ),
 ]
 
 

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
+from liveupdate.deadline import Deadline, wait_until
 from liveupdate.formats.frames import FRAME_BYTES, build_frame
 from liveupdate.probes.frames import PATIENCE_S, FrameSender
 
@@ -32,16 +34,21 @@ def build(number: int) -> bytes:
     return number.to_bytes(8, "little")
 
 
+def wait_for(done: Callable[[], bool]) -> None:
+    """Other work on the machine may keep the sender's thread waiting."""
+    wait_until(lambda: done() or None, Deadline.after(10.0, "the sender"), interval_s=0.002)
+
+
 def test_every_number_goes_out_once_and_in_order() -> None:
     wire = FakeWire()
     with FrameSender("nic0", wire, build, 1000) as sender:
         sender.resume()
-        time.sleep(0.1)
+        wait_for(lambda: sender.next_number > 10)
         first = sender.pause()
         time.sleep(0.05)
         assert sender.next_number == first  # a pause is one
         sender.resume()
-        time.sleep(0.05)
+        wait_for(lambda: sender.next_number > first)
         last = sender.pause()
         sent = sender.take()
     assert 0 < first < last
@@ -55,7 +62,7 @@ def test_every_number_goes_out_once_and_in_order() -> None:
 def test_schedule_does_not_drift() -> None:
     with FrameSender("nic0", FakeWire(), build, 500) as sender:
         sender.resume()
-        time.sleep(0.1)
+        wait_for(lambda: sender.next_number > 10)
         sender.pause()
         sent = sender.take()
     steps = {after.due_ns - before.due_ns for before, after in pairwise(sent)}
@@ -67,9 +74,9 @@ def test_stuck_wire_is_waited_for_once_and_its_frames_are_not_said_to_be_sent() 
     wire.is_stuck = True
     with FrameSender("nic0", wire, build, 1000) as sender:
         sender.resume()
-        time.sleep(0.05)
+        wait_for(lambda: len(wire.patience) > 2)
         wire.is_stuck = False
-        time.sleep(0.05)
+        wait_for(lambda: len(wire.frames) > 2)
         sender.pause()
         sent = sender.take()
     assert sent[0].sent_ns is None
@@ -98,7 +105,7 @@ def test_failure_is_kept_and_a_pause_still_returns() -> None:
 
     with FrameSender("nic0", FakeWire(), fail, 1000) as sender:
         sender.resume()
-        time.sleep(0.05)
+        wait_for(lambda: sender.error is not None)
         sender.pause()
     assert isinstance(sender.error, ValueError)
 

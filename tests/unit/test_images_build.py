@@ -11,7 +11,17 @@ import pytest
 
 from liveupdate.errors import BuildError, PlanError
 from liveupdate.formats import kconfig
-from liveupdate.images import catalogue, check, ext4, guest, kernel, kit, rootfs, source
+from liveupdate.images import (
+    catalogue,
+    check,
+    debianhost,
+    ext4,
+    guest,
+    kernel,
+    kit,
+    rootfs,
+    source,
+)
 from liveupdate.images.cache import Cache
 from liveupdate.images.tree import BuildTree
 from liveupdate.steps import Steps
@@ -263,6 +273,13 @@ def test_objects_of_a_patch_are_its_c_files(tmp_path: Path) -> None:
     assert check.touched_files(text, tmp_path) == (Path("mm/memfd.c"),)
 
 
+def test_a_debian_host_has_nothing_of_ours_and_each_hook_on_one_line() -> None:
+    argv = debianhost.mmdebstrap_argv(Path("/out.tar"))
+    include = next(word for word in argv if word.startswith("--include="))
+    assert "systemd-sysv" in include and debianhost.IN_REPOSITORY not in include
+    assert all("\n" not in word for word in argv)
+
+
 def test_rootfs_takes_qemu_from_backports_and_no_keys() -> None:
     argv = rootfs.mmdebstrap_argv(Path("/out.tar"))
     text = "\n".join(argv)
@@ -348,7 +365,9 @@ def test_nothing_built_is_a_plan_error_that_says_what_to_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(PlanError, match=r"guest, kernel-a, kernel-b, rootfs.*images build"):
+    with pytest.raises(
+        PlanError, match=r"guest, kernel-a, kernel-b, modules-a, modules-b, rootfs.*images build"
+    ):
         catalogue.resolve(None, None)
     with pytest.raises(PlanError, match="images build --tests"):
         catalogue.find_kernel("kernel-nokho")

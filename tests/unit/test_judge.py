@@ -804,6 +804,8 @@ _OPTIONAL = {
     "phases", "agent_pings", "artifacts", "pfns_before_artifact", "pfns_after_artifact",
     # the plan has no device
     "devices", "iommu",
+    # what it costs is measured, not judged
+    "costs",
 }  # fmt: skip
 
 

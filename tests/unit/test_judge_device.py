@@ -150,6 +150,69 @@ def test_any_frame_that_is_not_right_fails(after: FrameAccount, said: str) -> No
     assert check.evidence == (layout.device(1, "nic0"), layout.frames(1, "nic0"))
 
 
+# --- devices that work for their driver, and are sent nothing
+
+
+def judge_own(facts: DeviceFacts) -> Check:
+    trace = DeviceTrace(facts=facts, frames=())
+    plan = replace(make_plan(), devices=(DeviceSpec(name="nic0", kind="nvme"),))
+    return check_of(make.with_hop(make_evidence(), devices={"nic0": trace}), plan)
+
+
+def test_transfers_in_flight_that_landed_are_a_pass() -> None:
+    check = judge_own(make_facts())
+    assert check.status is Outcome.PASS
+    assert "800 transfers of its own, whole and in order; 400 in flight" in check.reason
+    assert "300 came after it" in check.reason
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (account(798, damaged=2), "of 798 transfers 2 damaged"),
+        (account(799, foreign=1), "1 damaged"),
+        (account(799, missing=1, expected=800), "1 missing"),
+        (account(800, duplicate=1), "1 twice"),
+        (account(FROZEN + LANDED), "nothing was transferred after"),
+    ],
+)
+def test_transfer_that_is_not_right_fails(after: FrameAccount, said: str) -> None:
+    check = judge_own(replace(make_facts(), after=after))
+    assert check.status is Outcome.FAIL
+    assert said in check.reason
+
+
+def test_first_to_land_need_not_be_the_oldest() -> None:
+    """A controller completes its queue in any order."""
+    facts = make_facts()
+    assert facts.landed is not None
+    assert facts.frozen is not None
+    later = replace(facts.landed, first=facts.frozen.expected + 5)
+    assert judge_own(replace(facts, landed=later)).status is Outcome.PASS
+
+
+def test_transfer_that_did_not_land_by_itself_fails() -> None:
+    landed = make_facts().landed
+    assert landed is not None
+    for late in (replace(landed, found=0, first=None, last=None), replace(landed, first=7)):
+        check = judge_own(replace(make_facts(), landed=late))
+        assert check.status is Outcome.FAIL
+        assert "landed during the blackout, the first is" in check.reason
+
+
+def test_device_that_does_nothing_more_says_why() -> None:
+    check = judge_own(replace(make_facts(), adopted_ns=None, error="the controller is not ready"))
+    assert check.status is Outcome.FAIL
+    assert "DMA did not go on: the controller is not ready" in check.reason
+    assert check.expected == "every transfer done"
+
+
+def test_transfers_that_nobody_counted_are_an_error() -> None:
+    for missing in ({"frozen": None}, {"landed": None}, {"after": None}):
+        facts = replace(make_facts(), **missing)  # type: ignore[arg-type]
+        assert judge_own(facts).status is Outcome.ERROR
+
+
 def test_account_that_lost_its_memory_fails() -> None:
     facts = replace(make_facts(2), after=account(5))
     trace = DeviceTrace(facts=facts, frames=make_frames(2))
@@ -245,6 +308,40 @@ def test_no_frame_in_the_blackout_proves_nothing() -> None:
     assert facts.landed is not None
     short = replace(facts.landed, host_ns=facts.frozen_ns + MS)
     assert spoil(replace(facts, landed=short)).status is Outcome.ERROR
+
+
+def rest(**changes: object) -> Check:
+    """Judge one hop of a device of tier quiesce, which nobody could count through the blackout."""
+    plan = replace(make_plan(), devices=(DeviceSpec(name="nic0", tier="quiesce"),))
+    facts = replace(replace(make_facts(), landed=None, keep=None), **changes)  # type: ignore[arg-type]
+    trace = DeviceTrace(facts=facts, frames=make_frames())
+    return check_of(make.with_hop(make_evidence(), devices={"nic0": trace}), plan)
+
+
+def test_device_that_rests_on_purpose_is_a_skip_that_says_for_how_long() -> None:
+    check = rest()
+    assert check.status is Outcome.SKIP
+    assert "stopped DMA on purpose for 4.05 s; 700 received since" in check.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"error": "no such group"}, "did not get it to work again: no such group"),
+        ({"adopted_ns": None}, "did not get it to work again"),
+        ({"after": account(FROZEN)}, "nothing was received after the update"),
+    ],
+    ids=["failed", "silent", "dead"],
+)
+def test_device_that_does_not_come_back_fails(changes: dict[str, object], said: str) -> None:
+    check = rest(**changes)
+    assert check.status is Outcome.FAIL
+    assert said in check.reason
+
+
+@pytest.mark.parametrize("field", ["frozen", "frozen_ns", "after"])
+def test_missing_fact_of_a_device_that_rests_is_an_error(field: str) -> None:
+    assert rest(**{field: None}).status is Outcome.ERROR
 
 
 @pytest.mark.parametrize("path", [layout.device(1, "nic0"), layout.frames(1, "nic0")])

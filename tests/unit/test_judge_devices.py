@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import READ, WRITE, Run
 from liveupdate.judge import judge
+from liveupdate.judging.guest_share import Ranges
 from liveupdate.model.evidence import (
     ConfigFacts,
     DeviceEvent,
@@ -20,7 +22,9 @@ from liveupdate.model.evidence import (
     UnitSample,
 )
 from liveupdate.model.plan import Plan
+from liveupdate.model.scenario import DeviceSpec
 from liveupdate.model.verdict import Check, Outcome
+from liveupdate.report.text import render_text
 from tests.unit import evidence_builder as make
 from tests.unit import iommu_evidence as seen
 from tests.unit.evidence_builder import MS
@@ -85,6 +89,17 @@ def test_what_watching_cost_is_measured() -> None:
     assert round(metrics["iommu.sampling.cpu"].value, 1) == 2.9
     assert metrics["iommu.sampling.hole"].value == 31 * MS
     assert metrics["iommu.walk"].value == 3 * MS
+    # 4 pages of 4 KiB and one of 2 MiB
+    assert metrics["iommu.mapped"].value == 5
+
+
+def test_time_that_keeping_tables_took_is_measured_and_said() -> None:
+    (said,) = (each for each in judge(PLAN, GOOD).metrics if each.name == "iommu.preserve")
+    assert (said.value, said.labels["pages"], said.labels["devices"]) == (2 * MS, "142", "1")
+    text = render_text(PLAN, GOOD, judge(PLAN, GOOD))
+    assert "142 table pages of 1 devices preserved in 2 ms, by the kernel's own clock" in text
+    unknown = judge(PLAN, spoil(GOOD, kept=None)).metrics
+    assert not [each for each in unknown if each.name == "iommu.preserve"]
 
 
 # --- red
@@ -249,7 +264,7 @@ RED: list[tuple[str, Spoil, str, str]] = [
     ),
     (
         "soft-reset",
-        events(seen.make_event(qemu_trace.SOFT_RESET)),
+        events(seen.make_event(qemu_trace.SOFT_RESET, note=qemu_trace.NIC_RESET)),
         "device.no-reset",
         "its own register",
     ),
@@ -334,6 +349,7 @@ def test_what_breaks_a_kept_device_is_fail(change: Spoil, check_id: str, word: s
 def test_something_else_than_the_watched_is_no_fail(check_id: str) -> None:
     spoilt = events(
         seen.make_event(qemu_trace.RESET, note="nvme"),
+        seen.make_event(qemu_trace.SOFT_RESET, note=qemu_trace.NVME_RESET),
         seen.make_event(qemu_trace.POWER, where="0000:00:03.0", value=3),
         seen.make_event(qemu_trace.CONFIG_WRITE, where=FUNCTION, offset=4, value=0x0507),
         # the width of a write is not in the trace: one byte of the interrupt line
@@ -480,6 +496,49 @@ def test_one_altered_byte_of_stored_mappings_is_fail() -> None:
             assert "evidence altered" in check.reason
 
 
+# --- an AMD unit
+
+
+def amd(evidence: Evidence, gsts: int = 0x1F, fsts: int = 0x18) -> Evidence:
+    """The same hop, as an AMD unit shows it: the view inside knows no tables."""
+    iommu = iommu_of(evidence)
+    assert iommu.watch is not None
+    mappings = tuple(
+        replace(
+            each,
+            translation="host",
+            top=each.top if each.view == "outside" else 0,
+            levels=each.levels if each.view == "outside" else 0,
+            domain_id=each.domain_id if each.view == "outside" else None,
+        )
+        for each in iommu.mappings
+    )
+    return spoil(
+        evidence,
+        watch=replace(iommu.watch, unit="amd"),
+        samples=tuple(replace(each, gsts=gsts, fsts=fsts, rtaddr=0x1FF) for each in iommu.samples),
+        bindings=tuple(replace(each, translation="host") for each in iommu.bindings),
+        mappings=mappings,
+    )
+
+
+def test_amd_unit_is_judged_by_its_own_registers() -> None:
+    for plan in (PLAN, QUIESCE):
+        for check_id in ("iommu.translation", "iommu.mappings", "iommu.faults"):
+            check = check_of(check_id, amd(GOOD), plan)
+            assert check.status is Outcome.PASS, check.reason
+    off = check_of("iommu.translation", amd(GOOD, gsts=0x1E))
+    assert (off.status, "translation was off in" in off.reason) == (Outcome.FAIL, True)
+    overflow = check_of("iommu.faults", amd(GOOD, fsts=0x1A))
+    assert (overflow.status, "pending before" in overflow.reason) == (Outcome.ERROR, True)
+
+
+def test_driver_that_says_otherwise_than_amd_tables_is_fail() -> None:
+    check = check_of("iommu.mappings", amd(mapping("inside", "after", MOVED)(GOOD)), QUIESCE)
+    assert check.status is Outcome.FAIL
+    assert "says otherwise" in check.reason
+
+
 # --- tier quiesce
 
 
@@ -524,3 +583,86 @@ def test_quiesced_device_must_get_its_mappings_back() -> None:
     assert check.status is Outcome.FAIL
     # tables that changed while nothing used them are nobody's business
     assert check_of("iommu.mappings", table(1)(stop()(GOOD)), QUIESCE).status is Outcome.PASS
+
+
+# --- a guest's own device
+
+#: the guest's memory as evidence_builder lays it, some memory of the VMM's, and where that is later
+GUESTS = Run(0, 0x1000 * 4096, make.PAGES * 4096, READ | WRITE, 4096)
+FIRMWARE = Run(0xFFFC_0000, 0x4_0000_0000, 0x4_0000, READ, 4096)
+NEWER = FIRMWARE._replace(phys=0x5_0000_0000)
+OWN = replace(QUIESCE, devices=(DeviceSpec(name="nic0", kind="igb", tier="quiesce", guest="vm0"),))
+
+
+def walk_own(before: tuple[Run, ...], after: tuple[Run, ...]) -> Check:
+    """Judge a guest's own device by these walks, of both views."""
+    mappings = tuple(
+        seen.make_mapping(1, view, moment, runs)
+        for view in ("outside", "inside")
+        for moment, runs in (("before", before), ("after", after))
+    )
+    return check_of("iommu.mappings", spoil(stop()(GOOD), mappings=mappings), OWN)
+
+
+def test_vmm_may_have_its_firmware_elsewhere() -> None:
+    check = walk_own((GUESTS, FIRMWARE), (GUESTS, NEWER))
+    assert check.status is Outcome.PASS, check.reason
+    assert "2 MiB in 1 runs reach the same memory before and after" in check.reason
+    assert "256 KiB beside it, the VMM's firmware and registers, at the same IOVAs" in check.reason
+    # the same memory of an agent's device has to stay
+    assert check_of("iommu.mappings", both_views("after", MOVED)(GOOD), QUIESCE).status is (
+        Outcome.FAIL
+    )
+
+
+HALF = GUESTS.size // 2
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        (GUESTS._replace(iova=0x1000_0000), NEWER),
+        (GUESTS._replace(phys=0x6_0000_0000), NEWER),
+        (
+            GUESTS._replace(size=HALF, phys=GUESTS.phys + HALF),
+            GUESTS._replace(size=HALF, iova=HALF),
+            NEWER,
+        ),
+        (GUESTS._replace(access=READ), NEWER),
+        (GUESTS._replace(size=GUESTS.size - 4096), NEWER),
+        (GUESTS, NEWER._replace(access=READ | WRITE)),
+        (GUESTS, NEWER._replace(size=0x1000)),
+        (GUESTS, NEWER._replace(phys=GUESTS.phys)),
+        (GUESTS,),
+    ],
+    ids=["iova", "phys", "swapped", "read-only", "page", "rw-rom", "short-rom", "alias", "no-rom"],
+)
+def test_guests_memory_must_be_mapped_as_before(after: tuple[Run, ...]) -> None:
+    check = walk_own((GUESTS, FIRMWARE), after)
+    assert check.status is Outcome.FAIL, check.reason
+    assert "mappings changed over the update" in check.reason
+
+
+def test_device_that_reached_nothing_of_its_guest_proves_nothing() -> None:
+    assert walk_own((FIRMWARE,), (NEWER,)).status is Outcome.ERROR
+
+
+def test_guest_whose_memory_was_not_found_proves_nothing() -> None:
+    memory = replace(GOOD.hops[0].memory[0], pfns_after=None)
+    check = check_of("iommu.mappings", make.with_hop(stop()(GOOD), memory=(memory,)), OWN)
+    assert check.status is Outcome.ERROR
+    assert "where its memory lies" in check.reason
+
+
+def test_runs_are_cut_where_memory_of_the_guest_begins_and_ends() -> None:
+    frames = struct.pack("<4Q", 7, 0, 3, 4)
+    ranges = Ranges.of_frames(frames)
+    assert (ranges.starts, ranges.ends) == ((0x3000, 0x7000), (0x5000, 0x8000))
+    run = Run(0x100000, 0x2000, 0x7000, READ, 4096)
+    assert [(inside, each.iova, each.phys, each.size) for inside, each in ranges.cut(run)] == [
+        (False, 0x100000, 0x2000, 0x1000),
+        (True, 0x101000, 0x3000, 0x2000),
+        (False, 0x103000, 0x5000, 0x2000),
+        (True, 0x105000, 0x7000, 0x1000),
+        (False, 0x106000, 0x8000, 0x1000),
+    ]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from liveupdate.formats.ktap import DIRECTIVES, KtapError, KtapTest, parse, render
@@ -100,6 +100,7 @@ LEAVES = st.builds(
 )
 
 
+@example([KtapTest(ok=False, number=1, name="-", directive="SKIP")])
 @given(st.lists(LEAVES, min_size=1, max_size=5))
 def test_what_was_written_is_read_back(tests: list[KtapTest]) -> None:
     report = parse("\n".join(render(tests)))
@@ -117,3 +118,26 @@ def test_any_text_is_parsed_or_refused(text: str) -> None:
 @given(st.lists(st.sampled_from(NESTED.splitlines()), max_size=20))
 def test_shuffled_lines_are_parsed_without_a_crash(lines: list[str]) -> None:
     parse("\n".join(["KTAP version 1", *lines]))
+
+
+def test_subtests_indented_as_kunit_does() -> None:
+    text = """KTAP version 1
+1..1
+    KTAP version 1
+    # Subtest: suite
+    1..2
+    ok 1 a
+    # b: EXPECTATION FAILED
+    not ok 2 b
+not ok 1 suite
+"""
+    report = parse(text)
+    (suite,) = report.tests
+    assert report.notes == ()
+    assert [(case.name, case.ok) for case in suite.subtests] == [("a", True), ("b", False)]
+
+
+def test_suite_that_did_not_run_is_noted() -> None:
+    """What KUnit's debugfs shows when it was not enabled: "ok", and not one case."""
+    text = "KTAP version 1\n1..1\n    KTAP version 1\n    # Subtest: s\n    1..4\nok 1 s\n"
+    assert parse(text).notes == ("4 tests were planned, 0 were reported",)

@@ -271,7 +271,7 @@ def test_devices_and_iommu_are_read_dumped_and_set() -> None:
     [
         ("[device]\n", "array of tables"),
         ("[[device]]\nring = 100\n", "multiple of 8"),
-        ("[[device]]\nkind = 'floppy'\n", "not 'igb'"),
+        ("[[device]]\nkind = 'floppy'\n", "'igb' or 'e1000e' or 'nvme' or 'edu'"),
         ("[[device]]\nbdf = 'x'\n", "PCI address"),
         ("[[device]]\nname = 'vm0'\n", "something else is named"),
         ("[[device]]\nbdf = '01:00.0'\n[[device]]\nbdf = '0000:01:00.0'\n", "both"),

@@ -36,12 +36,17 @@ from liveupdate.target.base import CAPABILITIES
 from liveupdate.targets import FAULT_NEEDS, TARGETS
 from liveupdate.units import GIB, MIB
 
-ABI = ("kho-v4", "luo-v5", "memfd-v2")
+ABI = ("kho-v4", "luo-v5", "memblock-v1", "memfd-v2", "reserve-mem-v1")
 
 
 def kernel(name: str, abi: tuple[str, ...] = ABI) -> KernelImage:
     return KernelImage(
-        path=f"/k/{name}", sha256="0" * 64, release=f"7.3.4-{name}", build_id=name, abi=abi
+        path=f"/k/{name}",
+        sha256="0" * 64,
+        release=f"7.3.4-{name}",
+        build_id=name,
+        abi=abi,
+        modules=f"/m/{name}",
     )
 
 
@@ -183,6 +188,28 @@ def test_region_of_another_size_is_for_the_first_hop_only() -> None:
     assert "memmap" not in gone
 
 
+def test_region_that_the_kernel_places_has_a_size_only() -> None:
+    made = plan(Scenario(mechanism="reserve-mem", hops=2, fault="region-size"))
+    assert made.region == Region(start=None, size_bytes=384 * MIB)
+    assert "reserve_mem=0x18000000:2M:liveupdate" in made.boot_append.split()
+    assert "reserve_mem=0x10000000:2M:liveupdate" in made.hops[0].append.split()
+    assert "reserve_mem=0x18000000:2M:liveupdate" in made.hops[1].append.split()
+    gone = plan(Scenario(mechanism="reserve-mem", fault="region-missing")).hops[0].append
+    assert "reserve_mem" not in gone
+    assert made.witnesses == ("kho",)
+    assert "handover.generation" not in dict(made.skips)
+
+
+def test_region_that_the_kernel_places_has_room_beside_early_allocations() -> None:
+    made = plan(Scenario(mechanism="reserve-mem", guests=guests(1024, 1024)))
+    fixed = plan(Scenario(mechanism="pool", guests=guests(1024, 1024)))
+    assert made.region is not None
+    assert fixed.machine.memory_bytes - 2 * GIB == made.region.size_bytes  # all above the hole
+    # 64 bytes for each page of 4 KiB, and what is allocated before
+    rest = made.machine.memory_bytes - 2 * GIB - made.region.size_bytes
+    assert rest >= made.machine.memory_bytes // 64 + 64 * MIB
+
+
 def test_region_that_has_no_place_is_refused() -> None:
     host = HostSpec(memory_bytes=1088 * MIB)
     scenario = Scenario(mechanism="reserved-dax", host=host, guests=guests(512))
@@ -319,6 +346,8 @@ def test_same_guests_have_the_same_seed() -> None:
 # --- devices and the IOMMU
 
 NIC = DeviceSpec(name="nic0")
+#: a guest's own
+OWN = replace(NIC, guest="vm0", tier="quiesce")
 
 
 def test_continuous_device_is_planned_and_judged() -> None:
@@ -351,14 +380,77 @@ def test_iommu_of_both_kernels(iommu: IommuSpec, word: str | None) -> None:
     ("scenario", "said"),
     [
         (Scenario(iommu=IommuSpec(kind="amd", scalable=True)), "no scalable mode"),
-        (Scenario(devices=(NIC,), iommu=IommuSpec(kind="amd")), "with an Intel IOMMU only"),
-        (Scenario(devices=(NIC,), iommu=IommuSpec(kind="none")), "with an Intel IOMMU only"),
+        (Scenario(devices=(NIC,), iommu=IommuSpec(kind="amd")), "AMD IOMMU does not translate DMA"),
+        (Scenario(devices=(NIC,), iommu=IommuSpec(kind="none")), "without an IOMMU"),
+        (Scenario(devices=(replace(NIC, kind="nvme", tier="quiesce"),)), "reads that were in"),
     ],
-    ids=["scalable", "amd", "none"],
+    ids=["scalable", "amd", "none", "nvme"],
 )
 def test_devices_that_cannot_be_kept_are_refused(scenario: Scenario, said: str) -> None:
     with pytest.raises(ScenarioError, match=said):
         plan(scenario)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"guest": "vm9"}, "there is no guest 'vm9'"),
+        ({"tier": "continuous"}, "a guest's own device stops for the update"),
+        ({"kind": "edu"}, "no guest has a driver for kind 'edu'"),
+        ({"mapped_bytes": MIB}, "what is mapped for it is its guest's memory"),
+    ],
+    ids=["guest", "tier", "kind", "mapped"],
+)
+def test_guests_own_device_that_makes_no_sense_is_refused(
+    changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ScenarioError, match=said):
+        plan(Scenario(devices=(replace(OWN, **changes),)))  # type: ignore[arg-type]
+
+
+def test_guests_own_device_needs_our_payload_one_journal_and_no_fault() -> None:
+    user = GuestSpec(name="vm0", image="disk.raw", liveness="agent")
+    with pytest.raises(ScenarioError, match="only our payload sleeps"):
+        plan(Scenario(guests=(user,), devices=(OWN,)))
+    disks = tuple(replace(OWN, name=f"disk{number}", kind="nvme") for number in (0, 1))
+    with pytest.raises(ScenarioError, match="keeps a journal on one"):
+        plan(Scenario(devices=disks))
+    mixed = (OWN, replace(OWN, name="nic1", access="cdev"))
+    with pytest.raises(ScenarioError, match="one VMM opens all devices of 'vm0' in the same way"):
+        plan(Scenario(devices=mixed))
+    with pytest.raises(ScenarioError, match="strikes a device of the host's own driver"):
+        plan(Scenario(devices=(OWN,), fault="reset-device"))
+
+
+def test_guests_own_devices_are_watched_and_their_machine_is_booted_anew() -> None:
+    made = plan(Scenario(devices=(OWN, replace(OWN, name="disk0", kind="nvme"))))
+    assert made.cold
+    assert made.machine.devices == (("nic0", "igb"), ("disk0", "nvme"))
+    assert not [check for check, _ in made.skips if check.startswith(("iommu.", "device."))]
+
+
+def test_device_that_is_let_go_is_watched_as_the_others_are() -> None:
+    made = plan(Scenario(devices=(replace(NIC, tier="quiesce"),)))
+    skipped = dict(made.skips)
+    assert not [check for check in skipped if check.startswith(("iommu.", "device."))]
+
+
+@pytest.mark.parametrize("kind", ["nvme", "edu"])
+def test_what_qemu_cannot_save_is_booted_anew(kind: str) -> None:
+    assert plan(Scenario(devices=(replace(NIC, kind=kind),))).cold
+    assert not plan(Scenario(devices=(NIC,))).cold
+
+
+def test_memory_that_is_mapped_for_a_device_is_part_of_the_hosts() -> None:
+    large = replace(NIC, mapped_bytes=1024 * MIB)
+    more = plan(Scenario(devices=(large,))).machine.memory_bytes
+    assert more >= plan(Scenario(devices=(NIC,))).machine.memory_bytes + 512 * MIB
+
+
+def test_frames_can_only_be_dropped_on_their_way_to_who_is_sent_any() -> None:
+    reader = replace(NIC, kind="nvme")
+    with pytest.raises(ScenarioError, match="nobody sends frames to device 'nic0' of kind 'nvme'"):
+        plan(Scenario(devices=(reader,), fault="drop-frames"))
 
 
 def test_frames_need_room_in_the_run_directory() -> None:
@@ -457,3 +549,7 @@ def test_every_need_is_a_capability_of_some_target_and_of_a_real_fault() -> None
         # whatever is not there has a reason, for a SKIP or a refusal to name
         assert kind.capabilities.isdisjoint(kind.lacks)
         assert kind.capabilities | set(kind.lacks) == known
+
+
+def test_the_default_mechanism_is_the_first_that_is_listed() -> None:
+    assert next(iter(MECHANISMS)) == Scenario().mechanism

@@ -254,7 +254,9 @@ def test_lost_monitor_ends_the_sampling_visibly(bench: Bench) -> None:
     assert isinstance(bench.watcher.error, LostMachine)
 
 
-@pytest.mark.parametrize(("region", "word"), [("intel_iommu", "VT-d unit"), ("pcie-mm", "window")])
+@pytest.mark.parametrize(
+    ("region", "word"), [("intel_iommu", "remapping unit"), ("pcie-mm", "window")]
+)
 def test_machine_without_what_is_needed_is_one_error(bench: Bench, region: str, word: str) -> None:
     bench.monitor.mtree = MTREE.replace(region, "other")
     with pytest.raises(EvidenceError, match=f"no .*{word}"):

@@ -151,6 +151,24 @@ def test_device_is_alone_behind_a_root_port_of_its_own() -> None:
     assert "remote.path=/run/lu/x/d1o" in wires[1]
 
 
+def test_every_kind_of_device_comes_with_what_is_behind_it() -> None:
+    kinds = ("igb", "e1000e", "nvme", "edu")
+    command = argv(
+        dataclasses.replace(SPEC, devices=tuple((f"d{each}", each) for each in kinds)),
+        dataclasses.replace(PATHS, namespaces={"dnvme": Path("/run/a,b.raw")}),
+    )
+    devices = {each.partition(",")[0]: each for each in values(command, "-device")}
+    assert [f"bus=port-d{each}" in devices[each] for each in kinds] == [True] * 4
+    assert "netdev=wire-de1000e" in devices["e1000e"]
+    assert "drive=ns-dnvme" in devices["nvme"]
+    assert "dma_mask=0xffffffff" in devices["edu"]
+    assert "throttle-group,id=limit-dnvme" in values(command, "-object")
+    (node,) = (each for each in values(command, "-blockdev") if "throttle" in each)
+    assert json.loads(node)["file"]["file"]["filename"] == "/run/a,b.raw"
+    wires = [each for each in values(command, "-netdev") if "id=wire-d" in each]
+    assert len(wires) == 2
+
+
 def test_scalable_mode_is_intels() -> None:
     command = argv(dataclasses.replace(SPEC, scalable=True))
     assert "intel-iommu,intremap=on,eim=on,x-scalable-mode=on" in values(command, "-device")

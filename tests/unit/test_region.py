@@ -26,13 +26,13 @@ def test_least_memory_has_a_place_in_ram(content: int, rest: int) -> None:
     region = place(memory, size)
     assert region is not None
     assert region.size_bytes == size
-    assert region.start % SECTION_BYTES == 0
-    assert any(
-        low <= region.start and region.start + size <= high for low, high in ram_ranges(memory)
-    )
-    if region.start < 4 * GIB:
-        assert region.start >= 512 * MIB
-        assert region.start + size <= ram_ranges(memory)[0][1] - 128 * MIB
+    start = region.start
+    assert start is not None
+    assert start % SECTION_BYTES == 0
+    assert any(low <= start and start + size <= high for low, high in ram_ranges(memory))
+    if start < 4 * GIB:
+        assert start >= 512 * MIB
+        assert start + size <= ram_ranges(memory)[0][1] - 128 * MIB
 
 
 def test_ram_that_is_too_small_has_no_place() -> None:

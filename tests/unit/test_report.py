@@ -136,6 +136,16 @@ def test_text_names_kernels_results_blackout_and_phases() -> None:
         assert word in text, word
 
 
+def test_the_headline_of_what_was_rolled_back_says_so_unless_a_guest_was_lost() -> None:
+    verdict = replace(judge(PLAN, spoilt("refused")), rolled_back=True)
+    assert verdict.outcome is Outcome.FAIL
+    assert render_text(PLAN, GOOD, verdict).startswith("ROLLED BACK  ")
+    assert "<title>ROLLED BACK: " in render_html(PLAN, GOOD, verdict)
+    lost = replace(verdict, rolled_back=False)
+    assert render_text(PLAN, GOOD, lost).startswith("FAIL  ")
+    assert "<title>FAIL: " in render_html(PLAN, GOOD, lost)
+
+
 def test_text_says_how_well_devices_were_watched_and_what_it_cost() -> None:
     case = CASES["device"]
     text = render_text(*case, judge(*case))

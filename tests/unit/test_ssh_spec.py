@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 from liveupdate.errors import ScenarioError
-from liveupdate.target.ssh_spec import find_description, read_description
+from liveupdate.target.ssh_spec import (
+    ConsoleSpec,
+    LabgridSpec,
+    find_description,
+    read_description,
+)
 
 GOOD = """
 address = "10.0.0.7"
@@ -54,6 +59,9 @@ def test_a_whole_description(lab: Path) -> None:
         ('command = ["ipmi-power", "box"]', "command = []", "could not be reset"),
         ("[console]", '[console]\nsocket = "/x"', "one of 'socket', 'device' and 'command'"),
         ("[console]", "[console", "no machine is described there"),
+        ("[console]", "[labgrid]\n[console]", "'place' is missing"),
+        ("[console]", '[labgrid]\nplaces = "p"\n[console]', "[labgrid] has to have 'place'"),
+        ("[console]", '[labgrid]\nplace = "-k"\n[console]', "[labgrid] has to have 'place'"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_file(lab: Path, old: str, new: str, said: str) -> None:
@@ -63,6 +71,14 @@ def test_what_is_wrong_is_said_with_the_file(lab: Path, old: str, new: str, said
         read_description(path)
     assert said in str(caught.value)
     assert caught.value.where == str(path)
+
+
+def test_a_labgrid_place_has_power_and_console_of_its_own(lab: Path) -> None:
+    path = lab / "box.toml"
+    path.write_text(GOOD.partition("[console]")[0] + '[labgrid]\nplace = "p1"\n')
+    box = read_description(path)
+    assert box.labgrid == LabgridSpec(place="p1", coordinator="")
+    assert (box.power, box.console) == ((), ConsoleSpec())
 
 
 def test_a_machine_that_nobody_described(tmp_path: Path) -> None:

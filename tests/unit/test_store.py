@@ -18,6 +18,7 @@ import pytest
 from liveupdate.errors import EvidenceError
 from liveupdate.judge import judge
 from liveupdate.model import layout
+from liveupdate.model.costs import HopCosts
 from liveupdate.model.evidence import (
     AgentPing,
     Evidence,
@@ -36,7 +37,10 @@ from tests.unit import evidence_builder as make
 from tests.unit import iommu_evidence as seen
 
 PLAN = make.make_plan()
-EVIDENCE = make.make_evidence()
+#: with costs told on the outgoing side and nothing on the incoming one
+EVIDENCE = make.with_hop(
+    make.make_evidence(), costs=HopCosts(before=make.COSTS, handed_over=make.HANDED_OVER)
+)
 
 
 def put(record: RunDir, evidence: Evidence) -> None:
@@ -64,6 +68,10 @@ def put(record: RunDir, evidence: Evidence) -> None:
             record.put_session(hop.number, session)
         if hop.after is not None:
             record.put_facts(hop.number, "after", hop.after)
+        if hop.costs.before is not None:
+            record.put_costs(hop.number, "before", hop.costs.before)
+        if hop.costs.handed_over is not None:
+            record.put_handed_over(hop.number, hop.costs.handed_over)
         record.put_ssh(hop.number, hop.ssh_boot_id, hop.ssh_nonce_ok)
         for phase in hop.phases:
             record.put_phase(phase)
@@ -83,6 +91,8 @@ def put_iommu(record: RunDir, hop: int, iommu: IommuEvidence) -> None:
     record.put_devices(hop, iommu.devices)
     if iommu.watch is not None:
         record.put_iommu_watch(hop, iommu.watch)
+    if iommu.kept is not None:
+        record.put_kept_tables(hop, iommu.kept)
     record.put_unit_samples(hop, iommu.samples)
     record.put_bindings(hop, iommu.bindings)
     record.put_tables(hop, iommu.tables)
@@ -443,7 +453,8 @@ def test_one_altered_byte_of_stored_mappings_makes_the_judge_say_fail(
 
 
 @pytest.mark.parametrize(
-    "name", ["devices.json", "watch.json", "samples.jsonl", "mappings.jsonl", "configs.jsonl"]
+    "name",
+    ["devices.json", "watch.json", "samples.jsonl", "mappings.jsonl", "configs.jsonl", "kept.json"],
 )
 def test_other_evidence_of_devices_that_is_altered_or_gone_is_error(
     with_device: Path, tmp_path: Path, name: str

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ class Said:
     """What one call of the tool came to."""
 
     returncode: int
-    stdout: str
-    stderr: str
+    # not in the repr: pytest prints that below each failed assertion
+    stdout: str = field(repr=False)
+    stderr: str = field(repr=False)
 
     @property
     def document(self) -> Mapping[str, Any]:
@@ -39,7 +40,40 @@ class Said:
         return check
 
     def explain(self) -> str:
-        return f"exit {self.returncode}\n{self.stdout[-4000:]}\n{self.stderr[-4000:]}"
+        """Say what went wrong, the reason first: what comes last may be cut off."""
+        try:
+            document = self.document
+        except (ValueError, AssertionError):
+            return f"exit {self.returncode}\n{_tail(self.stderr, 15)}\n{_tail(self.stdout, 15)}"
+        said = [f"exit {self.returncode}, {document.get('outcome')}: {document.get('reason', '')}"]
+        result = document if "checks" in document else document.get("result") or {}
+        said += [
+            f"  {check['status']} {check['id']}: {check['reason'][:300]}"
+            for check in result.get("checks", ())
+            if check["status"] in ("FAIL", "ERROR")
+        ]
+        steps = document.get("steps", ())
+        said += [f"  step {step['name']} {step['status']}: {step['error']}" for step in steps[-1:]]
+        said.append(_tail(self.stderr, 8))
+        if document.get("run_dir"):
+            said += _records(Path(document["run_dir"]))
+        return "\n".join(said)
+
+
+def _tail(text: str, lines: int) -> str:
+    return "\n".join(f"  {line[:300]}" for line in text.splitlines()[-lines:])
+
+
+def _records(run_dir: Path) -> list[str]:
+    """The end of a run's journal, and of what the machine last said."""
+    said = []
+    journal = run_dir / "journal.jsonl"
+    if journal.is_file():
+        said.append(f"{journal}:\n{_tail(journal.read_text(), 8)}")
+    consoles = sorted(run_dir.rglob("console.log"), key=lambda path: path.stat().st_mtime)
+    for console in consoles[-1:]:
+        said.append(f"{console}:\n{_tail(console.read_text(errors='replace'), 12)}")
+    return said
 
 
 def call(*args: str, env: Mapping[str, str] | None = None) -> Said:

@@ -7,6 +7,7 @@ nobody maps. It has the root file system and kernels of the images, as if provis
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -17,8 +18,9 @@ from pathlib import Path
 
 from liveupdate import proc
 from liveupdate.deadline import Deadline, wait_until
+from liveupdate.device_needs import IOMMU_APPEND
 from liveupdate.images import catalogue
-from liveupdate.planner import BASE_APPEND, IOMMU_APPEND, TCG_APPEND
+from liveupdate.planner import BASE_APPEND, TCG_APPEND
 from liveupdate.target.qemu_argv import SSH_MAC, WIRE_MAC, parse_ssh_port
 from liveupdate.transport.qmp import Qmp
 
@@ -45,20 +47,26 @@ class Lab:
     description: Path
     directory: Path
     child: proc.Child
+    port: int
+    key: Path
+    host_key: Path
 
 
 @contextmanager
-def serve() -> Iterator[Lab]:
-    """Run the machine for the length of a block."""
+def serve(disks: tuple[str, ...] = ("scratch",), memory: str = "2G") -> Iterator[Lab]:
+    """Run the machine for the length of a block.
+
+    :param disks: serials of disks for guests.
+    """
     images = catalogue.resolve(None, None)
     directory = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
-    (directory / "disk").write_bytes(b"")
-    with (directory / "disk").open("r+b") as disk:
-        disk.truncate(16 << 20)
+    for name in disks:
+        with (directory / f"disk-{name}").open("wb") as disk:
+            disk.truncate(16 << 20)
     kit = catalogue.make_kit(images)
     argv = (
         "qemu-system-x86_64", "-name", "somebody-elses", "-nodefaults", "-display", "none",
-        "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt,+x2apic", "-smp", "2", "-m", "2G",
+        "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt,+x2apic", "-smp", "2", "-m", memory,
         "-M", "q35", "-device", "intel-iommu,intremap=on,eim=on",
         "-kernel", images.outgoing.path, "-append", f"{APPEND} {PRESERVE}",
         "-chardev", f"socket,id=con,path={directory}/con,server=on,wait=off",
@@ -66,7 +74,7 @@ def serve() -> Iterator[Lab]:
         "-chardev", f"socket,id=qmp,path={directory}/qmp,server=on,wait=off",
         "-mon", "chardev=qmp,mode=control", "-device", "virtio-rng-pci",
         *_disk("root", images.rootfs, "on"), *_disk("kit", str(kit), "on"),
-        *_disk("scratch", f"{directory}/disk", "off"),
+        *(each for name in disks for each in _disk(name, f"{directory}/disk-{name}", "off")),
         "-netdev", "user,id=ssh,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22",
         "-device", f"virtio-net-pci,netdev=ssh,mac={SSH_MAC},romfile=",
         "-netdev", "hubport,id=guests,hubid=0",
@@ -86,19 +94,35 @@ def serve() -> Iterator[Lab]:
                 port = parse_ssh_port(qmp.hmp("info usernet", deadline))
             yield Lab(
                 description=describe(
-                    directory, port, images.ssh_client_key, images.ssh_host_key_pub
+                    directory, port, images.ssh_client_key, images.ssh_host_key_pub, disks=disks
                 ),
                 directory=directory,
                 child=child,
+                port=port,
+                key=Path(images.ssh_client_key),
+                host_key=Path(images.ssh_host_key_pub),
             )
     finally:
         shutil.rmtree(directory)
 
 
-def describe(directory: Path, port: int, key: str, host_key: str, name: str = "box") -> Path:
+def power_script(directory: Path) -> Path:
+    """Write a power script, to be called with the QMP socket and "reset"."""
+    path = directory / "power.py"
+    path.write_text(_POWER)
+    return path
+
+
+def describe(
+    directory: Path,
+    port: int,
+    key: str,
+    host_key: str,
+    name: str = "box",
+    disks: tuple[str, ...] = ("scratch",),
+) -> Path:
     """Write a description and its power script."""
-    power = directory / "power.py"
-    power.write_text(_POWER)
+    power = power_script(directory)
     path = directory / f"{name}.toml"
     path.write_text(
         f"""
@@ -107,7 +131,7 @@ port = {port}
 key = "{key}"
 host_key = "{host_key}"
 append = "{APPEND}"
-disks = ["scratch"]
+disks = {json.dumps(disks)}
 
 [console]
 socket = "{directory}/con"

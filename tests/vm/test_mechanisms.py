@@ -30,10 +30,9 @@ MUST_PASS = (
 REGION_FAULTS = [name for name in FAULTS if name.startswith("region-")]
 
 
-@pytest.mark.parametrize("hops", [1, 3])
 @pytest.mark.parametrize("mechanism", OTHERS)
-def test_guest_survives(mechanism: str, hops: int, tmp_path: Path) -> None:
-    said = cli.run(tmp_path, "--mechanism", mechanism, "--hops", str(hops))
+def test_guest_survives(mechanism: str, tmp_path: Path) -> None:
+    said = cli.run(tmp_path, "--mechanism", mechanism, "--hops", "3")
     assert said.returncode == 0, said.explain()
     for check in MUST_PASS:
         assert said.check(check)["status"] == "PASS", said.explain()

@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from liveupdate import paths
 from liveupdate.planner import DEVICE_CHECKS, IOMMU_CHECKS
+from tests import labgrid
 from tests.vm import cli, labmachine
 
 INSIDE = (
@@ -45,12 +51,72 @@ def test_the_same_scenario_passes_and_skips_what_is_not_seen(
     assert judged.returncode == 0, judged.explain()
 
 
-def test_a_lost_session_is_found_and_the_machine_serves_again(
+def test_a_lab_job_finds_a_lost_session_publishes_it_and_gives_its_place_back(
     lab: labmachine.Lab, tmp_path: Path
 ) -> None:
-    said = cli.run(tmp_path, "--target", f"ssh:{lab.description}", "--fault", "close-session")
-    assert said.returncode == 1, said.explain()
-    assert said.check("handover.session")["status"] == "FAIL", said.explain()
+    def switch() -> None:
+        argv = [sys.executable, f"{lab.directory}/power.py", f"{lab.directory}/qmp", "reset"]
+        subprocess.run(argv, check=True)
+
+    with (
+        labgrid.serve_socket(lab.directory / "con") as port,
+        labgrid.serve("box", port, switch) as served,
+    ):
+        # power and console are the place's, so the description has none
+        path = tmp_path / "box.toml"
+        own = lab.description.read_text().partition("[console]")[0]
+        path.write_text(
+            f'{own}[labgrid]\nplace = "box"\ncoordinator = "{served.address}"\n', encoding="utf-8"
+        )
+        out = tmp_path / "out"
+        done = subprocess.run(
+            [paths.checkout_root() / "ci" / "lab-job.sh", "run", "box", out],
+            env={**os.environ, **labgrid.ME, **job_variables(tmp_path, path, served.address)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=cli.TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 1, done.stdout + done.stderr
+        said = cli.Said(
+            returncode=1,
+            stdout=(out / "default.json").read_text(),
+            stderr=(out / "default.log").read_text(),
+        )
+        assert said.check("handover.session")["status"] == "FAIL", said.explain()
+        assert "<failure" in (out / "default.junit.xml").read_text()
+        assert "not ok" in (out / "default.ktap").read_text()
+        with tarfile.open(out / "bundle.tar.gz") as bundle:
+            assert any(name.endswith("/result.json") for name in bundle.getnames())
+        assert served.holder("box") is None
+        # and one that somebody else holds is refused, by name
+        served.client("-p", "box", "acquire", who=labgrid.OTHER)
+        said = cli.run(tmp_path, "--target", f"ssh:{path}")
+        assert said.returncode == 3, said.explain()
+        assert "'box' is held by far/somebody" in said.stdout + said.stderr
+
+
+def job_variables(tmp_path: Path, description: Path, coordinator: str) -> dict[str, str]:
+    """What ci/lab-job.sh is told: a lab of one machine, provisioned, and the fault."""
+    tool = Path(sys.executable).parent / "liveupdate"
+    box = {
+        "liveupdate_place": "box",
+        "liveupdate_coordinator": coordinator,
+        "liveupdate_description": str(description),
+        "liveupdate_tool": str(tool),
+    }
+    inventory, more = tmp_path / "inventory.json", tmp_path / "more.json"
+    inventory.write_text(json.dumps({"all": {"hosts": {"box": box}}}))
+    more.write_text(json.dumps({"job_options": ["--fault", "close-session"]}))
+    return {
+        "PATH": f"{tool.parent}:{os.environ['PATH']}",
+        "VENV": sys.prefix,
+        "ANSIBLE_HOME": str(tmp_path / "ansible"),
+        "INVENTORY": str(inventory),
+        "JOB_VARS": str(more),
+        "PROVISION": "0",
+    }
 
 
 def test_another_host_key_is_refused(lab: labmachine.Lab, tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults that strike what describes a region find it, or say that they did not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from liveupdate import inject
+from liveupdate.errors import EvidenceError
+from liveupdate.model.plan import Region
+from liveupdate.physmem import PhysMem, RamRange
+from liveupdate.preserve.registry import MECHANISMS
+from liveupdate.testbed import Testbed
+from liveupdate.units import PhysAddr
+
+PAGE = 4096
+SIZE = 64 * PAGE
+AT = PhysAddr(33 * PAGE)
+
+
+@pytest.fixture
+def ram() -> Iterator[tuple[PhysMem, int]]:
+    fd = os.memfd_create("t", os.MFD_CLOEXEC)
+    os.ftruncate(fd, SIZE)
+    made = PhysMem(fd, SIZE, (RamRange(start=PhysAddr(0), size_bytes=SIZE, offset=0),))
+    yield made, fd
+    made.close()
+    os.close(fd)
+
+
+def strike(fault: str, mechanism: str, ram: tuple[PhysMem, int], start: int | None) -> None:
+    bed = SimpleNamespace(
+        own_machine=SimpleNamespace(ram=ram[0], ram_fd=ram[1]),
+        plan=SimpleNamespace(mechanism=mechanism, region=Region(start=start, size_bytes=SIZE)),
+    )
+    inject.BLACKOUT[fault](cast(Testbed, bed))
+
+
+@pytest.mark.parametrize(
+    "name", [m.name for m in MECHANISMS.values() if m.region_spare_bytes or m.marker]
+)
+def test_one_bit_where_the_mechanism_says_is_flipped(name: str, ram: tuple[PhysMem, int]) -> None:
+    mechanism = MECHANISMS[name]
+    head = b"" if mechanism.marker is None else mechanism.marker.to_bytes(8, "little")
+    start = AT if mechanism.marker is None else None
+    for fault, at in (("corrupt", mechanism.corrupt_at), ("version", mechanism.version_at)):
+        ram[0].write(AT, head.ljust(PAGE, b"\0"))
+        strike(f"region-{fault}", name, ram, start)
+        found = ram[0].read(AT, PAGE)
+        before = head.ljust(PAGE, b"\0")
+        changed = {n: found[n] ^ before[n] for n in range(PAGE) if found[n] != before[n]}
+        assert changed == {at: 2}
+
+
+@pytest.mark.parametrize(
+    ("places", "said"), [((), "nowhere"), ((3, 9), "3000, 0x0000000000009000")]
+)
+def test_description_that_is_not_in_one_place_is_an_error(
+    places: tuple[int, ...], said: str, ram: tuple[PhysMem, int]
+) -> None:
+    for page in places:
+        ram[0].write(PhysAddr(page * PAGE), b"LU-POOL1")
+    with pytest.raises(EvidenceError, match="in one place, it is in: ") as caught:
+        strike("region-corrupt", "reserve-mem", ram, None)
+    assert said in str(caught.value)
