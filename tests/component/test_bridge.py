@@ -19,6 +19,7 @@ from liveupdate.errors import CommandFailed, LostMachine
 from liveupdate.target.ssh import _RELAY, _CommandStream, _TtyStream
 from liveupdate.transport.bridge import Bridge
 from liveupdate.transport.unix import connect_unix
+from tests.processes import is_running
 
 
 def soon(timeout_s: float = 10.0) -> Deadline:
@@ -117,8 +118,8 @@ def test_a_console_command_is_read_and_ends_with_its_bridge(tmp_path: Path) -> N
             said += near.recv(100)
         assert said.startswith(b"started\n")
         pid = int(said.split()[1])
-        assert Path(f"/proc/{pid}").exists()
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), soon())
+        assert is_running(pid)
+    wait_until(lambda: not is_running(pid), soon())
 
 
 def test_a_console_command_that_is_not_there_is_said() -> None:

@@ -17,6 +17,7 @@ import pytest
 from liveupdate import paths
 from liveupdate.deadline import Deadline, wait_until
 from tests import labgrid
+from tests.processes import is_running
 
 pytest.importorskip("labgrid", reason="pip install -e '.[labgrid]'")
 pytest.importorskip("ansible", reason="pip install -e '.[dev]'")
@@ -96,12 +97,12 @@ def test_a_job_that_is_asked_to_end_ends_its_tool_first(lab: labgrid.Lab, tmp_pa
         wait_until(
             lambda: pid.exists() and pid.read_text().strip(), Deadline.after(JOB_S, "the tool")
         )
-        tool = Path(f"/proc/{pid.read_text().strip()}")
+        tool = int(pid.read_text())
         assert lab.holder(PLACE) == "desk/me"
         child.send_signal(signal.SIGTERM)
         code = child.wait(JOB_S)
     assert code == 143
-    assert not tool.exists(), "the tool works on, and the place is free"
+    assert not is_running(tool), "the tool works on, and the place is free"
     assert lab.holder(PLACE) is None
 
 

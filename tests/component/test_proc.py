@@ -16,19 +16,11 @@ import pytest
 from liveupdate import proc
 from liveupdate.deadline import Deadline, wait_until
 from liveupdate.errors import CommandFailed, DeadlineExceeded
+from tests.processes import is_running
 
 
 def soon(what: str = "a child", timeout_s: float = 10.0) -> Deadline:
     return Deadline.after(timeout_s, what)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process lives; a zombie nobody has reaped yet does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def read_pids(path: Path, count: int) -> list[int]:
