@@ -17,6 +17,7 @@ from liveupdate.apply.wal import read_journal
 from liveupdate.deadline import Deadline, wait_until
 from liveupdate.errors import EvidenceError
 from liveupdate.images import catalogue
+from liveupdate.transport.qmp import Qmp
 from liveupdate.transport.ssh import Ssh
 from tests.vm import cli, labmachine
 
@@ -50,7 +51,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 class Stepped:
     """One ``apply --step``, which goes as far as it is let: there it can be killed at leisure."""
 
-    def __init__(self, desk: Desk, kernel: str, host: str) -> None:
+    def __init__(self, desk: Desk, kernel: str, host: str, options: tuple[str, ...]) -> None:
         self._known = desk.run_dirs()
         self._desk = desk
         self._terminal, theirs = pty.openpty()
@@ -58,7 +59,7 @@ class Stepped:
         try:
             with self._out.open("wb") as out, self._err.open("wb") as err:
                 self.child = subprocess.Popen(
-                    [*cli.TOOL, *desk.argv(kernel, host), "--step"],
+                    [*cli.TOOL, *desk.argv(kernel, host), "--step", *options],
                     stdin=theirs,
                     stdout=out,
                     stderr=err,
@@ -70,6 +71,16 @@ class Stepped:
     def let(self, steps: int) -> None:
         """Say yes to so many more steps."""
         os.write(self._terminal, b"y\n" * steps)
+
+    def wait_asked(self, step: str) -> None:
+        """Wait until it asks whether it may do this step: nothing is on its way to the host."""
+
+        def look() -> bool:
+            assert self.child.poll() is None, self._said().explain()
+            _, found, question = self._err.read_text().rpartition(f"{step}: ")
+            return bool(found) and question.endswith("[y/N] ")
+
+        wait_until(look, Deadline.after(_RECORD_S, f"to be asked about '{step}'"), interval_s=0.01)
 
     def let_through(self, step: str) -> None:
         """Let it go from its beginning to the end of this step."""
@@ -102,9 +113,9 @@ class Stepped:
         self.close()
         return self.run_dir
 
-    def end(self) -> cli.Said:
-        """Let it go to its end."""
-        self.let(_ALL)
+    def end(self, steps: int = _ALL) -> cli.Said:
+        """Let it go to its end, with so many steps more."""
+        self.let(steps)
         self.child.wait(timeout=cli.TIMEOUT_S)
         self.close()
         return self._said()
@@ -159,8 +170,8 @@ class Desk:
         return self.call(*self.argv(kernel, host))
 
     @contextmanager
-    def stepped(self, kernel: str, host: str = "") -> Iterator[Stepped]:
-        made = Stepped(self, kernel, host)
+    def stepped(self, kernel: str, host: str = "", *options: str) -> Iterator[Stepped]:
+        made = Stepped(self, kernel, host, options)
         try:
             yield made
         finally:
@@ -203,6 +214,21 @@ class Desk:
         return str(path)
 
     # --- the machine, behind the tool's back
+
+    @contextmanager
+    def network_cut(self) -> Iterator[None]:
+        """The cable is out for the length of a block: nothing that is sent arrives."""
+        self._set_link(up=False)
+        try:
+            yield
+        finally:
+            self._set_link(up=True)
+
+    def _set_link(self, *, up: bool) -> None:
+        deadline = Deadline.after(30.0, "the cable to be plugged in or out")
+        with Qmp(self.lab.directory / "qmp") as qmp:
+            qmp.connect(deadline)
+            qmp.execute("set_link", {"name": "ssh", "up": up}, deadline)
 
     def on_host(self, *argv: str) -> str:
         """Run a command on the host."""

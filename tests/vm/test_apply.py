@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from tests.vm.desk import GUESTS, Desk, assert_rolled_back, assert_updated, chec
 #: offset in a bzImage, Documentation/arch/x86/boot.rst
 XLOADFLAGS = 0x236
 STEPS = [step.name for step in FORWARD]
+#: longer than a lost packet is noticed, shorter than anybody gives up
+CUT_S = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,35 @@ def test_an_update_that_nothing_comes_between(desk: Desk, kernel: str) -> None:
     assert judged.document["outcome"] == "PASS"
 
 
+def test_a_cable_that_is_out_for_a_while_at_each_step_does_no_harm(desk: Desk, kernel: str) -> None:
+    with desk.stepped(kernel) as update:
+        # the host is taken when it is first connected to, before anybody is asked
+        update.let_through("lock")
+        for step in STEPS[1:]:
+            update.wait_asked(step)
+            with desk.network_cut():
+                update.let(1)
+                time.sleep(CUT_S)
+        said = update.end()
+    assert_updated(desk, said)
+
+
+def test_a_cable_that_stays_out_is_said_and_the_update_resumed_when_it_is_back(
+    desk: Desk, kernel: str
+) -> None:
+    with desk.stepped(kernel, "", "--patience", "10") as update:
+        update.let_through("load-kernel")
+        update.wait_asked("jump")
+        # what was asked for may reach the host when nobody waits for it any more
+        with desk.network_cut():
+            said = update.end()
+        run_dir = update.run_dir
+    assert said.returncode in (3, 124), said.explain()
+    assert said.document["outcome"] in ("unreachable", "interrupted"), said.explain()
+    assert str(run_dir) in said.document["next"], said.explain()
+    assert_updated(desk, desk.call("resume", str(run_dir), "--json"))
+
+
 def test_agent_and_control_host_crash_and_it_ends_updated(desk: Desk, kernel: str) -> None:
     with desk.stepped(kernel) as update:
         update.let_through("prepare")
@@ -126,6 +158,16 @@ def test_a_vmm_that_is_killed_takes_no_other_guest_along(desk: Desk, kernel: str
     assert desk.running() == vmms
     desk.start_guests("vm2")
     assert set(desk.running()) == set(GUESTS)
+
+
+def test_a_panic_that_ends_in_the_old_kernel_is_a_loss_and_said(desk: Desk, kernel: str) -> None:
+    # the machine's own watchdog: it resets itself, into the kernel that its boot loader has
+    host = desk.describe("panics", append=f'"{labmachine.APPEND} init=/nothing panic=-1"')
+    said = desk.apply(kernel, host)
+    assert said.returncode == 1, said.explain()
+    assert said.document["outcome"] == "lost", said.explain()
+    assert desk.running() == {}
+    desk.start_guests(*GUESTS)
 
 
 def test_a_host_that_does_not_come_back_is_reset_and_its_guests_are_lost(
