@@ -177,6 +177,14 @@ _TABLE = (
         "FAIL",
         5,
     ),
+    _fault(
+        "wrong-pointer",
+        "brownout",
+        "the incoming kernel is pointed a page beside what the outgoing one has left",
+        "handover.session",
+        "FAIL",
+        1,
+    ),
     # --- processes on the host under update
     _fault(
         "kill-agent",

@@ -144,6 +144,10 @@ def _region_full(bed: Testbed) -> None:
     _agent(bed, "fill-region")
 
 
+def _wrong_pointer(bed: Testbed) -> None:
+    _agent(bed, "wrong-pointer")
+
+
 def _hang_outgoing(bed: Testbed) -> None:
     _agent(bed, "spin-at-jump")
 
@@ -245,7 +249,9 @@ def _clock_jump(bed: Testbed) -> None:
 
 
 #: before anything is preserved
-BEFORE: Table = MappingProxyType({"dma-after-free": _dma_after_free})
+BEFORE: Table = MappingProxyType(
+    {"dma-after-free": _dma_after_free, "wrong-pointer": _wrong_pointer}
+)
 #: the fault strikes before the jump, guests running
 BROWNOUT: Table = MappingProxyType(
     {

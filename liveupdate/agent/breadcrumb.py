@@ -27,6 +27,7 @@ OBJECT = "lu.breadcrumb"
 ROOM_BYTES = 32 << 20
 _WORD = "lu.breadcrumb="
 _EMPTY = bytes(8)
+_PAGE_BYTES = 4096
 
 
 class BreadcrumbBundle(CopyBundle):
@@ -98,6 +99,8 @@ class BreadcrumbCarrier(PoolCarrier):
         self._sealed: dict[str, stream.Parts] = {}
         self._taken: dict[str, int] = {}
         self._incoming: dict[str, stream.Parts] = {}
+        #: how far beside the stream the next kernel is pointed; for faults
+        self._beside = 0
         pointer = pointer_of(cmdline)
         if pointer is None:
             self._offset, self._room = self._own()
@@ -149,7 +152,10 @@ class BreadcrumbCarrier(PoolCarrier):
         return None if rest is None else rest + self._room
 
     def next_words(self) -> str:
-        return f"{_WORD}{self.pool.start + self._offset:#x}"
+        return f"{_WORD}{self.pool.start + self._offset + self._beside:#x}"
+
+    def mislead(self) -> None:
+        self._beside = _PAGE_BYTES
 
     def exhaust(self) -> None:
         self._taken["exhaust"] = self._room

@@ -386,6 +386,9 @@ class Calls:
             return self._guest(details).vmm.reset
         if fault == "fill-region":
             return self._fill_region
+        if fault == "wrong-pointer":
+            self._handover.open().mislead()
+            return None
         if fault == "spin":
             return self._spin
         if fault == "exit":

@@ -138,6 +138,9 @@ class Carrier:
     def exhaust(self) -> None:
         """Take what room there is beside that of guests' RAM, or have none given; for faults."""
 
+    def mislead(self) -> None:
+        """Have :meth:`next_words` point elsewhere from now on; for faults."""
+
     def create(self, name: str) -> Bundle:
         """Begin a bundle that goes out."""
         raise NotImplementedError

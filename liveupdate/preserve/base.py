@@ -13,6 +13,9 @@ AGENT_SESSION = "lu.agent"
 KHO = "kho"
 LUO = "luo"
 
+#: why ``wrong-pointer`` says nothing about most
+NO_POINTER = "what it left is found without a pointer on the command line"
+
 #: stand in :attr:`Requirements.append` for the region's place, known once the guests are
 SIZE = "{size}"
 START = "{start}"

@@ -25,4 +25,5 @@ REQUIREMENTS = replace(
     marker=int.from_bytes(b"LU-V\x10\0\0\0", "little"),
     corrupt_at=32,
     version_at=8,
+    immune={k: v for k, v in pool.REQUIREMENTS.immune.items() if k != "wrong-pointer"},
 )

@@ -7,7 +7,7 @@ by the agent (``liveupdate.agent``); here stands only what the planner must know
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, LUO, Requirements, Trait, Traits
+from liveupdate.preserve.base import KHO, LUO, NO_POINTER, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="luo-memfd",
@@ -23,7 +23,8 @@ REQUIREMENTS = Requirements(
         ),
         userspace_users=Trait("yes", "memfds, through sessions of /dev/liveupdate"),
     ),
-    immune={
+    immune={"wrong-pointer": NO_POINTER}
+    | {
         name: "it strikes a region that was set aside, and this mechanism has none"
         for name in (
             "region-missing",

@@ -7,7 +7,7 @@ part: both kernels are told the same range, and the rest is in it.
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import SIZE, START, Requirements, Trait, Traits
+from liveupdate.preserve.base import NO_POINTER, SIZE, START, Requirements, Trait, Traits
 from liveupdate.units import MIB
 
 _NO_KHO = "this mechanism does without KHO, which is switched off"
@@ -38,6 +38,7 @@ REQUIREMENTS = Requirements(
     corrupt_at=1024 + 0x2C,
     version_at=8,
     immune={
+        "wrong-pointer": NO_POINTER,
         "move-page": "it moves a page of a memfd",
         "kho-off": _NO_KHO,
         "liveupdate-off": _NO_KHO,

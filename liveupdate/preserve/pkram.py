@@ -7,7 +7,7 @@ directory of saves; LUO is switched off, to show that it takes no part.
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, Requirements, Trait, Traits
+from liveupdate.preserve.base import KHO, NO_POINTER, Requirements, Trait, Traits
 
 _NO_LUO = "this mechanism does without LUO, which is switched off"
 _NO_REGION = "it strikes a region that was set aside, and this mechanism has none"
@@ -34,6 +34,7 @@ REQUIREMENTS = Requirements(
     corrupt_at=0x20,
     version_at=8,
     immune={
+        "wrong-pointer": NO_POINTER,
         "move-page": "it moves a page of a memfd",
         "kho-off": "the kernel gives back what was preserved without a look at kho=",
         "liveupdate-off": _NO_LUO,

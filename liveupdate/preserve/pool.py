@@ -8,7 +8,7 @@ which needs no handover at all, and the memory has no struct pages.
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import SIZE, START, Requirements, Trait, Traits
+from liveupdate.preserve.base import NO_POINTER, SIZE, START, Requirements, Trait, Traits
 from liveupdate.units import MIB
 
 _NO_KHO = "this mechanism does without KHO, which is switched off"
@@ -42,6 +42,7 @@ REQUIREMENTS = Requirements(
     corrupt_at=24,
     version_at=8,
     immune={
+        "wrong-pointer": NO_POINTER,
         "move-page": "it moves a page of a memfd",
         "kho-off": _NO_KHO,
         "liveupdate-off": _NO_KHO,

@@ -7,7 +7,7 @@ pointer; LUO is switched off, to show that it takes no part. No memory is set as
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, Requirements, Trait, Traits
+from liveupdate.preserve.base import KHO, NO_POINTER, Requirements, Trait, Traits
 
 _NO_LUO = "this mechanism does without LUO, which is switched off"
 _NO_MODULES = "our modules are not built for the kernel that it needs"
@@ -36,6 +36,7 @@ REQUIREMENTS = Requirements(
     corrupt_at=16,
     version_at=8,
     immune={
+        "wrong-pointer": NO_POINTER,
         "move-page": "it moves a page of a memfd",
         "liveupdate-off": _NO_LUO,
         "kernel-without-kho": _NO_MODULES,

@@ -8,7 +8,7 @@ the place when it boots; the incoming one is told it by KHO and finds the region
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, SIZE, Requirements
+from liveupdate.preserve.base import KHO, NO_POINTER, SIZE, Requirements
 from liveupdate.preserve.pool import POOL_TRAITS, SPARE_BYTES
 
 _NO_LUO = "this mechanism does without LUO"
@@ -35,6 +35,7 @@ REQUIREMENTS = Requirements(
     corrupt_at=24,
     version_at=8,
     immune={
+        "wrong-pointer": NO_POINTER,
         "move-page": "it moves a page of a memfd",
         "kho-off": "the kernel revives reserve_mem= without a look at kho=",
         "liveupdate-off": _NO_LUO,

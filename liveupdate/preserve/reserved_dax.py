@@ -7,7 +7,7 @@ part: what carries the memory is that both kernels are told to leave the same ra
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import SIZE, START, Requirements, Trait, Traits
+from liveupdate.preserve.base import NO_POINTER, SIZE, START, Requirements, Trait, Traits
 from liveupdate.units import MIB
 
 _NO_KHO = "this mechanism does without KHO, which is switched off"
@@ -31,6 +31,7 @@ REQUIREMENTS = Requirements(
     corrupt_at=1024 + 0x2C,
     version_at=1024 + 0x4C,
     immune={
+        "wrong-pointer": NO_POINTER,
         "move-page": "it moves a page of a memfd",
         "kho-off": _NO_KHO,
         "liveupdate-off": _NO_KHO,

@@ -163,6 +163,16 @@ def test_filling_the_region_fills_the_stream(kernels: Kernels) -> None:
         carrier.create("lu.guest.vm0").preserve(memfd(STATE), TOKEN_STATE)
 
 
+def test_kernel_that_is_misled_is_pointed_at_no_stream(kernels: Kernels) -> None:
+    carrier = kernels.boot()
+    words = leave(kernels, carrier)
+    carrier.mislead()
+    assert carrier.next_words() != words
+    with pytest.raises(CarrierError, match="the pool has no stream there"):
+        kernels.boot(carrier.next_words())
+    assert head(kernels) != bytes(8)  # left alone
+
+
 def test_hops_in_a_row_use_one_object(kernels: Kernels) -> None:
     carrier, words = kernels.boot(), ""
     for hop in range(3):
