@@ -172,9 +172,11 @@ def measure_runs(repeat: int, results: Path) -> Iterator[Row]:
     )  # fmt: skip
     yield Row(what="cold run", value=cold.wall_s, bound=60, unit="s")
     measure_run(results)  # saves the warm state if there is none
-    warm = [measure_run(results) for _ in range(repeat)]
+    warm, bare = [], []
+    for _ in range(repeat):  # in turn, so that a machine that changes its pace counts for both
+        warm.append(measure_run(results))
+        bare.append(measure_run(results, "--set", "observe.memory=false"))
     yield Row(what="warm run", value=median([run.wall_s for run in warm]), bound=25, unit="s")
-    bare = [measure_run(results, "--set", "observe.memory=false") for _ in range(repeat)]
     yield Row(what="blackout / kexec and VMM start without verification", unit="×", bound=1.10,
             value=median([run.blackout_s for run in warm])
             / median([bare_blackout(run) for run in bare])
@@ -193,7 +195,7 @@ def measure_runs(repeat: int, results: Path) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeat", type=int, default=3, help="runs behind each median")
+    parser.add_argument("--repeat", type=int, default=5, help="runs behind each median")
     repeat = parser.parse_args().repeat
     facts = control_host()
     print(f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}; accelerator auto\n")
