@@ -13,9 +13,15 @@ from liveupdate.model.kinds import FED_KINDS, GUEST_KINDS, UNSAVED_KINDS
 from liveupdate.model.scenario import DeviceSpec, Scenario
 from liveupdate.preserve.base import Requirements
 
-#: words for the command line by kind of IOMMU and scalable mode; AMD's is on by default
+#: words for the command line by kind of IOMMU and scalable mode; AMD's is on by default, and Linux
+#: does not use QEMU's to remap interrupts, which VFIO wants to know to be intended
 IOMMU_APPEND: Mapping[tuple[str, bool], str] = MappingProxyType(
-    {("intel", False): "intel_iommu=on", ("intel", True): "intel_iommu=on,sm_on"}
+    {
+        ("intel", False): "intel_iommu=on",
+        ("intel", True): "intel_iommu=on,sm_on",
+        ("amd", False): "vfio_iommu_type1.allow_unsafe_interrupts=1"
+        " iommufd.allow_unsafe_interrupts=1",
+    }
 )
 
 
@@ -38,14 +44,12 @@ def check_devices(scenario: Scenario, mechanism: Requirements) -> None:
                 where=place,
                 hint='set iommu.kind = "intel"',
             )
-        if iommu.kind != "intel":
-            # Tables and device table are right, and QEMU does not use them: what the device writes
-            # lands at its untranslated addresses, in whoever's memory that is (docs/iommu.md).
+        if iommu.kind != "intel" and device.tier == "continuous":
             raise ScenarioError(
-                f"device '{device.name}': QEMU's AMD IOMMU does not translate DMA (seen with 10.0),"
-                " so a device would overwrite memory that is not its own",
+                f"device '{device.name}': our kernels keep the tables of an IOMMU of kind 'intel',"
+                f" not of kind '{iommu.kind}', so tier 'continuous' is not to be had",
                 where=place,
-                hint='set iommu.kind = "intel"',
+                hint='set its tier = "quiesce", or iommu.kind = "intel"',
             )
         if device.guest is not None:
             _check_guests_own(scenario, device)

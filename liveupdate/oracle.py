@@ -20,10 +20,12 @@ from liveupdate.formats.malformed import MalformedError
 from liveupdate.model.evidence import ConfigFacts, Incident, MappingFacts
 from liveupdate.probes.iommu import IommuWatcher
 from liveupdate.probes.iommu_inside import from_driver, read_inside
+from liveupdate.probes.memory import guest_ranges
 from liveupdate.steps import Steps
 from liveupdate.target.qemu_argv import device_id
 from liveupdate.testbed import Testbed
 from liveupdate.transport.quick_qmp import QuickQmp
+from liveupdate.units import PAGE_BYTES
 
 #: 65,000 mappings as debugfs prints them take a while under TCG
 _INSIDE_S = 60.0
@@ -128,11 +130,20 @@ class DeviceOracle:
 
     def _ask_driver(self, moment: str) -> Iterator[MappingFacts]:
         assert self._watcher is not None
+        owners = {each.name: each.guest for each in self._bed.plan.devices}
+        guests = {each.spec.name: each for each in self._bed.guests}
         for device in self._watcher.devices:
             began = time.monotonic_ns()
-            iova, pfns = self._bed.device_frames(device.name)
+            owner = owners[device.name]
+            if owner is None:
+                iova, pfns = self._bed.device_frames(device.name)
+                ranges: tuple[tuple[int, int], ...] = ((iova, len(pfns) // 8 * PAGE_BYTES),)
+            else:
+                # its IOVAs are the guest's physical addresses
+                ranges = guest_ranges(guests[owner].spec.memory_bytes)
+                pfns = self._bed.read_pfns(guests[owner])
             took = time.monotonic_ns() - began
-            yield from_driver(parse_bdf(device.function), iova, pfns, moment, began, took)
+            yield from_driver(parse_bdf(device.function), ranges, pfns, moment, began, took)
 
     def _trouble(self, what: str, error: BaseException) -> None:
         self._bed.record.add_incident(

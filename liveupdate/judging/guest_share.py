@@ -72,12 +72,44 @@ class GuestShare:
         """Leave of either walk what leads to the guest's memory."""
         return _pick(before, self.before, wanted=True), _pick(after, self.after, wanted=True)
 
+    def guests_at(self, moment: str, walk: Sets) -> Sets:
+        """Leave of one walk what leads to the guest's memory."""
+        return _pick(walk, self.before if moment == "before" else self.after, wanted=True)
+
     def others(self, before: Sets, after: Sets) -> tuple[Sets, Sets]:
         """Leave what does not, as if each IOVA led to itself: where it lies is the VMM's affair."""
         return (
             _flatten(_pick(before, self.before, wanted=False)),
             _flatten(_pick(after, self.after, wanted=False)),
         )
+
+
+def where_mapped(lies: Sets, mapped: Sets) -> Sets:
+    """Of a guest's memory, give that at the IOVAs that are mapped.
+
+    :param lies: where each of the guest's addresses lies; says nothing of what may reach it.
+    :param mapped: what decides of IOVAs and access.
+    """
+    found = {each.requester: each.runs for each in lies}
+    return tuple(
+        replace(each, runs=tuple(_look_up(found.get(each.requester, ()), each.runs)))
+        for each in mapped
+    )
+
+
+def _look_up(lies: Sequence[Run], mapped: Sequence[Run]) -> Iterator[Run]:
+    starts = [run.iova for run in lies]
+    for run in mapped:
+        at, end = run.iova, run.iova + run.size
+        index = max(bisect_right(starts, at) - 1, 0)
+        while at < end and index < len(lies):
+            here = lies[index]
+            first, last = max(at, here.iova), min(end, here.iova + here.size)
+            if first < last:
+                phys = here.phys + first - here.iova
+                yield run._replace(iova=first, phys=phys, size=last - first, page=here.page)
+                at = last
+            index += 1
 
 
 def _pick(sets: Sets, ranges: Ranges, *, wanted: bool) -> Sets:

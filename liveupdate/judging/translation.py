@@ -26,6 +26,7 @@ from liveupdate.formats.vtd_regs import (
 )
 from liveupdate.formats.vtd_tables import RootPointer
 from liveupdate.judging.context import Context, Finding, failed, passed, unknown
+from liveupdate.judging.guest_share import where_mapped
 from liveupdate.judging.scene import (
     CONTINUOUS,
     Kept,
@@ -339,7 +340,11 @@ def _compare_views(
     before = walks["outside", "before"]
     for moment in MOMENTS:
         inside, outside = walks["inside", moment], walks["outside", moment]
-        # the view inside is the driver's own with an AMD unit, and knows no tables
+        # the view inside is the driver's own with an AMD unit, and knows no tables; of a guest it
+        # is where the guest's memory lies
+        if scene.watch.unit == AMD and device.share is not None:
+            outside = device.share.guests_at(moment, outside)
+            inside = where_mapped(inside, outside)
         said = _say_difference(inside, outside, is_exact=scene.watch.unit != AMD)
         if said:
             return failed(

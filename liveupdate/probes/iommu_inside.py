@@ -2,7 +2,8 @@
 """What the host says of translations: the inside view.
 
 With VT-d that is the kernel's debugfs, read over SSH. AMD's shows no mappings; there it is what the
-driver in user space has mapped, and where the kernel's pagemap says that those pages lie.
+driver in user space has mapped, and where the kernel's pagemap says that those pages lie; of a
+device that a guest has, where the guest's memory lies.
 
 Facts in the same form as those of :mod:`liveupdate.probes.iommu`. What it says is not believed: the
 judge compares it with what was seen from outside.
@@ -13,6 +14,8 @@ from __future__ import annotations
 import struct
 import time
 import zlib
+from collections.abc import Iterable
+from itertools import chain
 
 from liveupdate.deadline import Deadline
 from liveupdate.errors import EvidenceError
@@ -70,19 +73,30 @@ def read_inside(
 
 
 def from_driver(
-    requester: Requester, iova: int, pfns: bytes, moment: str, began: int, took: int
+    requester: Requester,
+    ranges: Iterable[tuple[int, int]],
+    pfns: bytes,
+    moment: str,
+    began: int,
+    took: int,
 ) -> MappingFacts:
-    """Make a set from what a driver has mapped.
+    """Make a set from what a driver, or a VMM for its guest, has mapped.
 
-    :param iova: of the first page.
-    :param pfns: frame numbers of all pages, u64 little-endian.
-    :raises EvidenceError: a page has no frame.
+    :param ranges: IOVAs, ascending: start and size in bytes.
+    :param pfns: frame numbers of all their pages, u64 little-endian.
+    :raises EvidenceError: a page has no frame, or there are more or fewer than pages.
     """
     builder = RunBuilder()
-    for index, (frame,) in enumerate(_PFN.iter_unpack(pfns)):
+    ranges = tuple(ranges)
+    pages = sum(size for _start, size in ranges) // PAGE_BYTES
+    if len(pfns) != pages * _PFN.size:
+        raise EvidenceError(f"{len(pfns)} bytes of frames for {pages} pages of {requester.bdf}")
+    addresses = chain.from_iterable(
+        range(start, start + size, PAGE_BYTES) for start, size in ranges
+    )
+    for at, (frame,) in zip(addresses, _PFN.iter_unpack(pfns), strict=True):
         if not frame:
-            raise EvidenceError(f"page {index} of {requester.bdf}'s memory has no frame")
-        at = iova + index * PAGE_BYTES
+            raise EvidenceError(f"IOVA {at:#x} of {requester.bdf} has no frame")
         builder.add(at, frame * PAGE_BYTES, PAGE_BYTES, READ | WRITE, PAGE_BYTES)
     binding = Binding(requester=requester, translation=Translation.HOST, access=READ | WRITE)
     mappings = MappingSet(binding=binding, runs=builder.finish())

@@ -18,9 +18,16 @@ from liveupdate.units import GIB, MIB, PAGE_BYTES, Gpa, PhysAddr
 #: (QEMU hw/i386/pc_q35.c, pc_q35_init)
 _Q35_SPLIT_BYTES = 0xB0000000
 _Q35_LOW_BYTES = 2 * GIB
-_ABOVE_4G = 4 * GIB
+_ABOVE_4G = Gpa(4 * GIB)
 #: takes about a millisecond
 _PIECE_PAGES = 2048
+
+
+def guest_ranges(ram_bytes: int) -> tuple[tuple[Gpa, int], ...]:
+    """Give the guest-physical ranges that a q35 guest's RAM is at, in its order: start, size."""
+    if ram_bytes < _Q35_SPLIT_BYTES:
+        return ((Gpa(0), ram_bytes),)
+    return (Gpa(0), _Q35_LOW_BYTES), (_ABOVE_4G, ram_bytes - _Q35_LOW_BYTES)
 
 
 def guest_page_index(gpa: Gpa, ram_bytes: int) -> int:
@@ -28,11 +35,11 @@ def guest_page_index(gpa: Gpa, ram_bytes: int) -> int:
 
     :raises ValueError: the address is not RAM.
     """
-    low_bytes = _Q35_LOW_BYTES if ram_bytes >= _Q35_SPLIT_BYTES else ram_bytes
-    if 0 <= gpa < low_bytes:
-        return gpa // PAGE_BYTES
-    if _ABOVE_4G <= gpa < _ABOVE_4G + ram_bytes - low_bytes:
-        return (gpa - _ABOVE_4G + low_bytes) // PAGE_BYTES
+    first = 0
+    for start, size in guest_ranges(ram_bytes):
+        if start <= gpa < start + size:
+            return (first + gpa - start) // PAGE_BYTES
+        first += size
     raise ValueError(f"guest-physical {gpa:#x} is not in the guest's {ram_bytes // MIB} MiB of RAM")
 
 

@@ -42,9 +42,13 @@ _IOMMUS: Mapping[tuple[str, bool], tuple[str, ...]] = MappingProxyType(
         ("none", False): (),
         ("intel", False): ("-device", "intel-iommu,intremap=on,eim=on"),
         ("intel", True): ("-device", "intel-iommu,intremap=on,eim=on,x-scalable-mode=on"),
-        ("amd", False): ("-device", "amd-iommu,intremap=on"),
+        # with pt=on, its default, QEMU 10.0's does not translate what devices access at all
+        ("amd", False): ("-device", "amd-iommu,intremap=on,pt=off"),
     }
 )
+
+#: on the root bus; an igb's virtual functions are numbered from 16 slots behind it, and take two
+_LAST_SLOT = 13
 
 #: QEMU's own choice for an edu are 28 bits
 _EDU_MASK = 0xFFFF_FFFF
@@ -142,6 +146,12 @@ def build_argv(
         "-chardev", _socket("qmp", paths.qmp), "-mon", "chardev=qmp,mode=control",
         *(_monitor("watch", paths.watch) if spec.devices else ()),
         "-chardev", _socket("con", paths.console), "-serial", "chardev:con",
+        # before all that takes the slot that is next
+        *(
+            word
+            for number, (name, kind) in enumerate(spec.devices)
+            for word in _device(number, name, kind, paths, is_behind_port=spec.iommu != "amd")
+        ),
         "-device", "virtio-serial-pci",
         "-chardev", _socket("agt", paths.agent),
         "-device", f"virtserialport,chardev=agt,name={AGENT_PORT}",
@@ -151,11 +161,6 @@ def build_argv(
         *(word for disk in paths.disks for word in _disk(disk, read_only=False)),
         *ssh_nic(),
         *wire_nic(paths),
-        *(
-            word
-            for number, (name, kind) in enumerate(spec.devices)
-            for word in _device(number, name, kind, paths)
-        ),
         *(("-incoming", "defer") if incoming else ()),
     )
     # fmt: on
@@ -213,11 +218,22 @@ def device_mac(number: int) -> str:
     return f"52:54:00:40:00:{number:02x}"
 
 
-def _device(number: int, name: str, kind: str, paths: MachinePaths) -> tuple[str, ...]:
-    """A device alone behind a root port of its own: an IOMMU group must have no other member."""
+def _device(
+    number: int, name: str, kind: str, paths: MachinePaths, *, is_behind_port: bool
+) -> tuple[str, ...]:
+    """A device alone behind a root port of its own: an IOMMU group must have no other member.
+
+    QEMU's AMD IOMMU takes the number of a device's bus from before the buses have been numbered: it
+    knows what is on the root bus only (amdvi_host_dma_iommu() in hw/i386/amd_iommu.c).
+    """
     if kind not in DEVICE_KINDS:
         raise PlanError(f"no device '{kind}'", hint=f"one of {', '.join(DEVICE_KINDS)}")
-    port = f"port-{name}"
+    # fixed slots: the BDF must be the same at both ends of a warm start
+    place = f"bus=pcie.0,addr={_LAST_SLOT - 2 * number:#x}"
+    port: tuple[str, ...] = ()
+    if is_behind_port:
+        place, slot = f"bus=port-{name}", f"{16 + number:#x}"
+        port = ("-device", f"pcie-root-port,id=port-{name},chassis={number + 1},addr={slot}")
     before: tuple[str, ...] = ()
     own = ""
     # fmt: off
@@ -233,12 +249,7 @@ def _device(number: int, name: str, kind: str, paths: MachinePaths) -> tuple[str
         own = f",drive=ns-{name},serial={name}"
     else:
         own = f",dma_mask={_EDU_MASK:#x}"
-    return (
-        # fixed slots: the BDF must be the same at both ends of a warm start
-        "-device", f"pcie-root-port,id={port},chassis={number + 1},addr={16 + number:#x}",
-        *before,
-        "-device", f"{kind},id={device_id(name)},bus={port}{own}",
-    )
+    return (*port, *before, "-device", f"{kind},id={device_id(name)},{place}{own}")
     # fmt: on
 
 

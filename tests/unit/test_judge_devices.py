@@ -643,6 +643,31 @@ def test_guests_memory_must_be_mapped_as_before(after: tuple[Run, ...]) -> None:
     assert "mappings changed over the update" in check.reason
 
 
+def walk_amd(outside: tuple[Run, ...], inside: tuple[Run, ...]) -> Check:
+    """Judge it with an AMD unit: tables of ``outside``, the guest's memory at ``inside``."""
+    mappings = tuple(
+        seen.make_mapping(1, view, moment, runs)
+        for view, runs in (("outside", outside), ("inside", inside))
+        for moment in ("before", "after")
+    )
+    return check_of("iommu.mappings", amd(spoil(stop()(GOOD), mappings=mappings)), OWN)
+
+
+def test_amd_tables_have_to_lead_to_where_the_guests_memory_lies() -> None:
+    # a VMM leaves holes, and makes some of it read-only
+    hole = GUESTS.size // 4
+    low = GUESTS._replace(size=hole)
+    high = GUESTS._replace(iova=2 * hole, phys=GUESTS.phys + 2 * hole, size=2 * hole, access=READ)
+    check = walk_amd((low, high, FIRMWARE), (GUESTS,))
+    assert check.status is Outcome.PASS, check.reason
+    swapped = (low, high._replace(phys=GUESTS.phys + hole), FIRMWARE)
+    check = walk_amd(swapped, (GUESTS,))
+    assert check.status is Outcome.FAIL
+    assert "says otherwise than its tables" in check.reason
+    short = walk_amd((low, high), (GUESTS._replace(size=3 * hole),))
+    assert short.status is Outcome.FAIL
+
+
 def test_device_that_reached_nothing_of_its_guest_proves_nothing() -> None:
     assert walk_own((FIRMWARE,), (NEWER,)).status is Outcome.ERROR
 

@@ -13,6 +13,7 @@ from liveupdate.errors import EvidenceError
 from liveupdate.formats.iommu import Requester, unpack_runs
 from liveupdate.probes.iommu import IommuWatcher
 from liveupdate.probes.iommu_inside import from_driver
+from liveupdate.probes.memory import guest_ranges
 from tests.unit.iommu_tables import AmdDeviceTable, AmdPageTable, Memory
 from tests.unit.test_probe_iommu import MTREE, UNIT, ScriptedMonitor
 
@@ -99,7 +100,7 @@ def test_altered_table_of_an_amd_unit_is_seen(tmp_path: Path) -> None:
 
 def test_what_a_driver_has_mapped_is_the_same_set() -> None:
     pfns = struct.pack("<4Q", 0x4_0000, 0x4_0001, 0x5_0000, 0x5_0001)
-    facts = from_driver(NIC, 0x1000_0000, pfns, "before", 5, 1)
+    facts = from_driver(NIC, [(0x1000_0000, 0x4000)], pfns, "before", 5, 1)
     assert (facts.view, facts.moment, facts.translation) == ("inside", "before", "host")
     assert [(run.iova, run.phys, run.size) for run in unpack_runs(facts.runs)] == [
         (0x1000_0000, 0x4000_0000, 0x2000),
@@ -107,6 +108,20 @@ def test_what_a_driver_has_mapped_is_the_same_set() -> None:
     ]
 
 
+def test_ranges_follow_each_other_in_the_frames() -> None:
+    ranges = guest_ranges(3 << 30)
+    assert ranges == ((0, 2 << 30), (4 << 30, 1 << 30))
+    facts = from_driver(
+        NIC, [(0, 0x1000), (0x8000, 0x1000)], struct.pack("<2Q", 7, 9), "after", 5, 1
+    )
+    assert [(run.iova, run.phys, run.size) for run in unpack_runs(facts.runs)] == [
+        (0, 0x7000, 0x1000),
+        (0x8000, 0x9000, 0x1000),
+    ]
+    with pytest.raises(EvidenceError, match="8 bytes of frames for 2 pages"):
+        from_driver(NIC, [(0, 0x2000)], struct.pack("<Q", 7), "after", 5, 1)
+
+
 def test_page_without_a_frame_is_no_mapping() -> None:
-    with pytest.raises(EvidenceError, match="page 1 of 0000:01:00.0's memory has no frame"):
-        from_driver(NIC, 0, struct.pack("<2Q", 7, 0), "after", 5, 1)
+    with pytest.raises(EvidenceError, match="IOVA 0x1000 of 0000:01:00.0 has no frame"):
+        from_driver(NIC, [(0, 0x2000)], struct.pack("<2Q", 7, 0), "after", 5, 1)

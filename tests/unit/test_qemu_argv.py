@@ -56,7 +56,7 @@ def test_kvm_splits_the_irqchip_only_for_an_iommu() -> None:
 
 @pytest.mark.parametrize(
     ("iommu", "device"),
-    [("intel", "intel-iommu,intremap=on,eim=on"), ("amd", "amd-iommu,intremap=on")],
+    [("intel", "intel-iommu,intremap=on,eim=on"), ("amd", "amd-iommu,intremap=on,pt=off")],
 )
 def test_iommu_comes_before_the_devices_behind_it(iommu: str, device: str) -> None:
     devices = values(argv(dataclasses.replace(SPEC, iommu=iommu)), "-device")
@@ -149,6 +149,14 @@ def test_device_is_alone_behind_a_root_port_of_its_own() -> None:
     wires = [each for each in values(command, "-netdev") if "wire-nic" in each]
     assert "local.path=/run/lu/x/d0q" in wires[0]
     assert "remote.path=/run/lu/x/d1o" in wires[1]
+
+
+def test_devices_of_an_amd_unit_are_on_the_root_bus_before_all_others() -> None:
+    nics = (("nic0", "igb"), ("nic1", "igb"))
+    devices = values(argv(dataclasses.replace(SPEC, iommu="amd", devices=nics)), "-device")
+    assert [each.partition(",")[0] for each in devices[:3]] == ["amd-iommu", "igb", "igb"]
+    # 16 and more slots above are their virtual functions'
+    assert ["bus=pcie.0,addr=0xd" in devices[1], "bus=pcie.0,addr=0xb" in devices[2]] == [True] * 2
 
 
 def test_every_kind_of_device_comes_with_what_is_behind_it() -> None:
