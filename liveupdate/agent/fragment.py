@@ -10,16 +10,20 @@ from __future__ import annotations
 import os
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap
 
-from .host import mem_free_bytes
+from .host import mem_free_bytes, meminfo_bytes
 from .lean import read_text
 from .pins import PAGE_BYTES, Pins, address_of
 
 HUGE_ORDER = 9
 HUGE_BYTES = PAGE_BYTES << HUGE_ORDER
-#: left alone, so that nothing is killed for want of memory
+#: left alone outside CMA, where the kernel's own allocations come from, so that nothing is killed
+#: for want of memory, nor looks for it without end
 SPARE_BYTES = 48 << 20
-#: so much may stay whole beyond what was asked for: the spare, and zones that are not for us
-TOLERANCE_BYTES = SPARE_BYTES + (32 << 20)
+#: taken before it is asked again what there is left
+_STEP_BYTES = 16 << 20
+#: so much may stay whole beyond what was asked for: the spare, as much of CMA, which is used up
+#: alongside (__rmqueue() in mm/page_alloc.c), and zones that are not for us
+TOLERANCE_BYTES = 2 * SPARE_BYTES + (32 << 20)
 #: include/uapi/asm-generic/mman-common.h
 _MADV_NOHUGEPAGE = 15
 _MADV_POPULATE_WRITE = 23
@@ -76,8 +80,7 @@ def fragment(share: float) -> tuple[Pins, dict[str, object]]:
     try:
         with mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS, PROT_READ | PROT_WRITE) as area:
             area.madvise(_MADV_NOHUGEPAGE)
-            area.madvise(_MADV_POPULATE_WRITE)
-            start = address_of(area)
+            start, size = address_of(area), _populate(area, size)
             chosen = choose(_frames(start, size), share)
             pins.add([start + index * PAGE_BYTES for index in chosen])
         after = whole_blocks(read_text("/proc/buddyinfo"))
@@ -96,6 +99,22 @@ def fragment(share: float) -> tuple[Pins, dict[str, object]]:
         "whole_after": after,
         "pinned": pins.count,
     }
+
+
+def _populate(area: mmap, size: int) -> int:
+    """Touch the area's pages while enough memory is left; return how many bytes that were."""
+    at = 0
+    while at < size and spare_bytes(read_text("/proc/meminfo")) > SPARE_BYTES + _STEP_BYTES:
+        step = min(_STEP_BYTES, size - at)
+        area.madvise(_MADV_POPULATE_WRITE, at, step)
+        at += step
+    return at
+
+
+def spare_bytes(meminfo: str) -> int:
+    """Return what is free and not CMA's, which the kernel cannot use for itself."""
+    cma = meminfo_bytes(meminfo, "CmaFree") if "CmaFree:" in meminfo else 0
+    return mem_free_bytes(meminfo) - cma
 
 
 def _frames(start: int, size: int) -> memoryview:

@@ -109,6 +109,22 @@ def test_memory_that_stays_whole_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         fragment.fragment(0.8)
 
 
+def test_what_the_kernel_can_use_for_itself_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_kb = [200 << 10]
+
+    def meminfo(_path: str) -> str:
+        free_kb[0] -= 16 << 10
+        return f"MemFree: {free_kb[0]} kB\nCmaFree: {40 << 10} kB\n"
+
+    monkeypatch.setattr(fragment, "read_text", meminfo)
+    size = 256 << 20
+    with mmap(-1, size) as area:
+        taken = fragment._populate(area, size)
+    # 200 MiB - 16 each time it is asked - 40 of CMA have to stay above 48 + 16
+    assert taken == 5 * (16 << 20)
+    assert fragment.spare_bytes("MemFree: 8 kB\n") == 8192
+
+
 def test_host_without_free_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {"/proc/buddyinfo": BUDDYINFO, "/proc/meminfo": "MemFree: 1024 kB\n"}
     monkeypatch.setattr(fragment, "read_text", texts.__getitem__)
