@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from liveupdate.errors import ScenarioError
-from liveupdate.faults import DEVICE_FAULTS
+from liveupdate.faults import DEVICE_FAULTS, GUEST_DEVICE_FAULTS
 from liveupdate.load import where
 from liveupdate.model.kinds import FED_KINDS, GUEST_KINDS, UNSAVED_KINDS
 from liveupdate.model.scenario import DeviceSpec, Scenario
@@ -71,6 +71,14 @@ def check_devices(scenario: Scenario, mechanism: Requirements) -> None:
             f" '{scenario.devices[0].name}' is a guest's",
             where=where(scenario, "fault"),
         )
+    if scenario.fault in GUEST_DEVICE_FAULTS and scenario.devices:
+        first = scenario.devices[0]
+        if first.guest is None or first.kind not in FED_KINDS:
+            raise ScenarioError(
+                f"fault '{scenario.fault}' strikes a guest's own network card, and '{first.name}'"
+                " is none",
+                where=where(scenario, "fault"),
+            )
     if scenario.fault == "drop-frames" and scenario.devices:
         first = scenario.devices[0]
         if first.kind not in FED_KINDS:

@@ -325,6 +325,18 @@ _TABLE = (
         "FAIL",
         5,
     ),
+    # --- a guest's own devices
+    replace(
+        _fault(
+            "guest-link-cut",
+            "blackout",
+            "the cable of a guest's own network card is pulled out during the blackout",
+            "device.dma-continuity",
+            "FAIL",
+            1,
+        ),
+        scenario="vfio-quiesce",
+    ),
     # --- the lab
     _fault(
         "ssh-drop",
@@ -363,5 +375,8 @@ _TABLE = (
 FAULTS: Mapping[str, Fault] = MappingProxyType({fault.name: fault for fault in _TABLE})
 """Every fault by name, in the order in which ``liveupdate faults`` lists them."""
 
-DEVICE_FAULTS = tuple(fault.name for fault in _TABLE if fault.scenario != "default")
+DEVICE_FAULTS = tuple(fault.name for fault in _TABLE if fault.scenario == "vfio-continuous")
 """Those that need a device whose DMA goes on."""
+
+GUEST_DEVICE_FAULTS = tuple(fault.name for fault in _TABLE if fault.scenario == "vfio-quiesce")
+"""Those that need a guest's own network card."""

@@ -21,7 +21,7 @@ from liveupdate.formats.vtd_paging import find_leaf
 from liveupdate.formats.vtd_tables import decode_unit, find_entry
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.probes.qemu_machine import Machine
-from liveupdate.target.qemu_argv import device_id
+from liveupdate.target.qemu_argv import device_id, wire_id
 from liveupdate.testbed import Testbed
 from liveupdate.units import MIB, PhysAddr, format_addr
 
@@ -84,6 +84,11 @@ def _drop_frames(bed: Testbed) -> None:
     sender = bed.senders[_device(bed)]
     first = sender.next_number + DROP_AFTER
     sender.lost = frozenset(range(first, first + DROPPED))
+
+
+def _guest_link_cut(bed: Testbed) -> None:
+    link = {"name": wire_id(_device(bed)), "up": False}
+    bed.own_machine.qmp.execute("set_link", link, Deadline.after(_CALL_S, "set_link"))
 
 
 def _record_address(bed: Testbed) -> PhysAddr:
@@ -278,6 +283,7 @@ BLACKOUT: Table = MappingProxyType(
         "region-corrupt": _region_corrupt,
         "region-version": _region_version,
         "guest-disk-lost": _guest_disk_lost,
+        "guest-link-cut": _guest_link_cut,
         "ssh-drop": _ssh_drop,
         "qmp-drop": _qmp_drop,
         "qemu-killed": _qemu_killed,

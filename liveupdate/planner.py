@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from liveupdate.device_needs import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
 from liveupdate.errors import PlanError, ScenarioError
-from liveupdate.faults import DEVICE_FAULTS, FAULTS, Fault
+from liveupdate.faults import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS, Fault
 from liveupdate.kernel_needs import check_kernels
 from liveupdate.load import where
 from liveupdate.model.kinds import FED_KINDS
@@ -305,7 +305,7 @@ def _fault(scenario: Scenario, mechanism: Requirements) -> Fault | None:
         )
     if name in PAYLOAD_FAULTS and scenario.guests[0].image is not None:
         raise ScenarioError(f"fault '{name}' needs our payload in the first guest", where=place)
-    if name in DEVICE_FAULTS and not scenario.devices:
+    if name in (*DEVICE_FAULTS, *GUEST_DEVICE_FAULTS) and not scenario.devices:
         raise ScenarioError(
             f"fault '{name}' strikes a device, and the scenario has none",
             where=place,

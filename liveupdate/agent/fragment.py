@@ -18,12 +18,15 @@ HUGE_ORDER = 9
 HUGE_BYTES = PAGE_BYTES << HUGE_ORDER
 #: left alone outside CMA, where the kernel's own allocations come from, so that nothing is killed
 #: for want of memory, nor looks for it without end
-SPARE_BYTES = 48 << 20
+SPARE_BYTES = 32 << 20
+#: what the kernel itself keeps back meanwhile: khugepaged has it raise that beyond the spare
+_MIN_FREE_KIB = 8192
+_MIN_FREE = "/proc/sys/vm/min_free_kbytes"
 #: taken before it is asked again what there is left
-_STEP_BYTES = 16 << 20
+_STEP_BYTES = 4 << 20
 #: so much may stay whole beyond what was asked for: the spare, as much of CMA, which is used up
 #: alongside (__rmqueue() in mm/page_alloc.c), and zones that are not for us
-TOLERANCE_BYTES = 2 * SPARE_BYTES + (32 << 20)
+TOLERANCE_BYTES = 2 * (SPARE_BYTES + _STEP_BYTES) + (32 << 20)
 #: include/uapi/asm-generic/mman-common.h
 _MADV_NOHUGEPAGE = 15
 _MADV_POPULATE_WRITE = 23
@@ -77,7 +80,9 @@ def fragment(share: float) -> tuple[Pins, dict[str, object]]:
     if size <= 0:
         raise FragmentError(f"only {free} bytes are free")
     pins = Pins()
+    kept = read_text(_MIN_FREE)
     try:
+        _write(_MIN_FREE, str(_MIN_FREE_KIB))
         with mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS, PROT_READ | PROT_WRITE) as area:
             area.madvise(_MADV_NOHUGEPAGE)
             start, size = address_of(area), _populate(area, size)
@@ -92,6 +97,8 @@ def fragment(share: float) -> tuple[Pins, dict[str, object]]:
     except BaseException:
         pins.close()
         raise
+    finally:
+        _write(_MIN_FREE, kept)
     return pins, {
         "share": share,
         "free_bytes": free,
@@ -99,6 +106,11 @@ def fragment(share: float) -> tuple[Pins, dict[str, object]]:
         "whole_after": after,
         "pinned": pins.count,
     }
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
 
 
 def _populate(area: mmap, size: int) -> int:

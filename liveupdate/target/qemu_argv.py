@@ -218,6 +218,11 @@ def device_mac(number: int) -> str:
     return f"52:54:00:40:00:{number:02x}"
 
 
+def wire_id(name: str) -> str:
+    """QEMU's id of what the network card ``name`` of a scenario is connected to."""
+    return f"wire-{name}"
+
+
 def _device(
     number: int, name: str, kind: str, paths: MachinePaths, *, is_behind_port: bool
 ) -> tuple[str, ...]:
@@ -239,11 +244,11 @@ def _device(
     # fmt: off
     if kind in FED_KINDS:
         before = (
-            "-netdev", f"dgram,id=wire-{name}"
+            "-netdev", f"dgram,id={wire_id(name)}"
                        f",local.type=unix,local.path={_escape(paths.feed_qemu(number))}"
                        f",remote.type=unix,remote.path={_escape(paths.feed_ours(number))}",
         )
-        own = f",netdev=wire-{name},mac={device_mac(number)},romfile="
+        own = f",netdev={wire_id(name)},mac={device_mac(number)},romfile="
     elif kind == "nvme":
         before = _namespace(name, paths.namespaces[name])
         own = f",drive=ns-{name},serial={name}"

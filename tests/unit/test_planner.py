@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liveupdate.errors import PlanError, ScenarioError
-from liveupdate.faults import DEVICE_FAULTS, FAULTS
+from liveupdate.faults import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS
 from liveupdate.model.plan import ImageSet, KernelImage, Plan, Region
 from liveupdate.model.scenario import (
     DeviceSpec,
@@ -134,21 +134,21 @@ def test_users_cpu_flags_are_not_lost_behind_ours() -> None:
 def test_every_fault_of_the_plan_changes_it_and_no_other_does() -> None:
     planned = {name for name, fault in FAULTS.items() if fault.where == "plan"}
     assert set(PLAN_FAULTS) == planned
-    devices = (DeviceSpec(name="nic0"),)
+    devices = dict.fromkeys(DEVICE_FAULTS, (NIC,)) | dict.fromkeys(GUEST_DEVICE_FAULTS, (OWN,))
     special = {"kernel-without-kho": NO_KHO, "luo-abi-skew": SKEWED}
     for mechanism in MECHANISMS.values():
         plain = plan(Scenario(mechanism=mechanism.name)).hops
         for name, fault in FAULTS.items():
             if name in mechanism.immune:
                 continue
-            if name in DEVICE_FAULTS and mechanism.name != "luo-memfd":
+            if name in devices and mechanism.name != "luo-memfd":
                 continue  # devices go with that one only
             # what is changed for this one is its kernels
             images = replace(IMAGES, incoming=kernel("s")) if name == "stock-kernel" else IMAGES
             scenario = Scenario(
                 fault=name,
                 mechanism=mechanism.name,
-                devices=devices if name in DEVICE_FAULTS else (),
+                devices=devices.get(name, ()),
             )
             made = plan(scenario, special.get(name, images))
             assert made.fault is not None
@@ -423,6 +423,9 @@ def test_guests_own_device_needs_our_payload_one_journal_and_no_fault() -> None:
         plan(Scenario(devices=mixed))
     with pytest.raises(ScenarioError, match="strikes a device of the host's own driver"):
         plan(Scenario(devices=(OWN,), fault="reset-device"))
+    for other in (NIC, replace(OWN, kind="nvme")):
+        with pytest.raises(ScenarioError, match="a guest's own network card, and 'nic0' is none"):
+            plan(Scenario(devices=(other,), fault="guest-link-cut"))
 
 
 def test_guests_own_devices_are_watched_and_their_machine_is_booted_anew() -> None:
