@@ -70,7 +70,7 @@ class GuestShare:
 
     def guests(self, before: Sets, after: Sets) -> tuple[Sets, Sets]:
         """Leave of either walk what leads to the guest's memory."""
-        return _pick(before, self.before, wanted=True), _pick(after, self.after, wanted=True)
+        return self.guests_at("before", before), self.guests_at("after", after)
 
     def guests_at(self, moment: str, walk: Sets) -> Sets:
         """Leave of one walk what leads to the guest's memory."""

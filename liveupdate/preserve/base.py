@@ -13,8 +13,13 @@ AGENT_SESSION = "lu.agent"
 KHO = "kho"
 LUO = "luo"
 
-#: why ``wrong-pointer`` says nothing about most
+#: why faults say nothing about some mechanisms
 NO_POINTER = "what it left is found without a pointer on the command line"
+NO_KHO = "this mechanism does without KHO, which is switched off"
+NO_LUO = "this mechanism does without LUO, which is switched off"
+NO_MEMFD = "it moves a page of a memfd"
+NO_MODULES = "our modules are not built for the kernel that it needs"
+NO_REGION = "it strikes a region that was set aside, and this mechanism has none"
 
 #: stand in :attr:`Requirements.append` for the region's place, known once the guests are
 SIZE = "{size}"

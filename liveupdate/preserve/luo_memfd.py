@@ -7,7 +7,7 @@ by the agent (``liveupdate.agent``); here stands only what the planner must know
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, LUO, NO_POINTER, Requirements, Trait, Traits
+from liveupdate.preserve.base import KHO, LUO, NO_POINTER, NO_REGION, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="luo-memfd",
@@ -25,7 +25,7 @@ REQUIREMENTS = Requirements(
     ),
     immune={"wrong-pointer": NO_POINTER}
     | {
-        name: "it strikes a region that was set aside, and this mechanism has none"
+        name: NO_REGION
         for name in (
             "region-missing",
             "region-size",

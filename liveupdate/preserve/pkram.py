@@ -7,10 +7,17 @@ directory of saves; LUO is switched off, to show that it takes no part.
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, NO_POINTER, Requirements, Trait, Traits
-
-_NO_LUO = "this mechanism does without LUO, which is switched off"
-_NO_REGION = "it strikes a region that was set aside, and this mechanism has none"
+from liveupdate.preserve.base import (
+    KHO,
+    NO_LUO,
+    NO_MEMFD,
+    NO_MODULES,
+    NO_POINTER,
+    NO_REGION,
+    Requirements,
+    Trait,
+    Traits,
+)
 
 REQUIREMENTS = Requirements(
     name="pkram",
@@ -35,12 +42,12 @@ REQUIREMENTS = Requirements(
     version_at=8,
     immune={
         "wrong-pointer": NO_POINTER,
-        "move-page": "it moves a page of a memfd",
+        "move-page": NO_MEMFD,
         "kho-off": "the kernel gives back what was preserved without a look at kho=",
-        "liveupdate-off": _NO_LUO,
-        "kernel-without-kho": "our modules are not built for the kernel that it needs",
-        "luo-abi-skew": "our modules are not built for the kernel that it needs",
-        "region-missing": _NO_REGION,
-        "region-size": _NO_REGION,
+        "liveupdate-off": NO_LUO,
+        "kernel-without-kho": NO_MODULES,
+        "luo-abi-skew": NO_MODULES,
+        "region-missing": NO_REGION,
+        "region-size": NO_REGION,
     },
 )

@@ -8,11 +8,18 @@ which needs no handover at all, and the memory has no struct pages.
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import NO_POINTER, SIZE, START, Requirements, Trait, Traits
+from liveupdate.preserve.base import (
+    NO_KHO,
+    NO_MEMFD,
+    NO_MODULES,
+    NO_POINTER,
+    SIZE,
+    START,
+    Requirements,
+    Trait,
+    Traits,
+)
 from liveupdate.units import MIB
-
-_NO_KHO = "this mechanism does without KHO, which is switched off"
-_NO_MODULES = "our modules are not built for the kernel that it needs"
 
 #: files that hold the pool's code, below guest-images/
 POOL_CODE = (
@@ -43,11 +50,11 @@ REQUIREMENTS = Requirements(
     version_at=8,
     immune={
         "wrong-pointer": NO_POINTER,
-        "move-page": "it moves a page of a memfd",
-        "kho-off": _NO_KHO,
-        "liveupdate-off": _NO_KHO,
-        "kexec-load": _NO_KHO,
-        "kernel-without-kho": _NO_MODULES,
-        "luo-abi-skew": _NO_MODULES,
+        "move-page": NO_MEMFD,
+        "kho-off": NO_KHO,
+        "liveupdate-off": NO_KHO,
+        "kexec-load": NO_KHO,
+        "kernel-without-kho": NO_MODULES,
+        "luo-abi-skew": NO_MODULES,
     },
 )

@@ -8,11 +8,10 @@ the place when it boots; the incoming one is told it by KHO and finds the region
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, NO_POINTER, SIZE, Requirements
+from liveupdate.preserve.base import KHO, NO_MEMFD, NO_MODULES, NO_POINTER, SIZE, Requirements
 from liveupdate.preserve.pool import POOL_TRAITS, SPARE_BYTES
 
 _NO_LUO = "this mechanism does without LUO"
-_NO_MODULES = "our modules are not built for the kernel that it needs"
 
 REQUIREMENTS = Requirements(
     name="reserve-mem",
@@ -36,10 +35,10 @@ REQUIREMENTS = Requirements(
     version_at=8,
     immune={
         "wrong-pointer": NO_POINTER,
-        "move-page": "it moves a page of a memfd",
+        "move-page": NO_MEMFD,
         "kho-off": "the kernel revives reserve_mem= without a look at kho=",
         "liveupdate-off": _NO_LUO,
-        "kernel-without-kho": _NO_MODULES,
-        "luo-abi-skew": _NO_MODULES,
+        "kernel-without-kho": NO_MODULES,
+        "luo-abi-skew": NO_MODULES,
     },
 )

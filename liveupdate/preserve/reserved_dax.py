@@ -7,10 +7,17 @@ part: what carries the memory is that both kernels are told to leave the same ra
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import NO_POINTER, SIZE, START, Requirements, Trait, Traits
+from liveupdate.preserve.base import (
+    NO_KHO,
+    NO_MEMFD,
+    NO_POINTER,
+    SIZE,
+    START,
+    Requirements,
+    Trait,
+    Traits,
+)
 from liveupdate.units import MIB
-
-_NO_KHO = "this mechanism does without KHO, which is switched off"
 
 REQUIREMENTS = Requirements(
     name="reserved-dax",
@@ -32,11 +39,11 @@ REQUIREMENTS = Requirements(
     version_at=1024 + 0x4C,
     immune={
         "wrong-pointer": NO_POINTER,
-        "move-page": "it moves a page of a memfd",
-        "kho-off": _NO_KHO,
-        "liveupdate-off": _NO_KHO,
-        "kexec-load": _NO_KHO,
-        "kernel-without-kho": _NO_KHO,
-        "luo-abi-skew": _NO_KHO,
+        "move-page": NO_MEMFD,
+        "kho-off": NO_KHO,
+        "liveupdate-off": NO_KHO,
+        "kexec-load": NO_KHO,
+        "kernel-without-kho": NO_KHO,
+        "luo-abi-skew": NO_KHO,
     },
 )
