@@ -18,10 +18,10 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import DeadlineExceeded, LiveUpdateError, PlanError
-from liveupdate.paths import cache_dir, runtime_dir
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, PlanError
+from liveupdate.core.paths import cache_dir, runtime_dir
 from liveupdate.registry import write_owner
 from liveupdate.transport.qmp import Qmp
 

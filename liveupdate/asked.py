@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import (
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import (
     DeadlineExceeded,
     EvidenceError,
     LiveUpdateError,
     LostMachine,
     RemoteError,
 )
+from liveupdate.core.steps import Steps
 from liveupdate.formats import payload
 from liveupdate.model import codec
 from liveupdate.model.evidence import Incident, KernelFacts
-from liveupdate.steps import Steps
 from liveupdate.testbed import GuestHandle, Testbed
 
 #: reading a page back for the first time after a resume is a nested fault; under TCG, 4.3 ms were

@@ -15,16 +15,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from liveupdate import paths
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.devices import find_guests_own, start_devices, stop_devices
-from liveupdate.errors import (
+from liveupdate.core import paths
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import (
     DeadlineExceeded,
     LiveUpdateError,
     LostMachine,
     PlanError,
     RemoteError,
 )
+from liveupdate.core.steps import Steps
+from liveupdate.core.units import GIB, MIB
+from liveupdate.devices import find_guests_own, start_devices, stop_devices
 from liveupdate.formats import payload, tickpage
 from liveupdate.formats.pattern import STEP
 from liveupdate.images import catalogue
@@ -32,7 +34,6 @@ from liveupdate.model import codec
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.registry import Registry
-from liveupdate.steps import Steps
 from liveupdate.store import RunDir
 from liveupdate.target.base import Host
 from liveupdate.target.qemu import HostFiles, QemuHost
@@ -40,7 +41,6 @@ from liveupdate.target.ssh import SshHost
 from liveupdate.target.ssh_spec import read_description
 from liveupdate.target.warm import WarmState, WarmStateError, WarmStore, make_key
 from liveupdate.testbed import GuestHandle, Testbed
-from liveupdate.units import GIB, MIB
 
 #: saved states together may take this much of the cache
 WARM_BYTES = 12 * GIB

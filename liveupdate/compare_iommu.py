@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from liveupdate.core.units import format_addr
 from liveupdate.formats.iommu import (
     Binding,
     MappingSet,
@@ -19,7 +20,6 @@ from liveupdate.formats.iommu import (
     TableFault,
     format_access,
 )
-from liveupdate.units import format_addr
 
 
 class ChangeKind(StrEnum):

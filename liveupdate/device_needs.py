@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from liveupdate.errors import ScenarioError
+from liveupdate.core.errors import ScenarioError
 from liveupdate.faults import DEVICE_FAULTS, GUEST_DEVICE_FAULTS
 from liveupdate.load import where
 from liveupdate.model.kinds import FED_KINDS, GUEST_KINDS, UNSAVED_KINDS

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import DeadlineExceeded, EvidenceError, LiveUpdateError
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import DeadlineExceeded, EvidenceError, LiveUpdateError
+from liveupdate.core.steps import Steps
 from liveupdate.formats.frames import build_frame
 from liveupdate.formats.qemu_pci import find_function
 from liveupdate.guest_use import GuestUseWatch
@@ -18,7 +19,6 @@ from liveupdate.model import codec
 from liveupdate.model.evidence import DeviceFacts, FrameAccount, Landed
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.frames import FrameSender
-from liveupdate.steps import Steps
 from liveupdate.target.qemu_argv import device_id, device_mac, throttle_id
 from liveupdate.testbed import WIRE_MAC, DeviceStatus, Testbed
 from liveupdate.transport.agent import AgentEvent

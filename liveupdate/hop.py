@@ -15,15 +15,17 @@ from pathlib import Path
 
 from liveupdate import inject
 from liveupdate.asked import ask_facts, read_over_ssh, record_vmm, verify_pattern
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.devices import DeviceHop
-from liveupdate.errors import (
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import (
     DeadlineExceeded,
     EvidenceError,
     LiveUpdateError,
     LostMachine,
     RemoteError,
 )
+from liveupdate.core.steps import Steps
+from liveupdate.core.units import PAGE_BYTES
+from liveupdate.devices import DeviceHop
 from liveupdate.formats import kho_map
 from liveupdate.formats.journal import JournalError
 from liveupdate.model import codec
@@ -38,13 +40,11 @@ from liveupdate.preserve.base import AGENT_SESSION
 from liveupdate.probes.liveness import scan_disk
 from liveupdate.probes.memory import DigestJob
 from liveupdate.probes.told import collect_digests
-from liveupdate.steps import Steps
 from liveupdate.target.ssh import SshHost
 from liveupdate.testbed import GuestHandle, Testbed, disk_of
 from liveupdate.timeline import phases
 from liveupdate.transport.agent import AgentEvent
 from liveupdate.transport.console import ConsoleLine
-from liveupdate.units import PAGE_BYTES
 from liveupdate.watch import Watchers
 
 #: events of the agent that are moments of the timeline

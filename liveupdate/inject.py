@@ -11,8 +11,9 @@ import contextlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import EvidenceError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import EvidenceError
+from liveupdate.core.units import MIB, PhysAddr, format_addr
 from liveupdate.formats import keep_dma
 from liveupdate.formats.iommu import Requester
 from liveupdate.formats.iommu_walk import ADDRESS_MASK
@@ -23,7 +24,6 @@ from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.probes.qemu_machine import Machine
 from liveupdate.target.qemu_argv import device_id, wire_id
 from liveupdate.testbed import Testbed
-from liveupdate.units import MIB, PhysAddr, format_addr
 
 Strike = Callable[[Testbed], None]
 Table = Mapping[str, Strike]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from liveupdate.errors import PlanError
+from liveupdate.core.errors import PlanError
 from liveupdate.faults import Fault
 from liveupdate.load import where
 from liveupdate.model.plan import ImageSet, KernelImage

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from liveupdate.errors import ScenarioError
+from liveupdate.core.errors import ScenarioError
+from liveupdate.core.units import MIB, format_size
 from liveupdate.formats.tomlpos import KeyLines, KeyPath, scan
 from liveupdate.model.scenario import (
     Budget,
@@ -29,7 +30,6 @@ from liveupdate.model.scenario import (
 )
 from liveupdate.scenario_keys import ARRAYS, DEVICE, GUEST, SECTIONS, Key
 from liveupdate.scenario_values import NAME, Leaf, convert_value
-from liveupdate.units import MIB, format_size
 
 MAX_FILE_BYTES = 1 << 20
 MAX_GUESTS = 8

@@ -14,7 +14,7 @@ from pathlib import PurePath
 from statistics import median
 from typing import Any
 
-from liveupdate.units import GIB, parse_size
+from liveupdate.core.units import GIB, parse_size
 
 Document = Mapping[str, Any]
 

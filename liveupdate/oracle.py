@@ -12,8 +12,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import LiveUpdateError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import LiveUpdateError
+from liveupdate.core.steps import Steps
+from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import parse_bdf
 from liveupdate.formats.keep_dma import parse_preserved
 from liveupdate.formats.malformed import MalformedError
@@ -21,11 +23,9 @@ from liveupdate.model.evidence import ConfigFacts, Incident, MappingFacts
 from liveupdate.probes.iommu import IommuWatcher
 from liveupdate.probes.iommu_inside import from_driver, read_inside
 from liveupdate.probes.memory import guest_ranges
-from liveupdate.steps import Steps
 from liveupdate.target.qemu_argv import device_id
 from liveupdate.testbed import Testbed
 from liveupdate.transport.quick_qmp import QuickQmp
-from liveupdate.units import PAGE_BYTES
 
 #: 65,000 mappings as debugfs prints them take a while under TCG
 _INSIDE_S = 60.0

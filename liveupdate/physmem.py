@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from liveupdate.units import PAGE_BYTES, Pfn, PhysAddr, format_addr
+from liveupdate.core.units import PAGE_BYTES, Pfn, PhysAddr, format_addr
 
 #: how much is translated at a time; small enough for a batch to lie in one range
 _BATCH_PAGES = 1024

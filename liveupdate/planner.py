@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from liveupdate.core.errors import PlanError, ScenarioError
+from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
 from liveupdate.device_needs import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
-from liveupdate.errors import PlanError, ScenarioError
 from liveupdate.faults import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS, Fault
 from liveupdate.kernel_needs import check_kernels
 from liveupdate.load import where
@@ -35,7 +36,6 @@ from liveupdate.preserve.base import KHO, Requirements
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.set_aside import fill_region, find_region, piece_bytes
 from liveupdate.targets import CHECK_NEEDS, FAULT_NEEDS, split_target
-from liveupdate.units import GIB, MIB, PAGE_BYTES, format_size
 
 #: what the host under update needs beside its guests: kernel, tmpfs, agent, room for the incoming
 #: kernel's image and KHO's scratch areas while the guests' memory stays where it is

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import liveupdate
-from liveupdate import paths, proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import LiveUpdateError
+from liveupdate.core import paths, proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import LiveUpdateError
 from liveupdate.model.evidence import Provenance
 from liveupdate.testbed import Testbed
 

@@ -22,9 +22,9 @@ from enum import Enum
 from itertools import pairwise
 from pathlib import Path
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import StateError
-from liveupdate.proc import read_start_time
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import StateError
+from liveupdate.core.proc import read_start_time
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def decide(
 
 
 class Registry:
-    """The records in one runtime directory (:func:`liveupdate.paths.runtime_dir`)."""
+    """The records in one runtime directory (:func:`liveupdate.core.paths.runtime_dir`)."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
-from liveupdate.errors import ScenarioError
+from liveupdate.core.errors import ScenarioError
 from liveupdate.model.verdict import CHECK_IDS, Check, Outcome, Verdict, reduce
 
 VARIABLE = "LIVEUPDATE_REQUIRE"

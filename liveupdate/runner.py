@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from liveupdate.bringup import bring_up
-from liveupdate.errors import DeadlineExceeded, LiveUpdateError, LostMachine
+from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, LostMachine
+from liveupdate.core.steps import Steps
 from liveupdate.hop import FreezeRefused, HopRun
 from liveupdate.judge import judge
 from liveupdate.model.evidence import Evidence, Incident
@@ -22,7 +23,6 @@ from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import Verdict
 from liveupdate.provenance import describe
 from liveupdate.scenario_dump import dump_scenario
-from liveupdate.steps import Steps
 from liveupdate.store import RunDir
 from liveupdate.testbed import Testbed
 from liveupdate.watch import Watchers

@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterator
 from decimal import Decimal
 
+from liveupdate.core.units import GIB, KIB, MIB
 from liveupdate.model.scenario import Scenario
 from liveupdate.scenario_keys import DEVICE, GUEST, SECTIONS, Key
-from liveupdate.units import GIB, KIB, MIB
 
 
 def dump_scenario(scenario: Scenario) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from liveupdate.core.units import GIB, KIB, MIB, PAGE_BYTES
 from liveupdate.model.kinds import DEVICE_KINDS
 from liveupdate.model.scenario import MAX_GUEST_BYTES, MIN_GUEST_BYTES
-from liveupdate.units import GIB, KIB, MIB, PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import EvidenceError, LiveUpdateError, LostMachine, StateError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import EvidenceError, LiveUpdateError, LostMachine, StateError
+from liveupdate.core.units import PAGE_BYTES, PhysAddr
 from liveupdate.formats import payload, tickpage
 from liveupdate.model.evidence import FrameAccount
 from liveupdate.model.plan import Plan
@@ -29,7 +30,6 @@ from liveupdate.target.base import Host
 from liveupdate.target.qemu import QemuHost
 from liveupdate.transport.agent import AgentEvent
 from liveupdate.transport.ssh import Ssh
-from liveupdate.units import PAGE_BYTES, PhysAddr
 
 CALL_S = 30.0
 #: a host that hangs is not asked for its guests' ticks for longer than this

@@ -8,9 +8,9 @@ import threading
 import time
 from contextlib import ExitStack
 
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import LiveUpdateError
 from liveupdate.devices import make_sender
-from liveupdate.errors import LiveUpdateError
 from liveupdate.model.evidence import AgentPing, Incident
 from liveupdate.model.kinds import FED_KINDS
 from liveupdate.probes.base import Sampler

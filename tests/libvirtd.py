@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
 
 #: the monolithic daemon, or the modular one
 PROGRAMS = ("libvirtd", "virtqemud")

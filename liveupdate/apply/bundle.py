@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 import liveupdate
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
 from liveupdate.store.files import StoreError, write_atomic
 
 FORMAT = 1

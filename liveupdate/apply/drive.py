@@ -17,8 +17,8 @@ from liveupdate.apply.hostside import HostSide, Unreachable, control_boot_id
 from liveupdate.apply.journal import HostView, decide, status_view
 from liveupdate.apply.steps import BY_NAME, FORWARD, NO_RETURN, Step
 from liveupdate.apply.wal import Wal
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import (
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import (
     DeadlineExceeded,
     EvidenceError,
     LaunchError,
@@ -27,10 +27,10 @@ from liveupdate.errors import (
     OutcomeUnknown,
     RemoteError,
 )
+from liveupdate.core.steps import Steps
 from liveupdate.judge import judge
 from liveupdate.model.codec import CodecError
 from liveupdate.model.verdict import ExitCode, Outcome, Verdict
-from liveupdate.steps import Steps
 from liveupdate.store.files import StoreError
 from liveupdate.target.ssh import HostLocked
 from liveupdate.transport.ssh import WrongHostKey

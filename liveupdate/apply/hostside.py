@@ -18,8 +18,8 @@ from liveupdate.apply import preflight, told
 from liveupdate.apply.journal import ClockPair, HostView, State, status_view
 from liveupdate.apply.preflight import Local
 from liveupdate.asked import ask_facts, read_over_ssh, record_vmm, verify_pattern
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import (
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import (
     DeadlineExceeded,
     EvidenceError,
     LiveUpdateError,
@@ -28,6 +28,7 @@ from liveupdate.errors import (
     PlanError,
     RemoteError,
 )
+from liveupdate.core.steps import Steps
 from liveupdate.formats import payload, tickpage
 from liveupdate.model import codec
 from liveupdate.model.evidence import Incident, SessionFacts
@@ -35,7 +36,6 @@ from liveupdate.model.plan import Hop, Plan
 from liveupdate.planner import fill_append
 from liveupdate.probes.told import collect_digests
 from liveupdate.provenance import describe
-from liveupdate.steps import Steps
 from liveupdate.store import RunDir
 from liveupdate.target.base import Host
 from liveupdate.target.ssh import NEXT_KERNEL

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from liveupdate.apply.steps import BY_NAME, FORWARD, NO_RETURN, first_open, path_of
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
 
 VERSION = 1
 KINDS = ("begin", "intent", "done", "failed", "turn", "clock", "note", "end")

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from liveupdate.core.units import MIB, PAGE_BYTES, format_size
 from liveupdate.model import codec
 from liveupdate.model.evidence import KernelFacts
 from liveupdate.model.plan import KernelImage
 from liveupdate.preserve.base import Requirements
-from liveupdate.units import MIB, PAGE_BYTES, format_size
 
 #: a VMM's own memory while it saves its state, and what the agent needs beside it
 STATE_BYTES_PER_GUEST = 16 * MIB

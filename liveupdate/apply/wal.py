@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from liveupdate.apply.journal import Record, State, decode, encode, replay
-from liveupdate.errors import EvidenceError, LaunchError
+from liveupdate.core.errors import EvidenceError, LaunchError
 from liveupdate.model import layout
 from liveupdate.store.files import StoreError
 

@@ -102,9 +102,9 @@ def apply(
     from liveupdate.cli import apply_says, applying
     from liveupdate.cli.gather import check_results
     from liveupdate.cli.output import log, say, say_json
+    from liveupdate.core.paths import results_dir
     from liveupdate.images.catalogue import read_kernel
     from liveupdate.model.scenario import Budget, Observation, Timeouts
-    from liveupdate.paths import results_dir
 
     place = applying.find_place(host)
     if not dry_run:
@@ -225,8 +225,8 @@ def _go_on(
     from liveupdate.apply.drive import reset_host
     from liveupdate.apply.wal import Wal
     from liveupdate.cli import applying
+    from liveupdate.core.paths import results_dir
     from liveupdate.images.catalogue import read_kernel
-    from liveupdate.paths import results_dir
     from liveupdate.store import RunDir
 
     if by_step:
@@ -264,8 +264,8 @@ def _work(
     from liveupdate.cli import apply_says, applying
     from liveupdate.cli.output import log, log_error, say_json
     from liveupdate.cli.view import show_steps
-    from liveupdate.errors import DeadlineExceeded, LiveUpdateError
-    from liveupdate.steps import Steps
+    from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError
+    from liveupdate.core.steps import Steps
 
     steps = Steps()
     steps.subscribe(record.log_step)
@@ -320,8 +320,8 @@ def status(app: App, *, run_dir: Path | None, offline: bool, as_json: bool) -> i
     from liveupdate.apply.wal import read_journal
     from liveupdate.cli import apply_says, applying
     from liveupdate.cli.output import say, say_json
-    from liveupdate.errors import LiveUpdateError
-    from liveupdate.paths import results_dir
+    from liveupdate.core.errors import LiveUpdateError
+    from liveupdate.core.paths import results_dir
 
     path = (run_dir or results_dir() / "latest").resolve()
     records = read_journal(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from liveupdate.cli.output import log, one_line, printable, say, say_json
-from liveupdate.errors import LiveUpdateError
+from liveupdate.core.errors import LiveUpdateError
 
 if TYPE_CHECKING:
     from liveupdate.apply.drive import Ended
@@ -46,7 +46,7 @@ def one_line_each(lines: list[str]) -> list[str]:
 def show_plan(plan: Plan, survey: Survey, place: Place) -> str:
     """The plan, with risks and the way back, for people."""
     from liveupdate.apply.steps import FORWARD
-    from liveupdate.units import format_size
+    from liveupdate.core.units import format_size
 
     hop = plan.hops[0]
     total = sum(guest.memory_bytes for guest in plan.guests)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from liveupdate.cli.output import log, one_line
-from liveupdate.errors import PlanError, ScenarioError
+from liveupdate.core.errors import PlanError, ScenarioError
 
 if TYPE_CHECKING:
     from liveupdate.apply.drive import Driver
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from liveupdate.apply.steps import Step
     from liveupdate.apply.wal import Wal
     from liveupdate.cli.app import App
+    from liveupdate.core.steps import Steps
     from liveupdate.model.plan import KernelImage, Plan
-    from liveupdate.steps import Steps
     from liveupdate.store import RunDir
     from liveupdate.target.ssh_spec import LabMachine
 
@@ -51,7 +51,7 @@ class Place:
 
 def find_place(name: str) -> Place:
     """Find the description of a host. :raises ScenarioError: there is none, or it is wrong."""
-    from liveupdate.paths import config_dir
+    from liveupdate.core.paths import config_dir
     from liveupdate.target.ssh_spec import find_description, read_description
 
     path = find_description(name, config_dir())
@@ -63,7 +63,7 @@ def check_allowed(place: Place) -> None:
 
     :raises ScenarioError: it is not there, or the file cannot be read.
     """
-    from liveupdate.paths import config_dir
+    from liveupdate.core.paths import config_dir
 
     path = config_dir() / "apply.toml"
     hint = f'add it: allow = ["{place.address}"]'
@@ -126,8 +126,8 @@ def survey_host(place: Place, limit_s: float = SURVEY_S) -> tuple[Survey, str]:
     :raises LiveUpdateError: it cannot be reached, or is none of ours.
     """
     from liveupdate.apply.preflight import read_survey
-    from liveupdate.deadline import Deadline
-    from liveupdate.errors import LostMachine
+    from liveupdate.core.deadline import Deadline
+    from liveupdate.core.errors import LostMachine
     from liveupdate.model.codec import CodecError
     from liveupdate.preserve.registry import MECHANISMS
     from liveupdate.target.ssh_held import ask
@@ -239,8 +239,8 @@ def at_work(
     from liveupdate.apply.drive import Driver
     from liveupdate.apply.hostside import HostSide
     from liveupdate.cli.results import Outcome, store_reports
+    from liveupdate.core.paths import runtime_dir
     from liveupdate.model.verdict import Verdict
-    from liveupdate.paths import runtime_dir
     from liveupdate.registry import Registry
     from liveupdate.target.ssh_held import HeldHost
 
@@ -321,7 +321,7 @@ def view_host(place: Place) -> HostView:
     :raises LiveUpdateError: it does not say.
     """
     from liveupdate.apply.journal import status_view
-    from liveupdate.deadline import Deadline
+    from liveupdate.core.deadline import Deadline
     from liveupdate.target.ssh_held import ask
     from liveupdate.transport.ssh import Ssh
 

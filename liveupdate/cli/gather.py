@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from liveupdate.errors import PlanError, ScenarioError
-from liveupdate.units import KIB
+from liveupdate.core.errors import PlanError, ScenarioError
+from liveupdate.core.units import KIB
 
 if TYPE_CHECKING:
     from liveupdate.cli.options import Wish
@@ -48,7 +48,7 @@ def prepare(
     :param dry: do not make the results directory.
     :raises ScenarioError, PlanError: one line each, before anything is started.
     """
-    from liveupdate.paths import results_dir
+    from liveupdate.core.paths import results_dir
     from liveupdate.planner import make_plan
 
     scenario = load(wish)
@@ -88,7 +88,7 @@ def find_scenario(name: str) -> Path:
     """Find a scenario: a file, or the name of a shipped one."""
     import difflib
 
-    from liveupdate.paths import scenarios_dir
+    from liveupdate.core.paths import scenarios_dir
 
     path = Path(name)
     if path.exists() or path.suffix == ".toml" or path.parent != Path():
@@ -162,7 +162,7 @@ def find_target(scenario: Scenario, machine: MachineFacts) -> MachineFacts:
         libvirt_link.check(place)
         return replace(machine, place=place)
     if kind.name == "ssh":
-        from liveupdate.paths import config_dir
+        from liveupdate.core.paths import config_dir
         from liveupdate.target.ssh_spec import find_description, read_description
 
         path = find_description(place, config_dir())

@@ -11,7 +11,7 @@ import click
 
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option
-from liveupdate.errors import ScenarioError
+from liveupdate.core.errors import ScenarioError
 from liveupdate.model.verdict import ExitCode
 
 START_S = 180.0
@@ -32,8 +32,8 @@ def list_(app: App, *, host: str, as_json: bool) -> int:
     from liveupdate.apply.preflight import why_not
     from liveupdate.cli import applying
     from liveupdate.cli.output import printable, say, say_json
+    from liveupdate.core.units import format_size
     from liveupdate.model.codec import encode
-    from liveupdate.units import format_size
 
     survey, _ = applying.survey_host(applying.find_place(host))
     if as_json:
@@ -54,7 +54,7 @@ def start(app: App, *, host: str, file: Path) -> int:
     """Have the agent of HOST start the guests that the TOML file FILE describes (docs/apply.md)."""
     from liveupdate.cli import applying
     from liveupdate.cli.output import say
-    from liveupdate.deadline import Deadline
+    from liveupdate.core.deadline import Deadline
     from liveupdate.target.ssh_held import ask
     from liveupdate.transport.ssh import Ssh
 
@@ -78,7 +78,7 @@ def read_guests(path: Path) -> list[dict[str, object]]:
 
     :raises ScenarioError: it cannot be read, or there is no guest in it.
     """
-    from liveupdate.units import parse_size
+    from liveupdate.core.units import parse_size
 
     try:
         with path.open("rb") as file:

@@ -18,7 +18,7 @@ GC_S = 30.0
 @common
 def ps(app: App, *, as_json: bool) -> int:
     """List machines of ours: running, orphaned (their run is gone) or dead."""
-    from liveupdate.paths import runtime_dir
+    from liveupdate.core.paths import runtime_dir
     from liveupdate.registry import Registry
 
     found = Registry(runtime_dir()).list()
@@ -51,8 +51,8 @@ def ps(app: App, *, as_json: bool) -> int:
 def gc(app: App, *, everything: bool, as_json: bool) -> int:
     """End machines whose run is gone, and remove the sockets and files they left."""
     from liveupdate.bringup import WARM_BYTES
-    from liveupdate.deadline import Deadline
-    from liveupdate.paths import cache_dir, runtime_dir
+    from liveupdate.core.deadline import Deadline
+    from liveupdate.core.paths import cache_dir, runtime_dir
     from liveupdate.registry import Registry
     from liveupdate.target.warm import WarmStore
 

@@ -13,7 +13,7 @@ import click
 from liveupdate.cli.app import App
 from liveupdate.cli.options import Wish, common, json_option
 from liveupdate.cli.output import log, say, write_file
-from liveupdate.errors import LiveUpdateError, PlanError, ScenarioError
+from liveupdate.core.errors import LiveUpdateError, PlanError, ScenarioError
 from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _find_mechanisms(wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_sizes(sizes: Iterable[str]) -> None:
-    from liveupdate.units import parse_size
+    from liveupdate.core.units import parse_size
 
     for size in sizes:
         try:
@@ -172,8 +172,8 @@ def _find_kernels(wanted: str | None) -> tuple[str, ...]:
 
 def describe(names: Iterable[str]) -> Mechanisms:
     """Return what is known of mechanisms without a run; their kernel code is counted now."""
+    from liveupdate.core.paths import guest_images_dir
     from liveupdate.images.codelines import count_lines
-    from liveupdate.paths import guest_images_dir
     from liveupdate.preserve.registry import MECHANISMS
     from liveupdate.report.matrix import Mechanism
 

@@ -44,7 +44,7 @@ def plan(app: App, *, wish: Wish, results: Path | None, as_json: bool) -> int:
 
 def describe(plan: Plan, accel_reason: str) -> Iterator[str]:
     """Say a plan in lines for people."""
-    from liveupdate.units import format_size
+    from liveupdate.core.units import format_size
 
     machine = plan.machine
     images = plan.images

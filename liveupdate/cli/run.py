@@ -62,8 +62,8 @@ def carry_out(
     from liveupdate import runner
     from liveupdate.cli.results import Outcome, store_reports
     from liveupdate.cli.view import show_steps
+    from liveupdate.core.steps import Steps
     from liveupdate.require import apply_required
-    from liveupdate.steps import Steps
 
     steps = Steps()
     with show_steps(steps, app, os.environ):

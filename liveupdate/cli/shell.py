@@ -45,9 +45,9 @@ def log_in(app: App, prepared: Prepared, directory: Path, command: str | None) -
 
     from liveupdate.bringup import make_host
     from liveupdate.cli.view import show_steps
-    from liveupdate.deadline import Deadline
+    from liveupdate.core.deadline import Deadline
+    from liveupdate.core.steps import Steps
     from liveupdate.images.catalogue import make_kit
-    from liveupdate.steps import Steps
 
     plan = prepared.plan
     host = make_host(plan, secrets.token_hex(3), directory, make_kit(plan.images))

@@ -12,9 +12,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from liveupdate.core.units import format_addr
 from liveupdate.formats.iommu import IommuFormatError, format_source_id
 from liveupdate.formats.vtd_tables import RootPointer
-from liveupdate.units import format_addr
 
 #: bytes from the start of the register page that :func:`decode_registers` needs
 REGISTER_BYTES = 0xC0

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import (
     Binding,
     ByteReader,
@@ -33,7 +34,6 @@ from liveupdate.formats.vtd_paging import (
     PageTableWalker,
     PagingFormat,
 )
-from liveupdate.units import PAGE_BYTES
 
 #: RTADDR_REG.TTM, 11.4.5
 MODE_LEGACY, MODE_SCALABLE, MODE_RESERVED, MODE_ABORT = range(4)

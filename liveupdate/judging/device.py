@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from liveupdate.core.units import format_ns
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
 from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
@@ -23,7 +24,6 @@ from liveupdate.model.evidence import (
 )
 from liveupdate.model.kinds import FED_KINDS
 from liveupdate.model.scenario import DeviceSpec
-from liveupdate.units import format_ns
 
 _GAPS_QUOTED = 4
 #: VT-d global status register, TES

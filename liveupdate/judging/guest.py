@@ -15,6 +15,7 @@ from liveupdate.compare import (
     unanswered_run,
     vcpu_gap,
 )
+from liveupdate.core.units import format_ns
 from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
 from liveupdate.judging.liveness import Window, find_window
 from liveupdate.model import layout
@@ -22,7 +23,6 @@ from liveupdate.model.evidence import Echo, GuestTrace
 from liveupdate.model.kinds import NAMESPACE_BYTES
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.model.use import JournalFacts
-from liveupdate.units import format_ns
 
 #: a clock may be off by this much at a step before it counts as one: a reading taken late by a
 #: busy control host looks like a small step

@@ -6,6 +6,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from liveupdate.clockfit import fit_slope
+from liveupdate.core.units import MIB, format_size
 from liveupdate.judging.context import (
     KERNEL_KINDS,
     Context,
@@ -23,7 +24,6 @@ from liveupdate.model.evidence import HopEvidence, KernelFacts, SessionFacts
 from liveupdate.model.plan import Hop, KernelImage
 from liveupdate.model.verdict import Outcome
 from liveupdate.preserve.base import AGENT_SESSION, KHO, LUO
-from liveupdate.units import MIB, format_size
 
 #: free memory that may go missing per hop before it is called a leak, and for how many hops
 LEAK_BYTES_PER_HOP = 8 * MIB

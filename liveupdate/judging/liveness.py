@@ -17,6 +17,7 @@ from liveupdate.compare import (
     unanswered_run,
     vcpu_gap,
 )
+from liveupdate.core.units import format_ns
 from liveupdate.judging.context import (
     GUEST_KINDS,
     Context,
@@ -31,7 +32,6 @@ from liveupdate.model import layout
 from liveupdate.model.evidence import GuestTrace, Watched
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.model.verdict import Outcome
-from liveupdate.units import format_ns
 
 #: part of the planned observation that must really have been watched
 _WATCHED_SHARE = 0.8

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from liveupdate.core.units import format_ns
 from liveupdate.formats.pci_config import ConfigSpace, decode_config
 from liveupdate.judging.context import Context, Finding, skipped, unknown
 from liveupdate.judging.guest_share import GuestShare
 from liveupdate.model import layout
 from liveupdate.model.evidence import IommuEvidence, IommuWatch, WatchedDevice
 from liveupdate.model.plan import Hop
-from liveupdate.units import format_ns
 
 CONTINUOUS, QUIESCE = "continuous", "quiesce"
 NO_DEVICE = "no device of the scenario is kept or quiesced"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from liveupdate.compare_iommu import ChangeKind, MappingDiff, diff_requesters
+from liveupdate.core.units import format_ns, format_size
 from liveupdate.formats import amdvi_regs, qemu_trace
 from liveupdate.formats.iommu import (
     Binding,
@@ -38,7 +39,6 @@ from liveupdate.judging.scene import (
 )
 from liveupdate.model import layout
 from liveupdate.model.evidence import BindingSample, DeviceEvent, MappingFacts, UnitSample
-from liveupdate.units import format_ns, format_size
 
 AMD = "amd"
 #: what leads to page tables

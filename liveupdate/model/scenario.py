@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from liveupdate.units import GIB, MIB
+from liveupdate.core.units import GIB, MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import (
     Binding,

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
 from liveupdate.formats import arp, echo, journal, tickpage
 from liveupdate.model.evidence import Echo, JournalSample, Tick, Watched
 from liveupdate.model.use import JournalFacts

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate.errors import EvidenceError, LiveUpdateError
+from liveupdate.core.errors import EvidenceError, LiveUpdateError
 from liveupdate.formats import pci_config, qemu_trace
 from liveupdate.formats.iommu import Requester
 from liveupdate.model.evidence import DeviceEvent, UnitSample

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import EvidenceError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import EvidenceError
 from liveupdate.formats import amdvi_regs, vtd_regs
 from liveupdate.formats.amdvi import decode_device_table
 from liveupdate.formats.hmp_xp import MemoryDumpError, parse_xp

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from liveupdate.core.units import format_ns, format_size, parse_size
 from liveupdate.matrix import COLUMNS, Figure, Row, fit_slope
 from liveupdate.report.common import clean
-from liveupdate.units import format_ns, format_size, parse_size
 
 _WIDTH, _LEFT, _RIGHT = 760, 120, 110
 _TOP, _ROW, _BOTTOM = 44, 18, 30

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from liveupdate.errors import EvidenceError, LiveUpdateError
+from liveupdate.core.errors import EvidenceError, LiveUpdateError
 from liveupdate.model import codec, layout
 from liveupdate.model.evidence import Artifact
 from liveupdate.model.plan import Plan

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
 from liveupdate.model import codec, layout
 from liveupdate.model.builder import (
     DigestFacts,

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from liveupdate.core.steps import StepEvent
 from liveupdate.model import codec, layout
 from liveupdate.model.builder import (
     DigestFacts,
@@ -55,7 +56,6 @@ from liveupdate.model.evidence import (
 )
 from liveupdate.model.plan import Plan
 from liveupdate.model.use import JournalFacts
-from liveupdate.steps import StepEvent
 from liveupdate.store.files import RunFiles, StoreError
 from liveupdate.store.reread import load_evidence
 
@@ -131,7 +131,7 @@ class RunDir:
     # --- logs and products
 
     def log_step(self, event: StepEvent) -> None:
-        """Log a step event; a subscriber of :class:`liveupdate.steps.Steps`."""
+        """Log a step event; a subscriber of :class:`liveupdate.core.steps.Steps`."""
         row = {
             "utc": _utc_now(),
             "kind": event.kind,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
 from liveupdate.physmem import PhysMem
 from liveupdate.transport.agent import AgentLink
 from liveupdate.transport.console import Console

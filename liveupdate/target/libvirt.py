@@ -14,11 +14,11 @@ import signal
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LaunchError, LiveUpdateError
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LaunchError, LiveUpdateError
+from liveupdate.core.proc import read_start_time
 from liveupdate.model.plan import MachineSpec
 from liveupdate.physmem import PhysMem, parse_mtree
-from liveupdate.proc import read_start_time
 from liveupdate.registry import Registry, is_named, machine_name
 from liveupdate.target import libvirt_xml
 from liveupdate.target.base import Process

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import (
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import (
     LaunchError,
     LiveUpdateError,
     LostMachine,

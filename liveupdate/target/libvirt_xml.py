@@ -12,7 +12,7 @@ from types import MappingProxyType
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from liveupdate.errors import PlanError
+from liveupdate.core.errors import PlanError
 from liveupdate.model.plan import MachineSpec
 from liveupdate.registry import machine_name
 from liveupdate.target.qemu_argv import (

@@ -18,18 +18,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import (
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import (
     DeadlineExceeded,
     LaunchError,
     LiveUpdateError,
     LostMachine,
     StateError,
 )
+from liveupdate.core.paths import SUN_PATH_BYTES
 from liveupdate.model.kinds import FED_KINDS, NAMESPACE_BYTES
 from liveupdate.model.plan import MachineSpec
-from liveupdate.paths import SUN_PATH_BYTES
 from liveupdate.physmem import PhysMem, parse_mtree
 from liveupdate.registry import Machine, Registry, write_owner
 from liveupdate.target.base import Process

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from liveupdate.errors import PlanError
+from liveupdate.core.errors import PlanError
 from liveupdate.model.kinds import DEVICE_KINDS, FED_KINDS
 from liveupdate.model.plan import MachineSpec
 from liveupdate.registry import machine_name

@@ -21,9 +21,15 @@ import tty
 from collections.abc import Mapping
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import CommandFailed, LaunchError, LiveUpdateError, LostMachine, StateError
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import (
+    CommandFailed,
+    LaunchError,
+    LiveUpdateError,
+    LostMachine,
+    StateError,
+)
 from liveupdate.registry import Registry, write_owner
 from liveupdate.target.labgrid import Place
 from liveupdate.target.ssh_spec import LabMachine

@@ -12,8 +12,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LaunchError, LiveUpdateError, LostMachine, RemoteError
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LaunchError, LiveUpdateError, LostMachine, RemoteError
 from liveupdate.registry import Registry, write_owner
 from liveupdate.target.ssh import AGENT_SOCKET, SshHost
 from liveupdate.target.ssh_spec import ConsoleSpec, LabMachine

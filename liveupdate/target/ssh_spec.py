@@ -10,7 +10,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate.errors import ScenarioError
+from liveupdate.core.errors import ScenarioError
 
 _MAX_BYTES = 64 * 1024
 

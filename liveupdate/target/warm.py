@@ -28,8 +28,8 @@ from typing import cast
 
 import xxhash
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LaunchError, LiveUpdateError
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LaunchError, LiveUpdateError
 from liveupdate.target.qemu import QemuHost
 from liveupdate.transport.monitor import Monitor
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LostMachine, OutcomeUnknown, RemoteError
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LostMachine, OutcomeUnknown, RemoteError
 from liveupdate.transport.unix import Watch, check_watch, connect_unix
 
 log = logging.getLogger(__name__)

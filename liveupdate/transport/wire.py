@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
 
 #: longest frame QEMU's net/dgram.c passes on (NET_BUFSIZE)
 MAX_FRAME_BYTES = 4096 + 65536

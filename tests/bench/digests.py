@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import xxhash
 
+from liveupdate.core.units import MIB, PAGE_BYTES, PhysAddr
 from liveupdate.physmem import PhysMem, RamRange
-from liveupdate.units import MIB, PAGE_BYTES, PhysAddr
 
 SIZE_BYTES = 512 * MIB
 _REPEAT = 3

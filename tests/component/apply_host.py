@@ -25,8 +25,8 @@ from liveupdate.agent.carrier import Ram
 from liveupdate.agent.spec import GuestSpec
 from liveupdate.agent.survey import SPEC_KEYS
 from liveupdate.agent.update import Update, UpdateError
-from liveupdate.deadline import Deadline
-from liveupdate.errors import DeadlineExceeded, LaunchError, OutcomeUnknown, RemoteError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import DeadlineExceeded, LaunchError, OutcomeUnknown, RemoteError
 from liveupdate.formats.tickpage import TickPage, encode_tick
 from liveupdate.target.ssh import HostLocked
 from liveupdate.transport.agent import AgentEvent

@@ -24,13 +24,13 @@ from liveupdate.apply.plan import plan_update
 from liveupdate.apply.preflight import Local, read_survey
 from liveupdate.apply.steps import FORWARD, Step
 from liveupdate.apply.wal import Wal, read_journal
-from liveupdate.errors import DeadlineExceeded, EvidenceError, LaunchError, RemoteError
+from liveupdate.core.errors import DeadlineExceeded, EvidenceError, LaunchError, RemoteError
+from liveupdate.core.steps import Steps
 from liveupdate.judge import judge
 from liveupdate.model.plan import KernelImage, Plan
 from liveupdate.model.scenario import Budget, Observation, Timeouts
 from liveupdate.model.verdict import Outcome, Verdict
 from liveupdate.preserve.registry import MECHANISMS
-from liveupdate.steps import Steps
 from liveupdate.store import RunDir
 from liveupdate.target.ssh import HostLocked
 from liveupdate.transport.ssh import WrongHostKey

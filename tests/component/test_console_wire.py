@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import DeadlineExceeded, LostMachine
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import DeadlineExceeded, LostMachine
 from liveupdate.transport.console import Console
 from liveupdate.transport.wire import Wire
 from tests.component.fake_peer import Peer, serve

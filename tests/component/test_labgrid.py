@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LaunchError
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LaunchError
 from liveupdate.registry import Registry
 from liveupdate.target.labgrid import Place, PlaceLost
 from liveupdate.target.ssh import SshHost

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import DeadlineExceeded, LaunchError, LostMachine, PlanError
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import DeadlineExceeded, LaunchError, LostMachine, PlanError
 from liveupdate.registry import Life, Registry
 from liveupdate.target import libvirt_link
 from liveupdate.target.libvirt import LibvirtHost
@@ -198,7 +198,7 @@ def test_a_libvirtd_that_ends_is_a_lost_monitor(
 OWNER = """
 import sys, time
 from pathlib import Path
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
 from liveupdate.target.qemu import HostFiles
 from tests.component.test_libvirt_host import make_host
 tmp = Path(sys.argv[2])

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LaunchError, LostMachine
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LaunchError, LostMachine
 from liveupdate.model.plan import MachineSpec
 from liveupdate.registry import Life, Registry
 from liveupdate.target.qemu import HostFiles, QemuHost
@@ -214,7 +214,7 @@ def test_lost_qmp_does_not_keep_the_machine_alive(
 OWNER = """
 import sys, time
 from pathlib import Path
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
 from tests.component.test_qemu_host import make_host
 from liveupdate.target.qemu import HostFiles
 tmp = Path(sys.argv[2])

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from liveupdate.cli.applying import console_trouble
-from liveupdate.deadline import Deadline
-from liveupdate.errors import LaunchError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import LaunchError
 from liveupdate.registry import Registry
 from liveupdate.target.ssh_held import NO_CONSOLE, HeldHost
 from liveupdate.target.ssh_spec import ConsoleSpec, LabgridSpec, LabMachine

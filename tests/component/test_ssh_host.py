@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import DeadlineExceeded, LaunchError, StateError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import DeadlineExceeded, LaunchError, StateError
 from liveupdate.registry import Registry
 from liveupdate.target.ssh import SshHost
 from liveupdate.target.ssh_spec import ConsoleSpec, LabMachine

@@ -11,8 +11,8 @@ from liveupdate.agent import breadcrumb, faults, modules, stream
 from liveupdate.agent import pool as pool_module
 from liveupdate.agent.breadcrumb import BreadcrumbCarrier
 from liveupdate.agent.carrier import TOKEN_STATE, CarrierError
+from liveupdate.core.units import MIB
 from liveupdate.preserve.registry import MECHANISMS
-from liveupdate.units import MIB
 from tests.unit.test_agent_pool import FakePool, memfd
 
 START = 0x100000000

@@ -12,7 +12,7 @@ from liveupdate.agent import dax
 from liveupdate.agent.carrier import TOKEN_STATE, CarrierError, open_carrier, wanted
 from liveupdate.agent.faults import fill, take_token
 from liveupdate.agent.files import FileCarrier
-from liveupdate.units import MIB
+from liveupdate.core.units import MIB
 
 SIZE = 4 * MIB
 

@@ -12,9 +12,9 @@ import pytest
 
 from liveupdate.agent import pkram
 from liveupdate.agent.carrier import TOKEN_STATE, CarrierError
-from liveupdate.paths import guest_images_dir
+from liveupdate.core.paths import guest_images_dir
+from liveupdate.core.units import MIB
 from liveupdate.preserve.pkram import REQUIREMENTS
-from liveupdate.units import MIB
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from liveupdate.agent.carrier import TOKEN_STATE, CarrierError
 from liveupdate.agent.pool import Pool, PoolBundle, PoolCarrier, region_of
-from liveupdate.units import MIB
+from liveupdate.core.units import MIB
 
 STATE = b"state" * 1000
 

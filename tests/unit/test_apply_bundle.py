@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from liveupdate.apply.bundle import make_bundle, unpack
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
 
 #: every so many bytes one is damaged
 STEP = 211

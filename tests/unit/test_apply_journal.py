@@ -21,7 +21,7 @@ from liveupdate.apply.journal import (
     replay,
 )
 from liveupdate.apply.steps import BACK, BY_NAME, FORWARD, LOST, NO_RETURN, PATHS
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
 
 OLD, NEW = "old-boot", "new-boot"
 BEGIN: dict[str, object] = {"update": "u1", "host": "box", "place": "/box.toml"}

@@ -14,12 +14,14 @@ from pathlib import Path
 import click
 import pytest
 
-from liveupdate import __version__, errors, runner
+from liveupdate import __version__, runner
 from liveupdate.cli import app as cli_app
 from liveupdate.cli import gather, main
 from liveupdate.cli.app import VERBS, Verbs, for_bisect
 from liveupdate.cli.output import one_line, wants_color, wants_live, write_file
 from liveupdate.cli.signals import Interrupted, handle_signals
+from liveupdate.core import errors
+from liveupdate.core.steps import Steps
 from liveupdate.faults import FAULTS
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
@@ -27,7 +29,6 @@ from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import CHECK_IDS, Check, ExitCode, Outcome, Verdict
 from liveupdate.runner import RunResult
 from liveupdate.scenario_dump import dump_scenario
-from liveupdate.steps import Steps
 from liveupdate.store import RunDir
 
 ABI = ("kho-v4", "luo-v5", "memfd-v2")

@@ -9,8 +9,8 @@ import pytest
 
 from liveupdate.cli import checks, gather, main
 from liveupdate.cli.checks import BAD, OK, WARN, Finding
-from liveupdate.deadline import Deadline
-from liveupdate.errors import CommandFailed, PlanError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import CommandFailed, PlanError
 from liveupdate.images import catalogue
 from liveupdate.model.scenario import Scenario
 
@@ -76,7 +76,7 @@ def test_images_that_are_missing_are_bad(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_missing_tool_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    from liveupdate import proc
+    from liveupdate.core import proc
 
     monkeypatch.setattr(proc, "find_program", lambda name: None if name == "mke2fs" else "/x")
     found = checks.check_tools()

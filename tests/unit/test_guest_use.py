@@ -9,10 +9,10 @@ from typing import cast
 import pytest
 
 from liveupdate import guest_use
+from liveupdate.core.steps import Steps
 from liveupdate.guest_use import GuestUseWatch
 from liveupdate.model.evidence import Echo
 from liveupdate.model.scenario import DeviceSpec
-from liveupdate.steps import Steps
 from liveupdate.testbed import Testbed
 from liveupdate.transport.agent import AgentEvent
 

@@ -11,12 +11,12 @@ from typing import cast
 import pytest
 
 from liveupdate import inject
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
+from liveupdate.core.units import PhysAddr
 from liveupdate.faults import FAULTS
 from liveupdate.formats import keep_dma
 from liveupdate.physmem import PhysMem, RamRange
 from liveupdate.testbed import Testbed
-from liveupdate.units import PhysAddr
 from tests.unit.test_formats_keep_dma import make_record
 
 PAGE = 4096

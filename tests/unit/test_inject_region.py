@@ -11,12 +11,12 @@ from typing import cast
 import pytest
 
 from liveupdate import inject
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
+from liveupdate.core.units import PhysAddr
 from liveupdate.model.plan import Region
 from liveupdate.physmem import PhysMem, RamRange
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.testbed import Testbed
-from liveupdate.units import PhysAddr
 
 PAGE = 4096
 SIZE = 64 * PAGE

@@ -26,10 +26,11 @@ PACKAGE = ROOT / "liveupdate"
 #: the longest prefix wins; a new top-level module has to be entered here, which is the point
 LAYERS = {
     "": 0,  # __version__
-    "errors": 0,
-    "units": 0,
-    "deadline": 0,
-    "steps": 0,
+    "core": 0,
+    "core.errors": 0,
+    "core.units": 0,
+    "core.deadline": 0,
+    "core.steps": 0,
     "model": 1,
     "formats": 1,
     "faults": 1,
@@ -61,8 +62,8 @@ LAYERS = {
     "apply.bundle": 3,
     "apply.told": 4,
     "apply": 5,
-    "paths": 3,
-    "proc": 3,
+    "core.paths": 3,
+    "core.proc": 3,
     "physmem": 3,
     "registry": 3,
     "store": 3,
@@ -88,7 +89,7 @@ LAYERS = {
 
 #: what only the named modules may import: heavy, or the business of one place
 OWNERS = {
-    "subprocess": {"proc", "cli.setup"},
+    "subprocess": {"core.proc", "cli.setup"},
     "paramiko": {"transport.ssh"},
     "qemu": {"transport.qmp"},
     "click": {"cli"},
@@ -198,9 +199,9 @@ def test_module_imports_only_what_its_layer_may(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("errors", "from liveupdate.units import GIB\nimport liveupdate.load"),
+        ("core.errors", "from liveupdate.core.units import GIB\nimport liveupdate.load"),
         ("model.plan", "from liveupdate.planner import make_plan"),
-        ("planner", "from liveupdate import proc"),
+        ("planner", "from liveupdate.core import proc"),
         ("planner", "def f():\n    from liveupdate.store import RunDir"),
         ("judge", "from liveupdate.images.kernel import read_image"),
         ("images.kernel", "from liveupdate.load import load_scenario"),
@@ -211,7 +212,7 @@ def test_module_imports_only_what_its_layer_may(path: Path) -> None:
         ("target.qemu", "import subprocess"),
         ("runner", "from rich.console import Console"),
         ("judge", "from liveupdate.agent import wire"),
-        ("agent.wire", "from liveupdate.units import GIB"),
+        ("agent.wire", "from liveupdate.core.units import GIB"),
         ("agent.wire", "import click"),
         ("no_such_module", ""),
     ],

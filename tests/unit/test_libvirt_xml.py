@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from liveupdate.errors import LostMachine, PlanError
+from liveupdate.core.errors import LostMachine, PlanError
 from liveupdate.model.plan import MachineSpec
 from liveupdate.target.libvirt import is_privileged
 from liveupdate.target.libvirt_link import parse_answer

@@ -18,7 +18,7 @@ from liveupdate.cli import gather, matrix_jobs
 from liveupdate.cli import matrix as verb
 from liveupdate.cli import run as run_verb
 from liveupdate.cli.app import main
-from liveupdate.errors import BuildError, LaunchError, PlanError
+from liveupdate.core.errors import BuildError, LaunchError, PlanError
 from liveupdate.images.codelines import count_lines
 from liveupdate.matrix import COLUMNS, Cell, Figure, Row, fit_slope, make_cells, summarise
 from liveupdate.model import layout

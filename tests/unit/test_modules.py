@@ -15,7 +15,7 @@ import pytest
 
 from liveupdate.agent import modules as loader
 from liveupdate.agent.carrier import CarrierError
-from liveupdate.errors import PlanError
+from liveupdate.core.errors import PlanError
 from liveupdate.images import kernel, kit, modules, modules_check
 from liveupdate.model.scenario import Scenario
 from liveupdate.planner import make_plan

@@ -10,6 +10,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from liveupdate.core.units import PhysAddr
 from liveupdate.physmem import (
     MtreeError,
     NotRam,
@@ -18,7 +19,6 @@ from liveupdate.physmem import (
     digest_selected,
     parse_mtree,
 )
-from liveupdate.units import PhysAddr
 
 PAGE = 4096
 GAP_PAGES = 1000

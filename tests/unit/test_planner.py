@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.errors import PlanError, ScenarioError
+from liveupdate.core.errors import PlanError, ScenarioError
+from liveupdate.core.units import GIB, MIB
 from liveupdate.faults import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS
 from liveupdate.model.plan import ImageSet, KernelImage, Plan, Region
 from liveupdate.model.scenario import (
@@ -34,7 +35,6 @@ from liveupdate.planner import (
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.target.base import CAPABILITIES
 from liveupdate.targets import FAULT_NEEDS, TARGETS
-from liveupdate.units import GIB, MIB
 
 ABI = ("kho-v4", "luo-v5", "memblock-v1", "memfd-v2", "reserve-mem-v1")
 

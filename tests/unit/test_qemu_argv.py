@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.errors import PlanError
+from liveupdate.core.errors import PlanError
 from liveupdate.model.plan import MachineSpec
 from liveupdate.target.qemu_argv import DiskFile, MachinePaths, build_argv, parse_ssh_port
 

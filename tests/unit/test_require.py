@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.errors import ScenarioError
+from liveupdate.core.errors import ScenarioError
 from liveupdate.model.verdict import CHECK_IDS, Check, Outcome, Verdict, reduce
 from liveupdate.require import apply_required, parse_required
 

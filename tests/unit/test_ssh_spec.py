@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.errors import ScenarioError
+from liveupdate.core.errors import ScenarioError
 from liveupdate.target.ssh_spec import (
     ConsoleSpec,
     LabgridSpec,

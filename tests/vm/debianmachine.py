@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LiveUpdateError
 from liveupdate.device_needs import IOMMU_APPEND
-from liveupdate.errors import LiveUpdateError
 from liveupdate.images import catalogue, debianhost
 from liveupdate.images.cache import digest_of
 from liveupdate.planner import TCG_APPEND

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.device_needs import IOMMU_APPEND
 from liveupdate.images import catalogue
 from liveupdate.planner import BASE_APPEND, TCG_APPEND
@@ -30,7 +30,7 @@ PRESERVE = "kho=on liveupdate=on"
 _POWER = """
 import sys
 from pathlib import Path
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
 from liveupdate.transport.qmp import Qmp
 assert sys.argv[2] == "reset", sys.argv
 deadline = Deadline.after(20, "the reset")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.errors import PlanError
+from liveupdate.core.errors import PlanError
 from liveupdate.faults import FAULTS
 from liveupdate.images import catalogue
 from liveupdate.preserve.base import KHO

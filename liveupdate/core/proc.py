@@ -25,8 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import CommandFailed
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import CommandFailed
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from liveupdate.errors import PlanError
+from liveupdate.core.errors import PlanError
 
 #: longest path of a unix socket, sun_path of unix(7) without its final NUL
 SUN_PATH_BYTES = 107
@@ -24,7 +24,7 @@ def checkout_root(env: Mapping[str, str] = os.environ) -> Path:
     :raises PlanError: the package was installed without its checkout.
     """
     named = env.get("LIVEUPDATE_CHECKOUT")
-    candidates = [Path(named)] if named else [Path(__file__).resolve().parent.parent, Path.cwd()]
+    candidates = [Path(named)] if named else [Path(__file__).resolve().parents[2], Path.cwd()]
     for candidate in candidates:
         if (candidate / "guest-images").is_dir():
             return candidate.resolve()

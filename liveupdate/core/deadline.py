@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from liveupdate.errors import DeadlineExceeded
+from liveupdate.core.errors import DeadlineExceeded
 
 Clock = Callable[[], float]
 T = TypeVar("T")
