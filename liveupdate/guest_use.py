@@ -16,9 +16,9 @@ from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import DeadlineExceeded
 from liveupdate.core.steps import Steps
 from liveupdate.formats.journal import JournalError
-from liveupdate.model.kinds import FED_KINDS
+from liveupdate.model.device_models import FED_KINDS
+from liveupdate.model.guest_device_use import GuestUse, JournalFacts
 from liveupdate.model.scenario import DeviceSpec
-from liveupdate.model.use import GuestUse, JournalFacts
 from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, scan_disk
 from liveupdate.target.qemu_argv import device_mac
 from liveupdate.testbed import WIRE_MAC, Testbed

@@ -31,8 +31,8 @@ from liveupdate.formats.journal import JournalError
 from liveupdate.model import codec
 from liveupdate.model.costs import CostFacts, HandedOver
 from liveupdate.model.evidence import Incident, SessionFacts
+from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Hop
-from liveupdate.model.use import JournalFacts
 from liveupdate.oracle import DeviceOracle
 from liveupdate.physmem import Page
 from liveupdate.planner import fill_append

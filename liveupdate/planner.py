@@ -21,7 +21,7 @@ from liveupdate.device_needs import IOMMU_APPEND, can_be_saved, check_devices, m
 from liveupdate.faults import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS, Fault
 from liveupdate.kernel_needs import check_kernels
 from liveupdate.load import where
-from liveupdate.model.kinds import FED_KINDS
+from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.plan import (
     FaultPlan,
     Hop,
@@ -31,11 +31,11 @@ from liveupdate.model.plan import (
     Region,
 )
 from liveupdate.model.scenario import Scenario
+from liveupdate.model.targets import CHECK_NEEDS, FAULT_NEEDS, split_target
 from liveupdate.preserve import region as regions
 from liveupdate.preserve.base import KHO, Requirements
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.set_aside import fill_region, find_region, piece_bytes
-from liveupdate.targets import CHECK_NEEDS, FAULT_NEEDS, split_target
 
 #: what the host under update needs beside its guests: kernel, tmpfs, agent, room for the incoming
 #: kernel's image and KHO's scratch areas while the guests' memory stays where it is

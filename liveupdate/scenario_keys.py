@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from liveupdate.core.units import GIB, KIB, MIB, PAGE_BYTES
-from liveupdate.model.kinds import DEVICE_KINDS
+from liveupdate.model.device_models import DEVICE_KINDS
 from liveupdate.model.scenario import MAX_GUEST_BYTES, MIN_GUEST_BYTES
 
 

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import LiveUpdateError
 from liveupdate.devices import make_sender
+from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.evidence import AgentPing, Incident
-from liveupdate.model.kinds import FED_KINDS
 from liveupdate.probes.base import Sampler
 from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, TickWatcher

@@ -151,7 +151,7 @@ def find_target(scenario: Scenario, machine: MachineFacts) -> MachineFacts:
     :raises PlanError: nobody is, or what is needed to ask is not installed.
     :raises ScenarioError: a machine of a lab is not described, or wrongly.
     """
-    from liveupdate.targets import split_target
+    from liveupdate.model.targets import split_target
 
     kind, place = split_target(scenario.target)
     if kind.name == "libvirt":

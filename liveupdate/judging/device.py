@@ -15,6 +15,7 @@ from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
 from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
 from liveupdate.judging.scene import QUIESCE
 from liveupdate.model import layout
+from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.evidence import (
     DeviceFacts,
     DeviceTrace,
@@ -22,7 +23,6 @@ from liveupdate.model.evidence import (
     FrameSent,
     IommuEvidence,
 )
-from liveupdate.model.kinds import FED_KINDS
 from liveupdate.model.scenario import DeviceSpec
 
 _GAPS_QUOTED = 4

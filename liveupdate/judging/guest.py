@@ -19,10 +19,10 @@ from liveupdate.core.units import format_ns
 from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
 from liveupdate.judging.liveness import Window, find_window
 from liveupdate.model import layout
+from liveupdate.model.device_models import NAMESPACE_BYTES
 from liveupdate.model.evidence import Echo, GuestTrace
-from liveupdate.model.kinds import NAMESPACE_BYTES
+from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.scenario import GuestSpec
-from liveupdate.model.use import JournalFacts
 
 #: a clock may be off by this much at a step before it counts as one: a reading taken late by a
 #: busy control host looks like a small step

@@ -18,7 +18,7 @@ from typing import Protocol
 from liveupdate.core.deadline import Deadline
 from liveupdate.formats import arp, echo, journal, tickpage
 from liveupdate.model.evidence import Echo, JournalSample, Tick, Watched
-from liveupdate.model.use import JournalFacts
+from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.probes.base import Sampler
 from liveupdate.transport.wire import Frame
 

@@ -51,7 +51,7 @@ from liveupdate.model.evidence import (
     Watched,
     WatchedDevice,
 )
-from liveupdate.model.use import JournalFacts
+from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.store.files import RunFiles
 
 T = TypeVar("T")

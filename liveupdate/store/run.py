@@ -54,8 +54,8 @@ from liveupdate.model.evidence import (
     Watched,
     WatchedDevice,
 )
+from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Plan
-from liveupdate.model.use import JournalFacts
 from liveupdate.store.files import RunFiles, StoreError
 from liveupdate.store.reread import load_evidence
 

@@ -28,7 +28,7 @@ from liveupdate.core.errors import (
     StateError,
 )
 from liveupdate.core.paths import SUN_PATH_BYTES
-from liveupdate.model.kinds import FED_KINDS, NAMESPACE_BYTES
+from liveupdate.model.device_models import FED_KINDS, NAMESPACE_BYTES
 from liveupdate.model.plan import MachineSpec
 from liveupdate.physmem import PhysMem, parse_mtree
 from liveupdate.registry import Machine, Registry, write_owner

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from liveupdate.core.errors import PlanError
-from liveupdate.model.kinds import DEVICE_KINDS, FED_KINDS
+from liveupdate.model.device_models import DEVICE_KINDS, FED_KINDS
 from liveupdate.model.plan import MachineSpec
 from liveupdate.registry import machine_name
 

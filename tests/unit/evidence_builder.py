@@ -32,9 +32,9 @@ from liveupdate.model.evidence import (
     Tick,
     Watched,
 )
+from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Hop, ImageSet, KernelImage, MachineSpec, Plan
 from liveupdate.model.scenario import Budget, GuestSpec, Observation, Timeouts
-from liveupdate.model.use import JournalFacts
 from liveupdate.model.verdict import CHECK_IDS
 
 MS = 1_000_000

@@ -34,7 +34,7 @@ LAYERS = {
     "model": 1,
     "formats": 1,
     "faults": 1,
-    "targets": 1,
+    "model.targets": 1,
     # mechanisms' requirements, as data; the mechanisms themselves are the agent's
     "preserve": 1,
     "load": 2,

@@ -21,6 +21,7 @@ from liveupdate.model.scenario import (
     Observation,
     Scenario,
 )
+from liveupdate.model.targets import FAULT_NEEDS, TARGETS
 from liveupdate.model.verdict import CHECK_IDS
 from liveupdate.planner import (
     DEVICE_CHECKS,
@@ -34,7 +35,6 @@ from liveupdate.planner import (
 )
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.target.base import CAPABILITIES
-from liveupdate.targets import FAULT_NEEDS, TARGETS
 
 ABI = ("kho-v4", "luo-v5", "memblock-v1", "memfd-v2", "reserve-mem-v1")
 
