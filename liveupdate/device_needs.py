@@ -8,10 +8,10 @@ from types import MappingProxyType
 
 from liveupdate.core.errors import ScenarioError
 from liveupdate.faults import DEVICE_FAULTS, GUEST_DEVICE_FAULTS
-from liveupdate.load import where
 from liveupdate.model.device_models import FED_KINDS, GUEST_KINDS, UNSAVED_KINDS
 from liveupdate.model.scenario import DeviceSpec, Scenario
 from liveupdate.preserve.base import Requirements
+from liveupdate.scenario.load import where
 
 #: words for the command line by kind of IOMMU and scalable mode; AMD's is on by default, and Linux
 #: does not use QEMU's to remap interrupts, which VFIO wants to know to be intended

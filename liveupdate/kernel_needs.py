@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from liveupdate.core.errors import PlanError
 from liveupdate.faults import Fault
-from liveupdate.load import where
 from liveupdate.model.plan import ImageSet, KernelImage
 from liveupdate.model.scenario import Scenario
 from liveupdate.preserve.base import Requirements
+from liveupdate.scenario.load import where
 
 
 def check_kernels(

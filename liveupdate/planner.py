@@ -20,7 +20,6 @@ from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
 from liveupdate.device_needs import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
 from liveupdate.faults import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS, Fault
 from liveupdate.kernel_needs import check_kernels
-from liveupdate.load import where
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.plan import (
     FaultPlan,
@@ -35,6 +34,7 @@ from liveupdate.model.targets import CHECK_NEEDS, FAULT_NEEDS, split_target
 from liveupdate.preserve import region as regions
 from liveupdate.preserve.base import KHO, Requirements
 from liveupdate.preserve.registry import MECHANISMS
+from liveupdate.scenario.load import where
 from liveupdate.set_aside import fill_region, find_region, piece_bytes
 
 #: what the host under update needs beside its guests: kernel, tmpfs, agent, room for the incoming

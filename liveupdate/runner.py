@@ -22,7 +22,7 @@ from liveupdate.model.plan import Hop, Plan
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import Verdict
 from liveupdate.provenance import describe
-from liveupdate.scenario_dump import dump_scenario
+from liveupdate.scenario.dump import dump_scenario
 from liveupdate.store import RunDir
 from liveupdate.testbed import Testbed
 from liveupdate.watch import Watchers

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from liveupdate.core.errors import ScenarioError
 from liveupdate.core.units import format_size
-from liveupdate.load import where
 from liveupdate.model.plan import Region
 from liveupdate.model.scenario import Scenario
 from liveupdate.preserve import region as regions
 from liveupdate.preserve.base import SIZE, START, Requirements
+from liveupdate.scenario.load import where
 
 
 def fill_region(append: str, region: Region | None) -> str:

@@ -77,7 +77,7 @@ def prepare(
 
 def load(wish: Wish) -> Scenario:
     """Read the wished scenario; a name without a file is one of the shipped ones."""
-    from liveupdate.load import Override, load_scenario
+    from liveupdate.scenario.load import Override, load_scenario
 
     overrides = [Override(key=key, value=value, option=opt) for key, value, opt in wish.overrides]
     path = None if wish.scenario is None else find_scenario(wish.scenario)

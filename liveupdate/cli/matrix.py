@@ -100,8 +100,8 @@ def matrix(
     """
     from liveupdate import matrix as cells
     from liveupdate.cli.matrix_jobs import fill_all
-    from liveupdate.load import set_override
     from liveupdate.report import matrix as report
+    from liveupdate.scenario.load import set_override
 
     names = _find_mechanisms(mechanisms)
     _check_sizes(guest_memory)

@@ -92,7 +92,7 @@ def _parameter(option: str) -> str:
 
 
 def _split_set(text: str) -> tuple[str, str, str]:
-    from liveupdate.load import set_override
+    from liveupdate.scenario.load import set_override
 
     override = set_override(text)
     return (override.key, override.value, override.option)

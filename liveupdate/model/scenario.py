@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user asked for. Frozen, made from TOML by :mod:`liveupdate.load`; no machines."""
+"""What the user asked for: frozen, made from TOML by :mod:`liveupdate.scenario.load`."""
 
 from __future__ import annotations
 

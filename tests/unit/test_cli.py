@@ -28,7 +28,7 @@ from liveupdate.model.plan import ImageSet, KernelImage, Plan
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import CHECK_IDS, Check, ExitCode, Outcome, Verdict
 from liveupdate.runner import RunResult
-from liveupdate.scenario_dump import dump_scenario
+from liveupdate.scenario.dump import dump_scenario
 from liveupdate.store import RunDir
 
 ABI = ("kho-v4", "luo-v5", "memfd-v2")
@@ -126,7 +126,8 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys; from liveupdate.cli import main; main(['--help']);"
         "print([name for name in sys.modules if name.partition('.')[0] in"
         " ('paramiko', 'rich', 'qemu', 'asyncio', 'junitparser', 'xxhash', 'tomllib')"
-        " or name in ('liveupdate.runner', 'liveupdate.load', 'subprocess')], file=sys.stderr)"
+        " or name in ('liveupdate.runner', 'liveupdate.scenario.load', 'subprocess')],"
+        " file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"

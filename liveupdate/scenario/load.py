@@ -17,7 +17,6 @@ from typing import Any
 
 from liveupdate.core.errors import ScenarioError
 from liveupdate.core.units import MIB, format_size
-from liveupdate.formats.tomlpos import KeyLines, KeyPath, scan
 from liveupdate.model.scenario import (
     Budget,
     DeviceSpec,
@@ -28,8 +27,9 @@ from liveupdate.model.scenario import (
     Scenario,
     Timeouts,
 )
-from liveupdate.scenario_keys import ARRAYS, DEVICE, GUEST, SECTIONS, Key
-from liveupdate.scenario_values import NAME, Leaf, convert_value
+from liveupdate.scenario.keys import ARRAYS, DEVICE, GUEST, SECTIONS, Key
+from liveupdate.scenario.toml_lines import KeyLines, KeyPath, scan
+from liveupdate.scenario.values import NAME, Leaf, convert_value
 
 MAX_FILE_BYTES = 1 << 20
 MAX_GUESTS = 8

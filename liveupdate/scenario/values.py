@@ -13,7 +13,7 @@ from pathlib import Path
 from liveupdate.core.errors import ScenarioError
 from liveupdate.core.units import format_size, parse_duration, parse_size
 from liveupdate.model.targets import TARGETS, split_target
-from liveupdate.scenario_keys import Key
+from liveupdate.scenario.keys import Key
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 BDF = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]")

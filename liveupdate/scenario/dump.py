@@ -12,7 +12,7 @@ from decimal import Decimal
 
 from liveupdate.core.units import GIB, KIB, MIB
 from liveupdate.model.scenario import Scenario
-from liveupdate.scenario_keys import DEVICE, GUEST, SECTIONS, Key
+from liveupdate.scenario.keys import DEVICE, GUEST, SECTIONS, Key
 
 
 def dump_scenario(scenario: Scenario) -> str:
