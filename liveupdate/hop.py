@@ -35,7 +35,7 @@ from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Hop
 from liveupdate.oracle import DeviceOracle
 from liveupdate.physmem import Page
-from liveupdate.planner import fill_append
+from liveupdate.planning.planner import fill_append
 from liveupdate.preserve.base import AGENT_SESSION
 from liveupdate.probes.liveness import scan_disk
 from liveupdate.probes.memory import DigestJob

@@ -33,7 +33,7 @@ from liveupdate.formats import payload, tickpage
 from liveupdate.model import codec
 from liveupdate.model.evidence import Incident, SessionFacts
 from liveupdate.model.plan import Hop, Plan
-from liveupdate.planner import fill_append
+from liveupdate.planning.planner import fill_append
 from liveupdate.probes.told import collect_digests
 from liveupdate.provenance import describe
 from liveupdate.store import RunDir

@@ -13,7 +13,7 @@ from pathlib import Path
 from liveupdate.apply.preflight import GuestFacts, Local, Survey
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
 from liveupdate.model.scenario import Budget, GuestSpec, HostSpec, Observation, Scenario, Timeouts
-from liveupdate.planner import MachineFacts, make_plan
+from liveupdate.planning.planner import MachineFacts, make_plan
 
 NAME = "apply"
 

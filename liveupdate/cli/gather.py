@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from liveupdate.cli.options import Wish
     from liveupdate.model.plan import ImageSet, Plan
     from liveupdate.model.scenario import Scenario
-    from liveupdate.planner import MachineFacts
+    from liveupdate.planning.planner import MachineFacts
 
 #: kernel variants that stand in for the incoming kernel when a fault needs them
 FAULT_VARIANTS = {"kernel-without-kho": "nokho", "luo-abi-skew": "skew"}
@@ -49,7 +49,7 @@ def prepare(
     :raises ScenarioError, PlanError: one line each, before anything is started.
     """
     from liveupdate.core.paths import results_dir
-    from liveupdate.planner import make_plan
+    from liveupdate.planning.planner import make_plan
 
     scenario = load(wish)
     directory = results_dir(results)
@@ -129,7 +129,7 @@ def check_report(path: Path) -> None:
 
 def machine_facts(scenario: Scenario, directory: Path) -> MachineFacts:
     """Ask this machine for its room; ``accel`` stays what was asked for."""
-    from liveupdate.planner import MachineFacts
+    from liveupdate.planning.planner import MachineFacts
 
     existing = next(path for path in (directory, *directory.parents) if path.is_dir())
     return MachineFacts(

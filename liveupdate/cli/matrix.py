@@ -17,7 +17,7 @@ from liveupdate.core.errors import LiveUpdateError, PlanError, ScenarioError
 from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
-    from liveupdate.matrix import Cell, Document, Row
+    from liveupdate.planning.matrix import Cell, Document, Row
     from liveupdate.report.matrix import Mechanisms
 
 Override = tuple[str, str, str]
@@ -98,8 +98,8 @@ def matrix(
     Broken off, it goes on where it stopped. Writes matrix.json, matrix.md and plots beside the
     runs.
     """
-    from liveupdate import matrix as cells
     from liveupdate.cli.matrix_jobs import fill_all
+    from liveupdate.planning import matrix as cells
     from liveupdate.report import matrix as report
     from liveupdate.scenario.load import set_override
 
@@ -206,7 +206,7 @@ def exit_code(rows: Sequence[Row]) -> ExitCode:
 
 def summarise(cell: Cell, results: Path, refused: str) -> Row:
     """Reduce what is on disk of a cell; errors count while there is nothing better."""
-    from liveupdate import matrix as cells
+    from liveupdate.planning import matrix as cells
 
     found = read_results(results / cell.name)
     observed = [each for each in found if cells.is_observed(each[1])]
@@ -236,7 +236,7 @@ def run_here(
 
 def count_missing(cell: Cell, runs: int, results: Path) -> int:
     """Return how many runs a cell still lacks."""
-    from liveupdate import matrix as cells
+    from liveupdate.planning import matrix as cells
 
     found = read_results(results / cell.name)
     return max(0, runs - sum(cells.is_observed(document) for _, document in found))

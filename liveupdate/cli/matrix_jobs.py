@@ -23,7 +23,7 @@ from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
     from liveupdate.core.proc import Child
-    from liveupdate.matrix import Cell
+    from liveupdate.planning.matrix import Cell
 
 #: a child keeps to its scenario's own deadlines, whose sum is not known here
 RUN_S = 4 * 3600.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from liveupdate.core.units import format_ns, format_size
-from liveupdate.matrix import (
+from liveupdate.planning.matrix import (
     ALL_COLUMNS,
     CHECKS,
     COLUMNS,

@@ -18,7 +18,7 @@ from liveupdate.agent.carrier import CarrierError
 from liveupdate.core.errors import PlanError
 from liveupdate.images import kernel, kit, modules, modules_check
 from liveupdate.model.scenario import Scenario
-from liveupdate.planner import make_plan
+from liveupdate.planning.planner import make_plan
 from liveupdate.preserve.registry import MECHANISMS
 from tests.unit.test_planner import IMAGES, MACHINE
 from tests.vm.moduletests import MEMORY, REGIONS_START, ROWS

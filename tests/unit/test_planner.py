@@ -23,7 +23,7 @@ from liveupdate.model.scenario import (
 )
 from liveupdate.model.targets import FAULT_NEEDS, TARGETS
 from liveupdate.model.verdict import CHECK_IDS
-from liveupdate.planner import (
+from liveupdate.planning.planner import (
     DEVICE_CHECKS,
     IOMMU_CHECKS,
     PLAN_FAULTS,

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
-from liveupdate.device_needs import IOMMU_APPEND
 from liveupdate.images import catalogue
-from liveupdate.planner import BASE_APPEND, TCG_APPEND
+from liveupdate.planning.devices import IOMMU_APPEND
+from liveupdate.planning.planner import BASE_APPEND, TCG_APPEND
 from liveupdate.target.qemu_argv import SSH_MAC, WIRE_MAC, parse_ssh_port
 from liveupdate.transport.qmp import Qmp
 

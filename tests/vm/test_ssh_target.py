@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from liveupdate.core import paths
-from liveupdate.planner import DEVICE_CHECKS, IOMMU_CHECKS
+from liveupdate.planning.planner import DEVICE_CHECKS, IOMMU_CHECKS
 from tests import labgrid
 from tests.vm import cli, labmachine
 

@@ -17,9 +17,7 @@ from types import MappingProxyType
 
 from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
-from liveupdate.device_needs import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
 from liveupdate.faults import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS, Fault
-from liveupdate.kernel_needs import check_kernels
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.plan import (
     FaultPlan,
@@ -31,11 +29,13 @@ from liveupdate.model.plan import (
 )
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.targets import CHECK_NEEDS, FAULT_NEEDS, split_target
+from liveupdate.planning.devices import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
+from liveupdate.planning.kernels import check_kernels
+from liveupdate.planning.reserved_region import fill_region, find_region, piece_bytes
 from liveupdate.preserve import region as regions
 from liveupdate.preserve.base import KHO, Requirements
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.scenario.load import where
-from liveupdate.set_aside import fill_region, find_region, piece_bytes
 
 #: what the host under update needs beside its guests: kernel, tmpfs, agent, room for the incoming
 #: kernel's image and KHO's scratch areas while the guests' memory stays where it is
