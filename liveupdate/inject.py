@@ -18,8 +18,8 @@ from liveupdate.formats import keep_dma
 from liveupdate.formats.iommu import Requester
 from liveupdate.formats.iommu_walk import ADDRESS_MASK
 from liveupdate.formats.qemu_pci import find_function
-from liveupdate.formats.vtd_paging import find_leaf
-from liveupdate.formats.vtd_tables import decode_unit, find_entry
+from liveupdate.formats.vtd.paging import find_leaf
+from liveupdate.formats.vtd.tables import decode_unit, find_entry
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.probes.qemu_machine import Machine
 from liveupdate.target.qemu_argv import device_id, wire_id

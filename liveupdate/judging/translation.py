@@ -20,12 +20,8 @@ from liveupdate.formats.iommu import (
     unpack_runs,
 )
 from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
-from liveupdate.formats.vtd_regs import (
-    FaultStatus,
-    GlobalStatus,
-    decode_fault_records,
-)
-from liveupdate.formats.vtd_tables import RootPointer
+from liveupdate.formats.vtd.regs import FaultStatus, GlobalStatus, decode_fault_records
+from liveupdate.formats.vtd.tables import RootPointer
 from liveupdate.judging.context import Context, Finding, failed, passed, unknown
 from liveupdate.judging.guest_share import where_mapped
 from liveupdate.judging.scene import (

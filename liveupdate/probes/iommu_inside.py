@@ -30,7 +30,7 @@ from liveupdate.formats.iommu import (
     Translation,
 )
 from liveupdate.formats.malformed import MalformedError
-from liveupdate.formats.vtd_debugfs import parse_dmar_translation, parse_domain_translation
+from liveupdate.formats.vtd.debugfs import parse_dmar_translation, parse_domain_translation
 from liveupdate.model.evidence import MappingFacts
 from liveupdate.probes.iommu import to_facts
 from liveupdate.transport.ssh import Ssh

@@ -13,18 +13,19 @@ from typing import Protocol
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import EvidenceError
-from liveupdate.formats import amdvi_regs, vtd_regs
+from liveupdate.formats import amdvi_regs
 from liveupdate.formats.amdvi import decode_device_table
 from liveupdate.formats.hmp_xp import MemoryDumpError, parse_xp
 from liveupdate.formats.iommu import ByteReader, Requester
 from liveupdate.formats.iommu_walk import DecodedTables
 from liveupdate.formats.malformed import MalformedError
-from liveupdate.formats.vtd_tables import decode_unit
+from liveupdate.formats.vtd import regs
+from liveupdate.formats.vtd.tables import decode_unit
 from liveupdate.model.evidence import UnitSample
 
 _CALL_S = 10.0
 #: GSTS, RTADDR and FSTS lie in one dump of seven words
-_STATUS_FIRST, _STATUS_BYTES = vtd_regs.GSTS, 28
+_STATUS_FIRST, _STATUS_BYTES = regs.GSTS, 28
 
 
 class Monitor(Protocol):
@@ -92,9 +93,9 @@ class VtdUnit:
     @classmethod
     def find(cls, monitor: Monitor, base: int) -> VtdUnit:
         """:raises EvidenceError: what is there is no VT-d unit."""
-        page = read_physical(monitor, base, vtd_regs.REGISTER_BYTES)
+        page = read_physical(monitor, base, regs.REGISTER_BYTES)
         try:
-            capabilities = vtd_regs.decode_registers(page).capabilities
+            capabilities = regs.decode_registers(page).capabilities
         except MalformedError as error:
             raise EvidenceError(f"VT-d unit at {base:#x}: {error}") from error
         return cls(
@@ -108,18 +109,18 @@ class VtdUnit:
         data = read_physical(monitor, self.base + _STATUS_FIRST, _STATUS_BYTES)
         sample = UnitSample(
             host_ns=time.monotonic_ns(),
-            gsts=_word(data, vtd_regs.GSTS - _STATUS_FIRST, 4),
-            rtaddr=_word(data, vtd_regs.RTADDR - _STATUS_FIRST, 8),
-            fsts=_word(data, vtd_regs.FSTS - _STATUS_FIRST, 4),
+            gsts=_word(data, regs.GSTS - _STATUS_FIRST, 4),
+            rtaddr=_word(data, regs.RTADDR - _STATUS_FIRST, 8),
+            fsts=_word(data, regs.FSTS - _STATUS_FIRST, 4),
         )
-        if vtd_regs.FaultStatus(sample.fsts).is_clear:
+        if regs.FaultStatus(sample.fsts).is_clear:
             return sample
-        size = self.fault_count * vtd_regs.FAULT_RECORD_BYTES
+        size = self.fault_count * regs.FAULT_RECORD_BYTES
         records = read_physical(monitor, self.base + self.fault_offset, size)
         return replace(sample, fault_records=records.hex())
 
     def is_translating(self, sample: UnitSample) -> bool:
-        return vtd_regs.GlobalStatus(sample.gsts).is_translating
+        return regs.GlobalStatus(sample.gsts).is_translating
 
     def decode(
         self, ram: ByteReader, root: int, only: Iterable[Requester], *, is_walking: bool = True

@@ -28,12 +28,7 @@ from liveupdate.formats.iommu import (
     Translation,
 )
 from liveupdate.formats.iommu_walk import ADDRESS_MASK, DecodedTables, Walk, WalkLimits
-from liveupdate.formats.vtd_paging import (
-    FIRST_STAGE,
-    SECOND_STAGE,
-    PageTableWalker,
-    PagingFormat,
-)
+from liveupdate.formats.vtd.paging import FIRST_STAGE, SECOND_STAGE, PageTableWalker, PagingFormat
 
 #: RTADDR_REG.TTM, 11.4.5
 MODE_LEGACY, MODE_SCALABLE, MODE_RESERVED, MODE_ABORT = range(4)

@@ -4,7 +4,7 @@
 ``/sys/kernel/debug/iommu/intel/dmar_translation_struct`` lists context (and PASID) entries,
 ``…/intel/<BDF>[/<PASID>]/domain_translation_struct`` every leaf with the entries above it. Format:
 Linux ``drivers/iommu/intel/debugfs.c`` (7.3). Results are the same mapping sets that
-:mod:`liveupdate.formats.vtd_tables` makes from memory.
+:mod:`liveupdate.formats.vtd.tables` makes from memory.
 
 Two habits of the kernel matter: IOVAs in the upper half of a first stage are printed without their
 sign, and a file is empty for a requester that is not attached to page tables.
@@ -27,13 +27,8 @@ from liveupdate.formats.iommu import (
     parse_bdf,
 )
 from liveupdate.formats.iommu_walk import ADDRESS_MASK
-from liveupdate.formats.vtd_paging import (
-    FIRST_STAGE,
-    PAGE_SIZE_BIT,
-    SECOND_STAGE,
-    PagingFormat,
-)
-from liveupdate.formats.vtd_tables import decode_context, decode_pasid_entry
+from liveupdate.formats.vtd.paging import FIRST_STAGE, PAGE_SIZE_BIT, SECOND_STAGE, PagingFormat
+from liveupdate.formats.vtd.tables import decode_context, decode_pasid_entry
 
 _UNIT = re.compile(r"IOMMU (\S+): Root Table Address: 0x([0-9a-f]+)")
 _DISABLED = re.compile(r"DMA Remapping is not enabled on (\S+)")

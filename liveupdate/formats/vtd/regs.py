@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from liveupdate.core.units import format_addr
 from liveupdate.formats.iommu import IommuFormatError, format_source_id
-from liveupdate.formats.vtd_tables import RootPointer
+from liveupdate.formats.vtd.tables import RootPointer
 
 #: bytes from the start of the register page that :func:`decode_registers` needs
 REGISTER_BYTES = 0xC0
@@ -252,7 +252,7 @@ class Registers:
     queue_tail: int
     queue_address: int
     interrupt_table: InterruptTable
-    #: as read, for :func:`~liveupdate.formats.vtd_tables.decode_unit`
+    #: as read, for :func:`~liveupdate.formats.vtd.tables.decode_unit`
     rtaddr: int
 
 

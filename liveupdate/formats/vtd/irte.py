@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import ByteReader, FaultKind, TableFault, format_source_id
 from liveupdate.formats.iommu_walk import Walk, WalkLimits
-from liveupdate.formats.vtd_regs import InterruptTable
+from liveupdate.formats.vtd.regs import InterruptTable
 
 ENTRY_BYTES = 16
 _ENTRY = struct.Struct("<QQ")
