@@ -27,6 +27,7 @@ from liveupdate.core.errors import (
 from liveupdate.core.steps import Steps
 from liveupdate.core.units import GIB, MIB
 from liveupdate.devices import find_guests_own, start_devices, stop_devices
+from liveupdate.evidence import RunDir
 from liveupdate.formats import payload, tickpage
 from liveupdate.formats.pattern import STEP
 from liveupdate.images import catalogue
@@ -34,7 +35,6 @@ from liveupdate.model import codec
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.registry import Registry
-from liveupdate.store import RunDir
 from liveupdate.target.base import Host
 from liveupdate.target.qemu import HostFiles, QemuHost
 from liveupdate.target.ssh import SshHost

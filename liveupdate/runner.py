@@ -15,6 +15,7 @@ from pathlib import Path
 from liveupdate.bringup import bring_up
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, LostMachine
 from liveupdate.core.steps import Steps
+from liveupdate.evidence import RunDir
 from liveupdate.hop import FreezeRefused, HopRun
 from liveupdate.judge import judge
 from liveupdate.model.evidence import Evidence, Incident
@@ -23,7 +24,6 @@ from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import Verdict
 from liveupdate.provenance import describe
 from liveupdate.scenario.dump import dump_scenario
-from liveupdate.store import RunDir
 from liveupdate.testbed import Testbed
 from liveupdate.watch import Watchers
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import EvidenceError, LiveUpdateError, LostMachine, StateError
 from liveupdate.core.units import PAGE_BYTES, PhysAddr
+from liveupdate.evidence import RunDir
 from liveupdate.formats import payload, tickpage
 from liveupdate.model.evidence import FrameAccount
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.memory import guest_page_index, page_address
-from liveupdate.store import RunDir
 from liveupdate.target.base import Host
 from liveupdate.target.qemu import QemuHost
 from liveupdate.transport.agent import AgentEvent

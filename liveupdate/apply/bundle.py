@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import liveupdate
 from liveupdate.core.errors import EvidenceError
-from liveupdate.store.files import StoreError, write_atomic
+from liveupdate.evidence.files import StoreError, write_atomic
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -28,10 +28,10 @@ from liveupdate.core.errors import (
     RemoteError,
 )
 from liveupdate.core.steps import Steps
+from liveupdate.evidence.files import StoreError
 from liveupdate.judge import judge
 from liveupdate.model.codec import CodecError
 from liveupdate.model.verdict import ExitCode, Outcome, Verdict
-from liveupdate.store.files import StoreError
 from liveupdate.target.ssh import HostLocked
 from liveupdate.transport.ssh import WrongHostKey
 

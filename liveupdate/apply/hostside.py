@@ -29,6 +29,7 @@ from liveupdate.core.errors import (
     RemoteError,
 )
 from liveupdate.core.steps import Steps
+from liveupdate.evidence import RunDir
 from liveupdate.formats import payload, tickpage
 from liveupdate.model import codec
 from liveupdate.model.evidence import Incident, SessionFacts
@@ -36,7 +37,6 @@ from liveupdate.model.plan import Hop, Plan
 from liveupdate.planning.planner import fill_append
 from liveupdate.probes.told import collect_digests
 from liveupdate.provenance import describe
-from liveupdate.store import RunDir
 from liveupdate.target.base import Host
 from liveupdate.target.ssh import NEXT_KERNEL
 from liveupdate.testbed import GuestHandle, Testbed

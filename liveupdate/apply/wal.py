@@ -13,8 +13,8 @@ from pathlib import Path
 
 from liveupdate.apply.journal import Record, State, decode, encode, replay
 from liveupdate.core.errors import EvidenceError, LaunchError
+from liveupdate.evidence.files import StoreError
 from liveupdate.model import layout
-from liveupdate.store.files import StoreError
 
 #: a journal has some hundred lines
 _MAX_BYTES = 16 << 20

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from liveupdate.apply.preflight import Finding, Local
     from liveupdate.apply.wal import Wal
     from liveupdate.cli.applying import Place
+    from liveupdate.evidence import RunDir
     from liveupdate.model.plan import Plan
-    from liveupdate.store import RunDir
 
 PATIENCE_S = 120.0
 
@@ -165,7 +165,7 @@ def _begin(app: App, place: Place, plan: Plan, local: Local, directory: Path) ->
     """Make the run directory and begin the journal."""
     from liveupdate.apply.wal import Wal
     from liveupdate.cli import applying
-    from liveupdate.store import RunDir
+    from liveupdate.evidence import RunDir
 
     record = RunDir.create(directory, plan=plan, scenario='name = "apply"\n')
     journal = Wal(record.path, create=True)
@@ -226,8 +226,8 @@ def _go_on(
     from liveupdate.apply.wal import Wal
     from liveupdate.cli import applying
     from liveupdate.core.paths import results_dir
+    from liveupdate.evidence import RunDir
     from liveupdate.images.catalogue import read_kernel
-    from liveupdate.store import RunDir
 
     if by_step:
         applying.need_terminal("--step")

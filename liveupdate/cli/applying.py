@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from liveupdate.apply.wal import Wal
     from liveupdate.cli.app import App
     from liveupdate.core.steps import Steps
+    from liveupdate.evidence import RunDir
     from liveupdate.model.plan import KernelImage, Plan
-    from liveupdate.store import RunDir
     from liveupdate.target.ssh_spec import LabMachine
 
 SURVEY_S = 60.0

@@ -26,12 +26,12 @@ from liveupdate.apply.steps import FORWARD, Step
 from liveupdate.apply.wal import Wal, read_journal
 from liveupdate.core.errors import DeadlineExceeded, EvidenceError, LaunchError, RemoteError
 from liveupdate.core.steps import Steps
+from liveupdate.evidence import RunDir
 from liveupdate.judge import judge
 from liveupdate.model.plan import KernelImage, Plan
 from liveupdate.model.scenario import Budget, Observation, Timeouts
 from liveupdate.model.verdict import Outcome, Verdict
 from liveupdate.preserve.registry import MECHANISMS
-from liveupdate.store import RunDir
 from liveupdate.target.ssh import HostLocked
 from liveupdate.transport.ssh import WrongHostKey
 from tests.component.apply_host import FakeHeld, FakeHost

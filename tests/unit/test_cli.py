@@ -22,6 +22,7 @@ from liveupdate.cli.output import one_line, wants_color, wants_live, write_file
 from liveupdate.cli.signals import Interrupted, handle_signals
 from liveupdate.core import errors
 from liveupdate.core.steps import Steps
+from liveupdate.evidence import RunDir
 from liveupdate.faults import FAULTS
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
@@ -29,7 +30,6 @@ from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import CHECK_IDS, Check, ExitCode, Outcome, Verdict
 from liveupdate.runner import RunResult
 from liveupdate.scenario.dump import dump_scenario
-from liveupdate.store import RunDir
 
 ABI = ("kho-v4", "luo-v5", "memfd-v2")
 

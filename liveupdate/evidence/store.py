@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 
 from liveupdate.core.steps import StepEvent
+from liveupdate.evidence.files import RunFiles, StoreError
+from liveupdate.evidence.reread import load_evidence
 from liveupdate.model import codec, layout
 from liveupdate.model.builder import (
     DigestFacts,
@@ -56,8 +58,6 @@ from liveupdate.model.evidence import (
 )
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Plan
-from liveupdate.store.files import RunFiles, StoreError
-from liveupdate.store.reread import load_evidence
 
 _WORD_BYTES = 8
 

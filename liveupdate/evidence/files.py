@@ -5,7 +5,7 @@ Knows names and digests, nothing of what evidence means. Layout: :mod:`liveupdat
 Documents are written to a temporary file, fsync'ed and renamed; logs are appended to and never
 edited. ``evidence/index.jsonl`` names every file with its sha256 (null while it is still growing),
 so that a file that went missing or was altered is known when the run is read back
-(:mod:`liveupdate.store.reread`).
+(:mod:`liveupdate.evidence.reread`).
 """
 
 from __future__ import annotations

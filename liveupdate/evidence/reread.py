@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from liveupdate.core.errors import EvidenceError
+from liveupdate.evidence.files import RunFiles
 from liveupdate.model import codec, layout
 from liveupdate.model.builder import (
     DigestFacts,
@@ -52,7 +53,6 @@ from liveupdate.model.evidence import (
     WatchedDevice,
 )
 from liveupdate.model.guest_device_use import JournalFacts
-from liveupdate.store.files import RunFiles
 
 T = TypeVar("T")
 
