@@ -21,7 +21,7 @@ from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.frames import FrameSender
 from liveupdate.target.qemu_argv import device_id, device_mac, throttle_id
 from liveupdate.testbed import WIRE_MAC, DeviceStatus, Testbed
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.transport.agent_link import AgentEvent
 
 #: binding, reset, link: seconds under TCG
 START_S = 60.0

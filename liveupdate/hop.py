@@ -34,7 +34,6 @@ from liveupdate.model.evidence import Incident, SessionFacts
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Hop
 from liveupdate.oracle import DeviceOracle
-from liveupdate.physmem import Page
 from liveupdate.planning.planner import fill_append
 from liveupdate.preserve.base import AGENT_SESSION
 from liveupdate.probes.liveness import scan_disk
@@ -43,8 +42,9 @@ from liveupdate.probes.told import collect_digests
 from liveupdate.target.ssh import SshHost
 from liveupdate.testbed import GuestHandle, Testbed, disk_of
 from liveupdate.timeline import phases
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.console import ConsoleLine
+from liveupdate.transport.physmem import Page
 from liveupdate.watch import Watchers
 
 #: events of the agent that are moments of the timeline

@@ -28,7 +28,7 @@ from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.memory import guest_page_index, page_address
 from liveupdate.target.base import Host
 from liveupdate.target.qemu import QemuHost
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.ssh import Ssh
 
 CALL_S = 30.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from liveupdate.formats import tickpage
 from liveupdate.model.evidence import AgentPing, Tick, Watched
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.transport.agent_link import AgentEvent
 
 #: which kernel a line is from
 BEFORE, AFTER = 0, 1

@@ -20,11 +20,11 @@ from liveupdate.formats import arp, echo, journal, tickpage
 from liveupdate.model.evidence import Echo, JournalSample, Tick, Watched
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.probes.base import Sampler
-from liveupdate.transport.wire import Frame
+from liveupdate.transport.guest_network import Frame
 
 
 class SendsFrames(Protocol):
-    """Of :class:`liveupdate.transport.wire.Wire`, what this probe needs."""
+    """Of :class:`liveupdate.transport.guest_network.Wire`, what this probe needs."""
 
     def send(self, frame: bytes) -> int | None: ...
 

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.transport.agent_link import AgentEvent
 
 #: liveupdate/agent/digest.py, PAGES_PER_EVENT
 _MAX_EVENT_BYTES = (1 << 14) * 8

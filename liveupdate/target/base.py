@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from liveupdate.core.deadline import Deadline
-from liveupdate.physmem import PhysMem
-from liveupdate.transport.agent import AgentLink
+from liveupdate.transport.agent_link import AgentLink
 from liveupdate.transport.console import Console
+from liveupdate.transport.guest_network import Wire
+from liveupdate.transport.physmem import PhysMem
 from liveupdate.transport.ssh import Ssh
-from liveupdate.transport.wire import Wire
 
 
 class Process(Protocol):

@@ -18,7 +18,6 @@ from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LaunchError, LiveUpdateError
 from liveupdate.core.proc import read_start_time
 from liveupdate.model.plan import MachineSpec
-from liveupdate.physmem import PhysMem, parse_mtree
 from liveupdate.registry import Registry, is_named, machine_name
 from liveupdate.target import libvirt_xml
 from liveupdate.target.base import Process
@@ -26,6 +25,7 @@ from liveupdate.target.libvirt_link import Link, PassedMonitor
 from liveupdate.target.qemu import HostFiles, QemuHost
 from liveupdate.target.qemu_argv import MachinePaths
 from liveupdate.transport.monitor import Monitor
+from liveupdate.transport.physmem import PhysMem, parse_mtree
 
 DEFAULT_URI = "qemu:///session"
 _DESTROY_TIMEOUT_S = 15.0

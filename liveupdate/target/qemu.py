@@ -30,7 +30,6 @@ from liveupdate.core.errors import (
 from liveupdate.core.paths import SUN_PATH_BYTES
 from liveupdate.model.device_models import FED_KINDS, NAMESPACE_BYTES
 from liveupdate.model.plan import MachineSpec
-from liveupdate.physmem import PhysMem, parse_mtree
 from liveupdate.registry import Machine, Registry, write_owner
 from liveupdate.target.base import Process
 from liveupdate.target.qemu_argv import (
@@ -41,12 +40,13 @@ from liveupdate.target.qemu_argv import (
     build_argv,
     parse_ssh_port,
 )
-from liveupdate.transport.agent import AgentLink
+from liveupdate.transport.agent_link import AgentLink
 from liveupdate.transport.console import Console
+from liveupdate.transport.guest_network import Wire
 from liveupdate.transport.monitor import Monitor, QmpEvent
+from liveupdate.transport.physmem import PhysMem, parse_mtree
 from liveupdate.transport.qmp import Qmp
 from liveupdate.transport.ssh import Ssh
-from liveupdate.transport.wire import Wire
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -33,7 +33,7 @@ from liveupdate.core.errors import (
 from liveupdate.registry import Registry, write_owner
 from liveupdate.target.labgrid import Place
 from liveupdate.target.ssh_spec import LabMachine
-from liveupdate.transport.agent import AgentLink
+from liveupdate.transport.agent_link import AgentLink
 from liveupdate.transport.bridge import Bridge, Stream
 from liveupdate.transport.console import Console
 from liveupdate.transport.ssh import Channel, Ssh, WrongHostKey

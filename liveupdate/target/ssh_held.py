@@ -17,8 +17,8 @@ from liveupdate.core.errors import LaunchError, LiveUpdateError, LostMachine, Re
 from liveupdate.registry import Registry, write_owner
 from liveupdate.target.ssh import AGENT_SOCKET, SshHost
 from liveupdate.target.ssh_spec import ConsoleSpec, LabMachine
-from liveupdate.transport.agent import AgentLink, Garbled, parse_line
-from liveupdate.transport.agent import Reply as AgentReply
+from liveupdate.transport.agent_link import AgentLink, Garbled, parse_line
+from liveupdate.transport.agent_link import Reply as AgentReply
 from liveupdate.transport.bridge import Bridge
 from liveupdate.transport.console import Console
 from liveupdate.transport.ssh import Ssh

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import xxhash
 
 from liveupdate.core.units import MIB, PAGE_BYTES, PhysAddr
-from liveupdate.physmem import PhysMem, RamRange
+from liveupdate.transport.physmem import PhysMem, RamRange
 
 SIZE_BYTES = 512 * MIB
 _REPEAT = 3

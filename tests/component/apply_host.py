@@ -29,7 +29,7 @@ from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import DeadlineExceeded, LaunchError, OutcomeUnknown, RemoteError
 from liveupdate.formats.tickpage import TickPage, encode_tick
 from liveupdate.target.ssh import HostLocked
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.transport.agent_link import AgentEvent
 
 PAGE = 4096
 MEMORY = 16 << 20

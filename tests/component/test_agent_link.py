@@ -12,7 +12,7 @@ import pytest
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import DeadlineExceeded, LostMachine, OutcomeUnknown, RemoteError
-from liveupdate.transport.agent import AgentLink
+from liveupdate.transport.agent_link import AgentLink
 from tests.component.fake_peer import Peer, Script, serve
 
 

@@ -20,7 +20,7 @@ from liveupdate.model.evidence import DeviceFacts, FrameSent, Landed
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.frames import FrameSender
 from liveupdate.testbed import Testbed
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.transport.agent_link import AgentEvent
 from tests.unit import evidence_builder as make
 from tests.unit.test_judge_device import account, make_facts, make_frames
 

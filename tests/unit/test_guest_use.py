@@ -14,7 +14,7 @@ from liveupdate.guest_use import GuestUseWatch
 from liveupdate.model.evidence import Echo
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.testbed import Testbed
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.transport.agent_link import AgentEvent
 
 NIC = DeviceSpec(name="nic0", guest="vm0", tier="quiesce")
 

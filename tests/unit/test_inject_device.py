@@ -15,8 +15,8 @@ from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import PhysAddr
 from liveupdate.faults import FAULTS
 from liveupdate.formats import keep_dma
-from liveupdate.physmem import PhysMem, RamRange
 from liveupdate.testbed import Testbed
+from liveupdate.transport.physmem import PhysMem, RamRange
 from tests.unit.test_formats_keep_dma import make_record
 
 PAGE = 4096

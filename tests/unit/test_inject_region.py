@@ -14,9 +14,9 @@ from liveupdate import inject
 from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import PhysAddr
 from liveupdate.model.plan import Region
-from liveupdate.physmem import PhysMem, RamRange
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.testbed import Testbed
+from liveupdate.transport.physmem import PhysMem, RamRange
 
 PAGE = 4096
 SIZE = 64 * PAGE

@@ -66,7 +66,7 @@ LAYERS = {
     "apply": 5,
     "core.paths": 3,
     "core.proc": 3,
-    "physmem": 3,
+    "transport.physmem": 3,
     "registry": 3,
     "evidence": 3,
     "transport": 3,

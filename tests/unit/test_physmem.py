@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liveupdate.core.units import PhysAddr
-from liveupdate.physmem import (
+from liveupdate.transport.physmem import (
     MtreeError,
     NotRam,
     PhysMem,
