@@ -34,11 +34,11 @@ from liveupdate.images import catalogue
 from liveupdate.model import codec
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
-from liveupdate.registry import Registry
 from liveupdate.target.base import Host
-from liveupdate.target.qemu import HostFiles, QemuHost
-from liveupdate.target.ssh import SshHost
-from liveupdate.target.ssh_spec import read_description
+from liveupdate.target.machines import Registry
+from liveupdate.target.qemu.host import HostFiles, QemuHost
+from liveupdate.target.ssh.host import SshHost
+from liveupdate.target.ssh.spec import read_description
 from liveupdate.target.warm import WarmState, WarmStateError, WarmStore, make_key
 from liveupdate.testbed import GuestHandle, Testbed
 
@@ -168,7 +168,7 @@ def make_host(plan: Plan, run_id: str, run_dir: Path, kit: Path) -> QemuHost:
     )
     registry = Registry(paths.runtime_dir())
     if plan.target == "libvirt":
-        from liveupdate.target.libvirt import LibvirtHost
+        from liveupdate.target.libvirt.host import LibvirtHost
 
         machine = replace(plan.machine, qemu=str(_resolve_program(plan.machine.qemu)))
         return LibvirtHost(

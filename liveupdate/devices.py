@@ -19,7 +19,7 @@ from liveupdate.model import codec
 from liveupdate.model.evidence import DeviceFacts, FrameAccount, Landed
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.frames import FrameSender
-from liveupdate.target.qemu_argv import device_id, device_mac, throttle_id
+from liveupdate.target.qemu.argv import device_id, device_mac, throttle_id
 from liveupdate.testbed import WIRE_MAC, DeviceStatus, Testbed
 from liveupdate.transport.agent_link import AgentEvent
 

@@ -39,7 +39,7 @@ from liveupdate.preserve.base import AGENT_SESSION
 from liveupdate.probes.liveness import scan_disk
 from liveupdate.probes.memory import DigestJob
 from liveupdate.probes.told import collect_digests
-from liveupdate.target.ssh import SshHost
+from liveupdate.target.ssh.host import SshHost
 from liveupdate.testbed import GuestHandle, Testbed, disk_of
 from liveupdate.timeline import phases
 from liveupdate.transport.agent_link import AgentEvent

@@ -27,7 +27,7 @@ from liveupdate.model.scenario import GuestSpec
 from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.memory import guest_page_index, page_address
 from liveupdate.target.base import Host
-from liveupdate.target.qemu import QemuHost
+from liveupdate.target.qemu.host import QemuHost
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.ssh import Ssh
 

@@ -17,7 +17,7 @@ from .lean import Socket, listen_unix, read_text
 from .wire import LineSplitter, Outbox
 
 PORT_NAME = "org.liveupdate.agent"
-#: liveupdate/target/ssh.py connects here
+#: liveupdate/target/ssh/host.py connects here
 SOCKET = "/run/liveupdate/agent.sock"
 READ_BYTES = 1 << 16
 VISITOR_LINE_BYTES_MAX = 64 << 10

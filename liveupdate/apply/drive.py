@@ -32,7 +32,7 @@ from liveupdate.evidence.files import StoreError
 from liveupdate.judge import judge
 from liveupdate.model.codec import CodecError
 from liveupdate.model.verdict import ExitCode, Outcome, Verdict
-from liveupdate.target.ssh import HostLocked
+from liveupdate.target.ssh.host import HostLocked
 from liveupdate.transport.ssh import WrongHostKey
 
 #: so often a step may lose the host before somebody has to look

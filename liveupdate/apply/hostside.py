@@ -38,7 +38,7 @@ from liveupdate.planning.planner import fill_append
 from liveupdate.probes.told import collect_digests
 from liveupdate.provenance import describe
 from liveupdate.target.base import Host
-from liveupdate.target.ssh import NEXT_KERNEL
+from liveupdate.target.ssh.host import NEXT_KERNEL
 from liveupdate.testbed import GuestHandle, Testbed
 from liveupdate.timeline import phases
 
@@ -66,7 +66,7 @@ class GuestNotAlive(LiveUpdateError):
 
 
 class Held(Host, Protocol):
-    """Of :class:`liveupdate.target.ssh_held.HeldHost`, what is used here."""
+    """Of :class:`liveupdate.target.ssh.held.HeldHost`, what is used here."""
 
     @property
     def has_console(self) -> bool: ...

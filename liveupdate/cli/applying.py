@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from liveupdate.core.steps import Steps
     from liveupdate.evidence import RunDir
     from liveupdate.model.plan import KernelImage, Plan
-    from liveupdate.target.ssh_spec import LabMachine
+    from liveupdate.target.ssh.spec import LabMachine
 
 SURVEY_S = 60.0
 STATUS_S = 15.0
@@ -52,7 +52,7 @@ class Place:
 def find_place(name: str) -> Place:
     """Find the description of a host. :raises ScenarioError: there is none, or it is wrong."""
     from liveupdate.core.paths import config_dir
-    from liveupdate.target.ssh_spec import find_description, read_description
+    from liveupdate.target.ssh.spec import find_description, read_description
 
     path = find_description(name, config_dir())
     return Place(name=name, path=path, machine=read_description(path))
@@ -130,7 +130,7 @@ def survey_host(place: Place, limit_s: float = SURVEY_S) -> tuple[Survey, str]:
     from liveupdate.core.errors import LostMachine
     from liveupdate.model.codec import CodecError
     from liveupdate.preserve.registry import MECHANISMS
-    from liveupdate.target.ssh_held import ask
+    from liveupdate.target.ssh.held import ask
     from liveupdate.transport.ssh import Ssh
 
     machine = place.machine
@@ -152,8 +152,8 @@ def survey_host(place: Place, limit_s: float = SURVEY_S) -> tuple[Survey, str]:
 
 def console_trouble(machine: LabMachine) -> str:
     """Say why a console cannot be read; a command is believed to be able to."""
-    from liveupdate.target.ssh_held import NO_CONSOLE
-    from liveupdate.target.ssh_spec import ConsoleSpec
+    from liveupdate.target.ssh.held import NO_CONSOLE
+    from liveupdate.target.ssh.spec import ConsoleSpec
 
     spec = machine.console
     if spec == ConsoleSpec():
@@ -241,8 +241,8 @@ def at_work(
     from liveupdate.cli.results import Outcome, store_reports
     from liveupdate.core.paths import runtime_dir
     from liveupdate.model.verdict import Verdict
-    from liveupdate.registry import Registry
-    from liveupdate.target.ssh_held import HeldHost
+    from liveupdate.target.machines import Registry
+    from liveupdate.target.ssh.held import HeldHost
 
     update = str((journal.state.begin or {}).get("update"))
     # each process has console logs of its own
@@ -322,7 +322,7 @@ def view_host(place: Place) -> HostView:
     """
     from liveupdate.apply.journal import status_view
     from liveupdate.core.deadline import Deadline
-    from liveupdate.target.ssh_held import ask
+    from liveupdate.target.ssh.held import ask
     from liveupdate.transport.ssh import Ssh
 
     machine = place.machine

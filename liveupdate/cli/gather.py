@@ -155,15 +155,15 @@ def find_target(scenario: Scenario, machine: MachineFacts) -> MachineFacts:
 
     kind, place = split_target(scenario.target)
     if kind.name == "libvirt":
-        from liveupdate.target import libvirt_link
-        from liveupdate.target.libvirt import DEFAULT_URI
+        from liveupdate.target.libvirt import link
+        from liveupdate.target.libvirt.host import DEFAULT_URI
 
         place = place or os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
-        libvirt_link.check(place)
+        link.check(place)
         return replace(machine, place=place)
     if kind.name == "ssh":
         from liveupdate.core.paths import config_dir
-        from liveupdate.target.ssh_spec import find_description, read_description
+        from liveupdate.target.ssh.spec import find_description, read_description
 
         path = find_description(place, config_dir())
         lab = read_description(path)
@@ -243,7 +243,7 @@ def choose_accel(requested: str, images: ImageSet, *, use_cache: bool = True) ->
     :param use_cache: what a probe found since this machine was booted may be taken.
     :raises PlanError: KVM was demanded and does not work.
     """
-    from liveupdate import accel
+    from liveupdate.target import accel
 
     chosen = accel.choose(
         requested,

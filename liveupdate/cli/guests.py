@@ -55,7 +55,7 @@ def start(app: App, *, host: str, file: Path) -> int:
     from liveupdate.cli import applying
     from liveupdate.cli.output import say
     from liveupdate.core.deadline import Deadline
-    from liveupdate.target.ssh_held import ask
+    from liveupdate.target.ssh.held import ask
     from liveupdate.transport.ssh import Ssh
 
     place = applying.find_place(host)

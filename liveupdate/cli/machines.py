@@ -19,7 +19,7 @@ GC_S = 30.0
 def ps(app: App, *, as_json: bool) -> int:
     """List machines of ours: running, orphaned (their run is gone) or dead."""
     from liveupdate.core.paths import runtime_dir
-    from liveupdate.registry import Registry
+    from liveupdate.target.machines import Registry
 
     found = Registry(runtime_dir()).list()
     if as_json:
@@ -53,7 +53,7 @@ def gc(app: App, *, everything: bool, as_json: bool) -> int:
     from liveupdate.bringup import WARM_BYTES
     from liveupdate.core.deadline import Deadline
     from liveupdate.core.paths import cache_dir, runtime_dir
-    from liveupdate.registry import Registry
+    from liveupdate.target.machines import Registry
     from liveupdate.target.warm import WarmStore
 
     deadline = Deadline.after(GC_S, "machines to end")

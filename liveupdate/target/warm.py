@@ -30,7 +30,7 @@ import xxhash
 
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LaunchError, LiveUpdateError
-from liveupdate.target.qemu import QemuHost
+from liveupdate.target.qemu.host import QemuHost
 from liveupdate.transport.monitor import Monitor
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from liveupdate.agent.update import Update, UpdateError
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import DeadlineExceeded, LaunchError, OutcomeUnknown, RemoteError
 from liveupdate.formats.tickpage import TickPage, encode_tick
-from liveupdate.target.ssh import HostLocked
+from liveupdate.target.ssh.host import HostLocked
 from liveupdate.transport.agent_link import AgentEvent
 
 PAGE = 4096

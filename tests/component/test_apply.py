@@ -32,7 +32,7 @@ from liveupdate.model.plan import KernelImage, Plan
 from liveupdate.model.scenario import Budget, Observation, Timeouts
 from liveupdate.model.verdict import Outcome, Verdict
 from liveupdate.preserve.registry import MECHANISMS
-from liveupdate.target.ssh import HostLocked
+from liveupdate.target.ssh.host import HostLocked
 from liveupdate.transport.ssh import WrongHostKey
 from tests.component.apply_host import FakeHeld, FakeHost
 

@@ -18,8 +18,8 @@ from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LaunchError, LostMachine
 from liveupdate.model.plan import MachineSpec
-from liveupdate.registry import Life, Registry
-from liveupdate.target.qemu import HostFiles, QemuHost
+from liveupdate.target.machines import Life, Registry
+from liveupdate.target.qemu.host import HostFiles, QemuHost
 from liveupdate.target.warm import WarmStateError, WarmStore, make_key
 
 pytestmark = pytest.mark.skipif(
@@ -187,7 +187,7 @@ def test_qemu_killed_is_a_lost_machine(files: HostFiles, root: Path, tmp_path: P
 def test_qemu_that_ignores_quit_is_killed_and_reported(
     files: HostFiles, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liveupdate.target.qemu.QUIT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("liveupdate.target.qemu.host.QUIT_TIMEOUT_S", 0.3)
     host = make_host(files, root, tmp_path)
     host.start(soon())
     pid = host.pid
@@ -216,7 +216,7 @@ import sys, time
 from pathlib import Path
 from liveupdate.core.deadline import Deadline
 from tests.component.test_qemu_host import make_host
-from liveupdate.target.qemu import HostFiles
+from liveupdate.target.qemu.host import HostFiles
 tmp = Path(sys.argv[2])
 files = HostFiles(kernel=tmp / "kernel", rootfs=tmp / "root", kit=tmp / "kit",
                   ssh_client_key=tmp / "none", ssh_host_key_pub=tmp / "none")

@@ -13,9 +13,9 @@ import pytest
 from liveupdate.cli.applying import console_trouble
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import LaunchError
-from liveupdate.registry import Registry
-from liveupdate.target.ssh_held import NO_CONSOLE, HeldHost
-from liveupdate.target.ssh_spec import ConsoleSpec, LabgridSpec, LabMachine
+from liveupdate.target.machines import Registry
+from liveupdate.target.ssh.held import NO_CONSOLE, HeldHost
+from liveupdate.target.ssh.spec import ConsoleSpec, LabgridSpec, LabMachine
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.registry import Life, Machine, RecordError, decide, is_named, parse_record
+from liveupdate.target.machines import Life, Machine, RecordError, decide, is_named, parse_record
 
 MACHINE = Machine(
     run_id="ab12",

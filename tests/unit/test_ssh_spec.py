@@ -6,12 +6,7 @@ from pathlib import Path
 import pytest
 
 from liveupdate.core.errors import ScenarioError
-from liveupdate.target.ssh_spec import (
-    ConsoleSpec,
-    LabgridSpec,
-    find_description,
-    read_description,
-)
+from liveupdate.target.ssh.spec import ConsoleSpec, LabgridSpec, find_description, read_description
 
 GOOD = """
 address = "10.0.0.7"

@@ -21,7 +21,7 @@ from liveupdate.images import catalogue, debianhost
 from liveupdate.images.cache import digest_of
 from liveupdate.planning.devices import IOMMU_APPEND
 from liveupdate.planning.planner import TCG_APPEND
-from liveupdate.target.qemu_argv import SSH_MAC, WIRE_MAC, parse_ssh_port
+from liveupdate.target.qemu.argv import SSH_MAC, WIRE_MAC, parse_ssh_port
 from liveupdate.transport.qmp import Qmp
 from liveupdate.transport.ssh import Ssh
 from tests.vm.labmachine import power_script

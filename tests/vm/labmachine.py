@@ -21,7 +21,7 @@ from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.images import catalogue
 from liveupdate.planning.devices import IOMMU_APPEND
 from liveupdate.planning.planner import BASE_APPEND, TCG_APPEND
-from liveupdate.target.qemu_argv import SSH_MAC, WIRE_MAC, parse_ssh_port
+from liveupdate.target.qemu.argv import SSH_MAC, WIRE_MAC, parse_ssh_port
 from liveupdate.transport.qmp import Qmp
 
 APPEND = f"{BASE_APPEND} {TCG_APPEND} {IOMMU_APPEND['intel', False]}"

@@ -30,9 +30,9 @@ from liveupdate.core.errors import (
     LostMachine,
     StateError,
 )
-from liveupdate.registry import Registry, write_owner
 from liveupdate.target.labgrid import Place
-from liveupdate.target.ssh_spec import LabMachine
+from liveupdate.target.machines import Registry, write_owner
+from liveupdate.target.ssh.spec import LabMachine
 from liveupdate.transport.agent_link import AgentLink
 from liveupdate.transport.bridge import Bridge, Stream
 from liveupdate.transport.console import Console

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from liveupdate.core.errors import PlanError
 from liveupdate.model.device_models import DEVICE_KINDS, FED_KINDS
 from liveupdate.model.plan import MachineSpec
-from liveupdate.registry import machine_name
+from liveupdate.target.machines import machine_name
 
 RAM_ID = "hostram"
 """Id of the memory backend, by which ``info mtree`` names its region."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host under update as a libvirt domain, as a value. No I/O.
 
-The same machine as :mod:`liveupdate.target.qemu_argv` builds, device by device: every address is
+The same machine as :mod:`liveupdate.target.qemu.argv` builds, device by device: every address is
 given, so that libvirt adds no bridges of its own. Source: https://libvirt.org/formatdomain.html
 """
 
@@ -14,8 +14,8 @@ from xml.etree.ElementTree import Element, SubElement
 
 from liveupdate.core.errors import PlanError
 from liveupdate.model.plan import MachineSpec
-from liveupdate.registry import machine_name
-from liveupdate.target.qemu_argv import (
+from liveupdate.target.machines import machine_name
+from liveupdate.target.qemu.argv import (
     AGENT_PORT,
     DiskFile,
     MachinePaths,
@@ -33,7 +33,7 @@ _SERIAL_SLOT, _RNG_SLOT, _DISK_SLOT = 0x02, 0x03, 0x08
 #: what libvirt has no element for comes last on QEMU's command line, behind its own devices
 _SSH_SLOT, _WIRE_SLOT = 0x1A, 0x1B
 
-#: as :data:`liveupdate.target.qemu_argv._ACCELS` says, with the reasons
+#: as :data:`liveupdate.target.qemu.argv._ACCELS` says, with the reasons
 _FEATURES = ("svm", "npt", "x2apic")
 _TYPES: Mapping[str, str] = MappingProxyType({"tcg": "qemu", "kvm": "kvm"})
 

@@ -30,9 +30,9 @@ from liveupdate.core.errors import (
 from liveupdate.core.paths import SUN_PATH_BYTES
 from liveupdate.model.device_models import FED_KINDS, NAMESPACE_BYTES
 from liveupdate.model.plan import MachineSpec
-from liveupdate.registry import Machine, Registry, write_owner
 from liveupdate.target.base import Process
-from liveupdate.target.qemu_argv import (
+from liveupdate.target.machines import Machine, Registry, write_owner
+from liveupdate.target.qemu.argv import (
     RAM_ID,
     SSH_NIC,
     DiskFile,
@@ -335,7 +335,7 @@ class QemuHost:
 
     # --- inside
 
-    # what another way of starting QEMU does differently (:mod:`liveupdate.target.libvirt`)
+    # what another way of starting QEMU does differently (:mod:`liveupdate.target.libvirt.host`)
 
     def _launch(self, paths: MachinePaths, deadline: Deadline, *, incoming: bool) -> Process:
         """Start QEMU; ``argv`` is known afterwards."""

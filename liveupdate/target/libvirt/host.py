@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host under update as a libvirt domain on this control host.
 
-A QEMU machine like :mod:`liveupdate.target.qemu`, started and held by a libvirtd: its domain is
-transient and ends with our connection, so that nothing stays defined, whatever becomes of us. Must
-not know what the machine is for.
+A QEMU machine like :mod:`liveupdate.target.qemu.host`, started and held by a libvirtd. Its domain
+is transient and ends with our connection, so that nothing stays defined, whatever becomes of us.
+Must not know what the machine is for.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LaunchError, LiveUpdateError
 from liveupdate.core.proc import read_start_time
 from liveupdate.model.plan import MachineSpec
-from liveupdate.registry import Registry, is_named, machine_name
-from liveupdate.target import libvirt_xml
 from liveupdate.target.base import Process
-from liveupdate.target.libvirt_link import Link, PassedMonitor
-from liveupdate.target.qemu import HostFiles, QemuHost
-from liveupdate.target.qemu_argv import MachinePaths
+from liveupdate.target.libvirt import domain_xml
+from liveupdate.target.libvirt.link import Link, PassedMonitor
+from liveupdate.target.machines import Registry, is_named, machine_name
+from liveupdate.target.qemu.argv import MachinePaths
+from liveupdate.target.qemu.host import HostFiles, QemuHost
 from liveupdate.transport.monitor import Monitor
 from liveupdate.transport.physmem import PhysMem, parse_mtree
 
@@ -90,7 +90,7 @@ class DomainProcess:
 class LibvirtHost(QemuHost):
     """One domain, once. What it offers is what :class:`QemuHost` does, but for warm starts."""
 
-    _ram_id = libvirt_xml.RAM_ID
+    _ram_id = domain_xml.RAM_ID
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class LibvirtHost(QemuHost):
             raise LaunchError("a libvirt domain is not started from a saved host")
         self._link = Link.open(self.uri, deadline)
         self._stack.callback(self._leave)
-        xml = libvirt_xml.build_xml(
+        xml = domain_xml.build_xml(
             self.spec,
             paths,
             run_id=self.run_id,

@@ -22,7 +22,7 @@ from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, PlanError
 from liveupdate.core.paths import cache_dir, runtime_dir
-from liveupdate.registry import write_owner
+from liveupdate.target.machines import write_owner
 from liveupdate.transport.qmp import Qmp
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LaunchError, LiveUpdateError, LostMachine, RemoteError
-from liveupdate.registry import Registry, write_owner
-from liveupdate.target.ssh import AGENT_SOCKET, SshHost
-from liveupdate.target.ssh_spec import ConsoleSpec, LabMachine
+from liveupdate.target.machines import Registry, write_owner
+from liveupdate.target.ssh.host import AGENT_SOCKET, SshHost
+from liveupdate.target.ssh.spec import ConsoleSpec, LabMachine
 from liveupdate.transport.agent_link import AgentLink, Garbled, parse_line
 from liveupdate.transport.agent_link import Reply as AgentReply
 from liveupdate.transport.bridge import Bridge
