@@ -36,9 +36,9 @@ from liveupdate.model.plan import Hop
 from liveupdate.oracle import DeviceOracle
 from liveupdate.planning.planner import fill_append
 from liveupdate.preserve.base import AGENT_SESSION
+from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.probes.liveness import scan_disk
 from liveupdate.probes.memory import DigestJob
-from liveupdate.probes.told import collect_digests
 from liveupdate.target.ssh.host import SshHost
 from liveupdate.testbed import GuestHandle, Testbed, disk_of
 from liveupdate.timeline import phases

@@ -35,7 +35,7 @@ from liveupdate.model import codec
 from liveupdate.model.evidence import Incident, SessionFacts
 from liveupdate.model.plan import Hop, Plan
 from liveupdate.planning.planner import fill_append
-from liveupdate.probes.told import collect_digests
+from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.provenance import describe
 from liveupdate.target.base import Host
 from liveupdate.target.ssh.host import NEXT_KERNEL

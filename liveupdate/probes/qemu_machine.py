@@ -17,7 +17,7 @@ from liveupdate.core.errors import EvidenceError, LiveUpdateError
 from liveupdate.formats import pci_config, qemu_trace
 from liveupdate.formats.iommu import Requester
 from liveupdate.model.evidence import DeviceEvent, UnitSample
-from liveupdate.probes.units import AmdUnit, Monitor, Unit, VtdUnit, read_physical, soon
+from liveupdate.probes.iommu_units import AmdUnit, Monitor, Unit, VtdUnit, read_physical, soon
 from liveupdate.transport.physmem import MtreeError, find_region
 
 #: the regions of registers and the configuration window, as ``info mtree`` names them

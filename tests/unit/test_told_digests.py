@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 from liveupdate.agent import digest
 from liveupdate.agent.carrier import Ram
-from liveupdate.probes.told import ToldDigests, collect_digests
+from liveupdate.probes.inside_digests import ToldDigests, collect_digests
 from liveupdate.transport.agent_link import AgentEvent
 
 PAGES = digest.PAGES_PER_EVENT + 3
