@@ -22,8 +22,8 @@ from liveupdate.formats.vtd.paging import find_leaf
 from liveupdate.formats.vtd.tables import decode_unit, find_entry
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.probes.qemu_machine import Machine
+from liveupdate.run.testbed import Testbed
 from liveupdate.target.qemu.argv import device_id, wire_id
-from liveupdate.testbed import Testbed
 
 Strike = Callable[[Testbed], None]
 Table = Mapping[str, Strike]

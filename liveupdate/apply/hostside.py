@@ -17,7 +17,6 @@ from typing import Protocol
 from liveupdate.apply import preflight, told
 from liveupdate.apply.journal import ClockPair, HostView, State, status_view
 from liveupdate.apply.preflight import Local
-from liveupdate.asked import ask_facts, read_over_ssh, record_vmm, verify_pattern
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import (
     DeadlineExceeded,
@@ -36,11 +35,17 @@ from liveupdate.model.evidence import Incident, SessionFacts
 from liveupdate.model.plan import Hop, Plan
 from liveupdate.planning.planner import fill_append
 from liveupdate.probes.inside_digests import collect_digests
-from liveupdate.provenance import describe
+from liveupdate.run.observers.host_queries import (
+    ask_facts,
+    read_over_ssh,
+    record_vmm,
+    verify_pattern,
+)
+from liveupdate.run.provenance import describe
+from liveupdate.run.testbed import GuestHandle, Testbed
+from liveupdate.run.timeline import phases
 from liveupdate.target.base import Host
 from liveupdate.target.ssh.host import NEXT_KERNEL
-from liveupdate.testbed import GuestHandle, Testbed
-from liveupdate.timeline import phases
 
 _ENTER_S = 30.0
 _SHORT_S = 20.0

@@ -50,9 +50,9 @@ def ps(app: App, *, as_json: bool) -> int:
 @common
 def gc(app: App, *, everything: bool, as_json: bool) -> int:
     """End machines whose run is gone, and remove the sockets and files they left."""
-    from liveupdate.bringup import WARM_BYTES
     from liveupdate.core.deadline import Deadline
     from liveupdate.core.paths import cache_dir, runtime_dir
+    from liveupdate.run.bringup import WARM_BYTES
     from liveupdate.target.machines import Registry
     from liveupdate.target.warm import WarmStore
 

@@ -59,11 +59,11 @@ def carry_out(
     app: App, prepared: Prepared, required: frozenset[str]
 ) -> tuple[Outcome, tuple[str, ...]]:
     """Run the plan under the view; return the outcome and the console's last lines."""
-    from liveupdate import runner
     from liveupdate.cli.results import Outcome, store_reports
     from liveupdate.cli.view import show_steps
     from liveupdate.core.steps import Steps
     from liveupdate.require import apply_required
+    from liveupdate.run import runner
 
     steps = Steps()
     with show_steps(steps, app, os.environ):

@@ -43,11 +43,11 @@ def log_in(app: App, prepared: Prepared, directory: Path, command: str | None) -
     """Boot in ``directory``, connect the terminal, and return the remote status."""
     import secrets
 
-    from liveupdate.bringup import make_host
     from liveupdate.cli.view import show_steps
     from liveupdate.core.deadline import Deadline
     from liveupdate.core.steps import Steps
     from liveupdate.images.catalogue import make_kit
+    from liveupdate.run.bringup import make_host
 
     plan = prepared.plan
     host = make_host(plan, secrets.token_hex(3), directory, make_kit(plan.images))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from liveupdate.provenance import control_host
+from liveupdate.run.provenance import control_host
 from tests.bench.bench_iommu import measure_comparison
 from tests.bench.digests import measure_digests
 

@@ -11,10 +11,10 @@ from typing import cast
 
 import pytest
 
-from liveupdate import testbed
 from liveupdate.core.steps import Steps
 from liveupdate.model.evidence import Incident
-from liveupdate.oracle import DeviceOracle
+from liveupdate.run import testbed
+from liveupdate.run.observers.iommu import DeviceOracle
 from tests.component.fake_peer import Peer, serve
 from tests.component.test_quick_qmp import greeted
 from tests.unit import iommu_evidence as seen

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from liveupdate import __version__, runner
+from liveupdate import __version__
 from liveupdate.cli import app as cli_app
 from liveupdate.cli import gather, main
 from liveupdate.cli.app import VERBS, Verbs, for_bisect
@@ -28,7 +28,8 @@ from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import CHECK_IDS, Check, ExitCode, Outcome, Verdict
-from liveupdate.runner import RunResult
+from liveupdate.run import runner
+from liveupdate.run.runner import RunResult
 from liveupdate.scenario.dump import dump_scenario
 
 ABI = ("kho-v4", "luo-v5", "memfd-v2")
@@ -126,7 +127,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys; from liveupdate.cli import main; main(['--help']);"
         "print([name for name in sys.modules if name.partition('.')[0] in"
         " ('paramiko', 'rich', 'qemu', 'asyncio', 'junitparser', 'xxhash', 'tomllib')"
-        " or name in ('liveupdate.runner', 'liveupdate.scenario.load', 'subprocess')],"
+        " or name in ('liveupdate.run.runner', 'liveupdate.scenario.load', 'subprocess')],"
         " file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

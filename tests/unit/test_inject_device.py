@@ -15,7 +15,7 @@ from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import PhysAddr
 from liveupdate.faults import FAULTS
 from liveupdate.formats import keep_dma
-from liveupdate.testbed import Testbed
+from liveupdate.run.testbed import Testbed
 from liveupdate.transport.physmem import PhysMem, RamRange
 from tests.unit.test_formats_keep_dma import make_record
 

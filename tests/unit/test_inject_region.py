@@ -15,7 +15,7 @@ from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import PhysAddr
 from liveupdate.model.plan import Region
 from liveupdate.preserve.registry import MECHANISMS
-from liveupdate.testbed import Testbed
+from liveupdate.run.testbed import Testbed
 from liveupdate.transport.physmem import PhysMem, RamRange
 
 PAGE = 4096

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.bringup import make_host
 from liveupdate.cli.gather import prepare
 from liveupdate.cli.options import Wish
 from liveupdate.core.deadline import Deadline
@@ -25,6 +24,7 @@ from liveupdate.core.paths import guest_images_dir
 from liveupdate.core.steps import Steps
 from liveupdate.formats import ktap
 from liveupdate.images import catalogue, modules_check
+from liveupdate.run.bringup import make_host
 from liveupdate.transport.ssh import Ssh
 from tests.vm.moduletests import MEMORY, ROWS, Row
 

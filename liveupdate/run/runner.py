@@ -12,20 +12,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate.bringup import bring_up
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, LostMachine
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
-from liveupdate.hop import FreezeRefused, HopRun
 from liveupdate.judge import judge
 from liveupdate.model.evidence import Evidence, Incident
 from liveupdate.model.plan import Hop, Plan
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import Verdict
-from liveupdate.provenance import describe
+from liveupdate.run.bringup import bring_up
+from liveupdate.run.hop import FreezeRefused, HopRun
+from liveupdate.run.observers.guests import Watchers
+from liveupdate.run.provenance import describe
+from liveupdate.run.testbed import Testbed
 from liveupdate.scenario.dump import dump_scenario
-from liveupdate.testbed import Testbed
-from liveupdate.watch import Watchers
 
 _TAIL_LINES = 20
 _SWITCH_S = 0.0005

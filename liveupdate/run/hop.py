@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from liveupdate import inject
-from liveupdate.asked import ask_facts, read_over_ssh, record_vmm, verify_pattern
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import (
     DeadlineExceeded,
@@ -25,7 +24,6 @@ from liveupdate.core.errors import (
 )
 from liveupdate.core.steps import Steps
 from liveupdate.core.units import PAGE_BYTES
-from liveupdate.devices import DeviceHop
 from liveupdate.formats import kho_map
 from liveupdate.formats.journal import JournalError
 from liveupdate.model import codec
@@ -33,19 +31,26 @@ from liveupdate.model.costs import CostFacts, HandedOver
 from liveupdate.model.evidence import Incident, SessionFacts
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Hop
-from liveupdate.oracle import DeviceOracle
 from liveupdate.planning.planner import fill_append
 from liveupdate.preserve.base import AGENT_SESSION
 from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.probes.liveness import scan_disk
 from liveupdate.probes.memory import DigestJob
+from liveupdate.run.devices import DeviceHop
+from liveupdate.run.observers.guests import Watchers
+from liveupdate.run.observers.host_queries import (
+    ask_facts,
+    read_over_ssh,
+    record_vmm,
+    verify_pattern,
+)
+from liveupdate.run.observers.iommu import DeviceOracle
+from liveupdate.run.testbed import GuestHandle, Testbed, disk_of
+from liveupdate.run.timeline import phases
 from liveupdate.target.ssh.host import SshHost
-from liveupdate.testbed import GuestHandle, Testbed, disk_of
-from liveupdate.timeline import phases
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.console import ConsoleLine
 from liveupdate.transport.physmem import Page
-from liveupdate.watch import Watchers
 
 #: events of the agent that are moments of the timeline
 _MOMENTS = (

@@ -14,7 +14,7 @@ from liveupdate.core import paths, proc
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import LiveUpdateError
 from liveupdate.model.evidence import Provenance
-from liveupdate.testbed import Testbed
+from liveupdate.run.testbed import Testbed
 
 
 def describe(bed: Testbed, *, argv: tuple[str, ...], accel_reason: str) -> Provenance:

@@ -15,7 +15,7 @@ from liveupdate.core.steps import Steps
 from liveupdate.formats import payload
 from liveupdate.model import codec
 from liveupdate.model.evidence import Incident, KernelFacts
-from liveupdate.testbed import GuestHandle, Testbed
+from liveupdate.run.testbed import GuestHandle, Testbed
 
 #: reading a page back for the first time after a resume is a nested fault; under TCG, 4.3 ms were
 #: seen with two guests on one CPU

@@ -23,8 +23,8 @@ from liveupdate.model.evidence import ConfigFacts, Incident, MappingFacts
 from liveupdate.probes.iommu import IommuWatcher
 from liveupdate.probes.iommu_inside import from_driver, read_inside
 from liveupdate.probes.memory import guest_ranges
+from liveupdate.run.testbed import Testbed
 from liveupdate.target.qemu.argv import device_id
-from liveupdate.testbed import Testbed
 from liveupdate.transport.quick_qmp import QuickQmp
 
 #: 65,000 mappings as debugfs prints them take a while under TCG

@@ -14,13 +14,13 @@ from liveupdate.core.errors import DeadlineExceeded, EvidenceError, LiveUpdateEr
 from liveupdate.core.steps import Steps
 from liveupdate.formats.frames import build_frame
 from liveupdate.formats.qemu_pci import find_function
-from liveupdate.guest_use import GuestUseWatch
 from liveupdate.model import codec
 from liveupdate.model.evidence import DeviceFacts, FrameAccount, Landed
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.frames import FrameSender
+from liveupdate.run.observers.guest_device_use import GuestUseWatch
+from liveupdate.run.testbed import WIRE_MAC, DeviceStatus, Testbed
 from liveupdate.target.qemu.argv import device_id, device_mac, throttle_id
-from liveupdate.testbed import WIRE_MAC, DeviceStatus, Testbed
 from liveupdate.transport.agent_link import AgentEvent
 
 #: binding, reset, link: seconds under TCG

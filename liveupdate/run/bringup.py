@@ -26,7 +26,6 @@ from liveupdate.core.errors import (
 )
 from liveupdate.core.steps import Steps
 from liveupdate.core.units import GIB, MIB
-from liveupdate.devices import find_guests_own, start_devices, stop_devices
 from liveupdate.evidence import RunDir
 from liveupdate.formats import payload, tickpage
 from liveupdate.formats.pattern import STEP
@@ -34,13 +33,14 @@ from liveupdate.images import catalogue
 from liveupdate.model import codec
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
+from liveupdate.run.devices import find_guests_own, start_devices, stop_devices
+from liveupdate.run.testbed import GuestHandle, Testbed
 from liveupdate.target.base import Host
 from liveupdate.target.machines import Registry
 from liveupdate.target.qemu.host import HostFiles, QemuHost
 from liveupdate.target.ssh.host import SshHost
 from liveupdate.target.ssh.spec import read_description
 from liveupdate.target.warm import WarmState, WarmStateError, WarmStore, make_key
-from liveupdate.testbed import GuestHandle, Testbed
 
 #: saved states together may take this much of the cache
 WARM_BYTES = 12 * GIB

@@ -10,13 +10,13 @@ from contextlib import ExitStack
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import LiveUpdateError
-from liveupdate.devices import make_sender
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.evidence import AgentPing, Incident
 from liveupdate.probes.base import Sampler
 from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, TickWatcher
-from liveupdate.testbed import WIRE_MAC, GuestHandle, Testbed, disk_of
+from liveupdate.run.devices import make_sender
+from liveupdate.run.testbed import WIRE_MAC, GuestHandle, Testbed, disk_of
 
 #: a user's own image is asked for its clock this often
 PING_INTERVAL_S = 0.25

@@ -20,8 +20,8 @@ from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.guest_device_use import GuestUse, JournalFacts
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, scan_disk
+from liveupdate.run.testbed import WIRE_MAC, Testbed
 from liveupdate.target.qemu.argv import device_mac
-from liveupdate.testbed import WIRE_MAC, Testbed
 
 #: a network card has to find its link first, which takes seconds under TCG
 _FIRST_USE_S = 20.0
