@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from liveupdate.core.errors import ScenarioError
-from liveupdate.faults import DEVICE_FAULTS, GUEST_DEVICE_FAULTS
+from liveupdate.faults.table import DEVICE_FAULTS, GUEST_DEVICE_FAULTS
 from liveupdate.model.device_models import FED_KINDS, GUEST_KINDS, UNSAVED_KINDS
 from liveupdate.model.scenario import DeviceSpec, Scenario
 from liveupdate.preserve.base import Requirements

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from liveupdate.core.errors import PlanError
-from liveupdate.faults import Fault
+from liveupdate.faults.table import Fault
 from liveupdate.model.plan import ImageSet, KernelImage
 from liveupdate.model.scenario import Scenario
 from liveupdate.preserve.base import Requirements

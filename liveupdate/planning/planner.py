@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
-from liveupdate.faults import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS, Fault
+from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS, Fault
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.plan import (
     FaultPlan,

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from liveupdate import inject
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import (
     DeadlineExceeded,
@@ -24,6 +23,7 @@ from liveupdate.core.errors import (
 )
 from liveupdate.core.steps import Steps
 from liveupdate.core.units import PAGE_BYTES
+from liveupdate.faults import strikes
 from liveupdate.formats import kho_map
 from liveupdate.formats.journal import JournalError
 from liveupdate.model import codec
@@ -109,7 +109,7 @@ class HopRun:
             self._jump()
             self._follow()
         with self._steps.step("observe-after", hop=self._n):
-            self._strike(inject.RESUMED)
+            self._strike(strikes.RESUMED)
             self._observe_after()
         with self._steps.step("finish", hop=self._n):
             self._record_after()
@@ -150,7 +150,7 @@ class HopRun:
     def _prepare(self) -> None:
         bed, timeouts = self._bed, self._bed.plan.timeouts
         self._note("prepare")
-        self._strike(inject.BEFORE)
+        self._strike(strikes.BEFORE)
         bed.call("prepare", timeout_s=timeouts.prepare_s)
         self._note("prepared")
         self._record_costs("before")
@@ -173,7 +173,7 @@ class HopRun:
         )
         self._note("loaded-kernel")
         self._oracle.begin()
-        self._strike(inject.BROWNOUT)
+        self._strike(strikes.BROWNOUT)
 
     def _record_costs(self, when: str) -> None:
         """Ask what it costs. A figure that cannot be had is missing, and no reason to stop."""
@@ -212,8 +212,8 @@ class HopRun:
         boots = len(bed.host.console.boots)
         self._check_agent()
         self._mark = self._agent.mark()
-        if self._fault in inject.JUMP:
-            self._strike(inject.JUMP)
+        if self._fault in strikes.JUMP:
+            self._strike(strikes.JUMP)
         else:
             self._note("jump")
             bed.call("jump", timeout_s=timeouts.jump_s)
@@ -230,10 +230,10 @@ class HopRun:
         # The freeze pass reads what nobody writes any more; it must be over before a fault may.
         for job in self._freeze.values():
             job.result(_DIGEST_S)
-        self._strike(inject.BLACKOUT)
+        self._strike(strikes.BLACKOUT)
         line = self._wait_boot(boots, deadline)
         self._moments["first-line", ""] = line.at_ns
-        self._strike(inject.INCOMING)
+        self._strike(strikes.INCOMING)
 
     def _follow(self) -> None:
         bed, timeouts = self._bed, self._bed.plan.timeouts
@@ -372,7 +372,7 @@ class HopRun:
             self._steps.note("journal-unreadable", guest=guest.spec.name, error=str(error))
             return None
 
-    def _strike(self, table: inject.Table) -> None:
+    def _strike(self, table: strikes.Table) -> None:
         strike = table.get(self._fault)
         if strike is not None:
             self._steps.note("fault", fault=self._fault)

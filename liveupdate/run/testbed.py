@@ -2,8 +2,8 @@
 """A host under update that runs, with its guests, as the runner sees it.
 
 Bring-up (:mod:`liveupdate.run.bringup`) makes one, a hop (:mod:`liveupdate.run.hop`) uses it, a
-fault (:mod:`liveupdate.inject`) strikes it. Guests are addressed through their page frame numbers,
-which are asked for anew whenever they may have moved.
+fault (:mod:`liveupdate.faults.strikes`) strikes it. Guests are addressed through their page frame
+numbers, which are asked for anew whenever they may have moved.
 """
 
 from __future__ import annotations

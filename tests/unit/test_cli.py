@@ -23,7 +23,7 @@ from liveupdate.cli.signals import Interrupted, handle_signals
 from liveupdate.core import errors
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
-from liveupdate.faults import FAULTS
+from liveupdate.faults.table import FAULTS
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
 from liveupdate.model.scenario import Scenario

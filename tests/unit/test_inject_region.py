@@ -10,9 +10,9 @@ from typing import cast
 
 import pytest
 
-from liveupdate import inject
 from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import PhysAddr
+from liveupdate.faults import strikes
 from liveupdate.model.plan import Region
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.run.testbed import Testbed
@@ -38,7 +38,7 @@ def strike(fault: str, mechanism: str, ram: tuple[PhysMem, int], start: int | No
         own_machine=SimpleNamespace(ram=ram[0], ram_fd=ram[1]),
         plan=SimpleNamespace(mechanism=mechanism, region=Region(start=start, size_bytes=SIZE)),
     )
-    inject.BLACKOUT[fault](cast(Testbed, bed))
+    strikes.BLACKOUT[fault](cast(Testbed, bed))
 
 
 @pytest.mark.parametrize(

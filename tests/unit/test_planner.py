@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.units import GIB, MIB
-from liveupdate.faults import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS
+from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS
 from liveupdate.model.plan import ImageSet, KernelImage, Plan, Region
 from liveupdate.model.scenario import (
     DeviceSpec,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.faults import DEVICE_FAULTS, FAULTS, Fault
+from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, Fault
 from liveupdate.preserve.registry import MECHANISMS
 from tests.vm import cli
 

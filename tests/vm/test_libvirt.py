@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.faults import FAULTS
+from liveupdate.faults.table import FAULTS
 from liveupdate.planning.planner import DEVICE_CHECKS, IOMMU_CHECKS
 from tests import libvirtd
 from tests.vm import cli

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The faults a run can inject, and what each must come to.
 
-A table and nothing else: how a fault is carried out is :mod:`liveupdate.inject`'s business, and the
-judge never reads it. Each row is one test under ``tests/vm``.
+A table and nothing else: how a fault is carried out is :mod:`liveupdate.faults.strikes`'s business,
+and the judge never reads it. Each row is one test under ``tests/vm``.
 """
 
 from __future__ import annotations

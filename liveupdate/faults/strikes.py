@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carry out the faults of :mod:`liveupdate.faults` at their moment of a hop.
+"""Carry out the faults of :mod:`liveupdate.faults.table` at their moment of a hop.
 
 One function per fault, one table per moment. What strikes is real: a bit in mapped RAM, a signal,
 a closed socket, a command to the kernel. Faults with moment "plan" are the planner's.
