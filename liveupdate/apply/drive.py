@@ -29,7 +29,7 @@ from liveupdate.core.errors import (
 )
 from liveupdate.core.steps import Steps
 from liveupdate.evidence.files import StoreError
-from liveupdate.judge import judge
+from liveupdate.judging.judge import judge
 from liveupdate.model.codec import CodecError
 from liveupdate.model.verdict import ExitCode, Outcome, Verdict
 from liveupdate.target.ssh.host import HostLocked

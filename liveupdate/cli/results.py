@@ -38,7 +38,7 @@ class Outcome:
 
 def required_checks(env: Mapping[str, str] = os.environ) -> frozenset[str]:
     """Checks that LIVEUPDATE_REQUIRE does not let be skipped; read before anything is started."""
-    from liveupdate.require import VARIABLE, parse_required
+    from liveupdate.judging.require import VARIABLE, parse_required
 
     return parse_required(env.get(VARIABLE, ""))
 
@@ -49,8 +49,8 @@ def judge_directory(path: Path, required: frozenset[str]) -> Outcome:
     :raises EvidenceError: it is no run directory, or its plan cannot be used.
     """
     from liveupdate.evidence import RunDir
-    from liveupdate.judge import judge
-    from liveupdate.require import apply_required
+    from liveupdate.judging.judge import judge
+    from liveupdate.judging.require import apply_required
 
     record = RunDir.open(path)
     plan = record.load_plan()

@@ -62,7 +62,7 @@ def carry_out(
     from liveupdate.cli.results import Outcome, store_reports
     from liveupdate.cli.view import show_steps
     from liveupdate.core.steps import Steps
-    from liveupdate.require import apply_required
+    from liveupdate.judging.require import apply_required
     from liveupdate.run import runner
 
     steps = Steps()

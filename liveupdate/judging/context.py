@@ -3,7 +3,8 @@
 
 Absent evidence is ERROR. One thing only turns it into SKIP: a guest or a whole handover that is
 already known to be lost, because some other check says FAIL for it. What nobody could have seen any
-more must not read like a broken harness; :mod:`liveupdate.judge` makes sure that the FAIL is there.
+more must not read like a broken harness; :mod:`liveupdate.judging.judge` makes sure that the FAIL
+is there.
 """
 
 from __future__ import annotations

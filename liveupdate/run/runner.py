@@ -15,7 +15,7 @@ from pathlib import Path
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, LostMachine
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
-from liveupdate.judge import judge
+from liveupdate.judging.judge import judge
 from liveupdate.model.evidence import Evidence, Incident
 from liveupdate.model.plan import Hop, Plan
 from liveupdate.model.scenario import Scenario

@@ -27,7 +27,7 @@ from liveupdate.apply.wal import Wal, read_journal
 from liveupdate.core.errors import DeadlineExceeded, EvidenceError, LaunchError, RemoteError
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
-from liveupdate.judge import judge
+from liveupdate.judging.judge import judge
 from liveupdate.model.plan import KernelImage, Plan
 from liveupdate.model.scenario import Budget, Observation, Timeouts
 from liveupdate.model.verdict import Outcome, Verdict

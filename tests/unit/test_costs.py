@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from liveupdate.core.units import GIB, MIB, PAGE_BYTES
-from liveupdate.judge import judge
 from liveupdate.judging.costs import huge_share
+from liveupdate.judging.judge import judge
 from liveupdate.model.costs import CostFacts, HandedOver, HopCosts, HugetlbFacts, RamFacts
 from liveupdate.model.evidence import Evidence, Phase
 from liveupdate.model.plan import Plan, Region

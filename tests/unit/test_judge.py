@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from liveupdate.core.units import MIB
-from liveupdate.judge import judge
+from liveupdate.judging.judge import judge
 from liveupdate.model import layout
 from liveupdate.model.evidence import (
     AgentPing,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from liveupdate.judge import judge
+from liveupdate.judging.judge import judge
 from liveupdate.model import codec, layout
 from liveupdate.model.evidence import DeviceFacts, DeviceTrace, Evidence, Incident
 from liveupdate.model.guest_device_use import GuestUse, JournalFacts

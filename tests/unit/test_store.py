@@ -18,7 +18,7 @@ import pytest
 from liveupdate.core.errors import EvidenceError
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir, StoreError, write_atomic
-from liveupdate.judge import judge
+from liveupdate.judging.judge import judge
 from liveupdate.model import layout
 from liveupdate.model.costs import HopCosts
 from liveupdate.model.evidence import (

@@ -19,7 +19,7 @@ from liveupdate.formats.pci_config import (
     diff_config,
 )
 from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
-from liveupdate.judging.scene import (
+from liveupdate.judging.hop_devices import (
     QUIESCE,
     Kept,
     Scene,

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from liveupdate.clockfit import fit_slope
 from liveupdate.core.units import MIB, format_size
+from liveupdate.judging.clockfit import fit_slope
 from liveupdate.judging.context import (
     KERNEL_KINDS,
     Context,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from liveupdate.judging import (
+from liveupdate.judging.checks import (
     device,
     device_state,
     guest,

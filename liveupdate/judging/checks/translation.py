@@ -7,7 +7,6 @@ import hashlib
 from dataclasses import replace
 from itertools import pairwise
 
-from liveupdate.compare_iommu import ChangeKind, MappingDiff, diff_requesters
 from liveupdate.core.units import format_ns, format_size
 from liveupdate.formats import amdvi_regs, qemu_trace
 from liveupdate.formats.iommu import (
@@ -22,9 +21,10 @@ from liveupdate.formats.iommu import (
 from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
 from liveupdate.formats.vtd.regs import FaultStatus, GlobalStatus, decode_fault_records
 from liveupdate.formats.vtd.tables import RootPointer
+from liveupdate.judging.compare_iommu import ChangeKind, MappingDiff, diff_requesters
 from liveupdate.judging.context import Context, Finding, failed, passed, unknown
 from liveupdate.judging.guest_share import where_mapped
-from liveupdate.judging.scene import (
+from liveupdate.judging.hop_devices import (
     CONTINUOUS,
     Kept,
     Scene,

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import hashlib
 
-from liveupdate.compare import PageDiff, compare_words, count_distinct, count_zero
 from liveupdate.core.units import PAGE_BYTES, format_addr
+from liveupdate.judging.compare import PageDiff, compare_words, count_distinct, count_zero
 from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
 from liveupdate.model import layout
 from liveupdate.model.evidence import Artifact, GuestMemory, PageDigests

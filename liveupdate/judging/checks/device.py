@@ -13,7 +13,7 @@ from liveupdate.core.units import format_ns
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
 from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
-from liveupdate.judging.scene import QUIESCE
+from liveupdate.judging.hop_devices import QUIESCE
 from liveupdate.model import layout
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.evidence import (

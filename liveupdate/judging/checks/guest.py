@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from liveupdate.clockfit import ClockChange, Reading, fit_clock
-from liveupdate.compare import (
+from liveupdate.core.units import format_ns
+from liveupdate.judging.checks.liveness import Window, find_window
+from liveupdate.judging.clockfit import ClockChange, Reading, fit_clock
+from liveupdate.judging.compare import (
     Gap,
     first_regress,
     gap_over,
@@ -15,9 +17,7 @@ from liveupdate.compare import (
     unanswered_run,
     vcpu_gap,
 )
-from liveupdate.core.units import format_ns
 from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
-from liveupdate.judging.liveness import Window, find_window
 from liveupdate.model import layout
 from liveupdate.model.device_models import NAMESPACE_BYTES
 from liveupdate.model.evidence import Echo, GuestTrace

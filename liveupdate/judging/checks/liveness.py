@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from liveupdate.compare import (
+from liveupdate.core.units import format_ns
+from liveupdate.judging.compare import (
     Gap,
     first_regress,
     longest_silence,
@@ -17,7 +18,6 @@ from liveupdate.compare import (
     unanswered_run,
     vcpu_gap,
 )
-from liveupdate.core.units import format_ns
 from liveupdate.judging.context import (
     GUEST_KINDS,
     Context,

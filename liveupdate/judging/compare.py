@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Before against after: page digests, page frames, and gaps in what a guest was seen to do.
 
-Pure. Says what differs and by how much; whether that is acceptable is :mod:`liveupdate.judge`'s
-business. Whatever too few samples leave open is ``None``. Times are host nanoseconds.
+Pure. Says what differs and by how much; whether that is acceptable is
+:mod:`liveupdate.judging.judge`'s business. Whatever too few samples leave open is ``None``. Times
+are host nanoseconds.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from liveupdate.compare import Gap
+from liveupdate.judging.compare import Gap
 
 #: readings (host, guest)
 Reading = tuple[int, int]
