@@ -16,11 +16,11 @@ from liveupdate.cli.options import common, json_option, results_option
 from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
-    from liveupdate.apply.preflight import Finding, Local
-    from liveupdate.apply.wal import Wal
     from liveupdate.cli.applying import Place
     from liveupdate.evidence import RunDir
     from liveupdate.model.plan import Plan
+    from liveupdate.operate.preflight import Finding, Local
+    from liveupdate.operate.wal import Wal
 
 PATIENCE_S = 120.0
 
@@ -97,14 +97,14 @@ def apply(
     allow-list ~/.config/liveupdate/apply.toml. Exit status as of `run`; 5 is rolled back, with the
     guests running on as before; 3 also when the preflight refuses, in which case nothing was done.
     """
-    from liveupdate.apply.plan import plan_update
-    from liveupdate.apply.preflight import check, is_refused
     from liveupdate.cli import apply_says, applying
     from liveupdate.cli.gather import check_results
     from liveupdate.cli.output import log, say, say_json
     from liveupdate.core.paths import results_dir
     from liveupdate.images.catalogue import read_kernel
     from liveupdate.model.scenario import Budget, Observation, Timeouts
+    from liveupdate.operate.plan import plan_update
+    from liveupdate.operate.preflight import check, is_refused
 
     place = applying.find_place(host)
     if not dry_run:
@@ -163,9 +163,9 @@ def apply(
 
 def _begin(app: App, place: Place, plan: Plan, local: Local, directory: Path) -> tuple[RunDir, Wal]:
     """Make the run directory and begin the journal."""
-    from liveupdate.apply.wal import Wal
     from liveupdate.cli import applying
     from liveupdate.evidence import RunDir
+    from liveupdate.operate.wal import Wal
 
     record = RunDir.create(directory, plan=plan, scenario='name = "apply"\n')
     journal = Wal(record.path, create=True)
@@ -222,12 +222,12 @@ def _go_on(
     app: App, verb: str, run_dir: Path | None, *, by_step: bool, reset: bool, patience_s: float,
     as_json: bool,
 ) -> int:  # fmt: skip
-    from liveupdate.apply.drive import reset_host
-    from liveupdate.apply.wal import Wal
     from liveupdate.cli import applying
     from liveupdate.core.paths import results_dir
     from liveupdate.evidence import RunDir
     from liveupdate.images.catalogue import read_kernel
+    from liveupdate.operate.drive import reset_host
+    from liveupdate.operate.wal import Wal
 
     if by_step:
         applying.need_terminal("--step")
@@ -260,12 +260,12 @@ def _work(
     before: object = None,
 ) -> int:  # fmt: skip
     """Drive the update in this process, and say what came of it."""
-    from liveupdate.apply.drive import Refused, StepFailed, Stopped, reset_host
     from liveupdate.cli import apply_says, applying
     from liveupdate.cli.output import log, log_error, say_json
     from liveupdate.cli.view import show_steps
     from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError
     from liveupdate.core.steps import Steps
+    from liveupdate.operate.drive import Refused, StepFailed, Stopped, reset_host
 
     steps = Steps()
     steps.subscribe(record.log_step)
@@ -316,12 +316,12 @@ def status(app: App, *, run_dir: Path | None, offline: bool, as_json: bool) -> i
 
     Changes nothing, and disturbs no update that is under way. Exits 0 when it could be said.
     """
-    from liveupdate.apply.journal import decide, replay
-    from liveupdate.apply.wal import read_journal
     from liveupdate.cli import apply_says, applying
     from liveupdate.cli.output import say, say_json
     from liveupdate.core.errors import LiveUpdateError
     from liveupdate.core.paths import results_dir
+    from liveupdate.operate.journal import decide, replay
+    from liveupdate.operate.wal import read_journal
 
     path = (run_dir or results_dir() / "latest").resolve()
     records = read_journal(path)

@@ -17,12 +17,12 @@ from liveupdate.cli.output import log, one_line, printable, say, say_json
 from liveupdate.core.errors import LiveUpdateError
 
 if TYPE_CHECKING:
-    from liveupdate.apply.drive import Ended
-    from liveupdate.apply.journal import HostView, Move, Record, State
-    from liveupdate.apply.preflight import Finding, Survey
     from liveupdate.cli.app import App
     from liveupdate.cli.applying import Place
     from liveupdate.model.plan import Plan
+    from liveupdate.operate.drive import Ended
+    from liveupdate.operate.journal import HostView, Move, Record, State
+    from liveupdate.operate.preflight import Finding, Survey
 
 SCHEMA_VERSION = "1.0"
 
@@ -45,8 +45,8 @@ def one_line_each(lines: list[str]) -> list[str]:
 
 def show_plan(plan: Plan, survey: Survey, place: Place) -> str:
     """The plan, with risks and the way back, for people."""
-    from liveupdate.apply.steps import FORWARD
     from liveupdate.core.units import format_size
+    from liveupdate.operate.steps import FORWARD
 
     hop = plan.hops[0]
     total = sum(guest.memory_bytes for guest in plan.guests)
@@ -131,7 +131,7 @@ def finish(
     state: State, ended: Ended, *, as_json: bool, findings: tuple[Finding, ...] = (),
 ) -> int:  # fmt: skip
     """Seal the bundle, say what the update came to, and return the exit status."""
-    from liveupdate.apply.bundle import make_bundle
+    from liveupdate.operate.bundle import make_bundle
 
     bundle = make_bundle(work_dir)
     facts = {"path": str(bundle.path), "sha256": bundle.sha256, "files": bundle.files}

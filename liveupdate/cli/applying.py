@@ -20,15 +20,15 @@ from liveupdate.cli.output import log, one_line
 from liveupdate.core.errors import PlanError, ScenarioError
 
 if TYPE_CHECKING:
-    from liveupdate.apply.drive import Driver
-    from liveupdate.apply.journal import HostView
-    from liveupdate.apply.preflight import Local, Survey
-    from liveupdate.apply.steps import Step
-    from liveupdate.apply.wal import Wal
     from liveupdate.cli.app import App
     from liveupdate.core.steps import Steps
     from liveupdate.evidence import RunDir
     from liveupdate.model.plan import KernelImage, Plan
+    from liveupdate.operate.drive import Driver
+    from liveupdate.operate.journal import HostView
+    from liveupdate.operate.preflight import Local, Survey
+    from liveupdate.operate.steps import Step
+    from liveupdate.operate.wal import Wal
     from liveupdate.target.ssh.spec import LabMachine
 
 SURVEY_S = 60.0
@@ -125,10 +125,10 @@ def survey_host(place: Place, limit_s: float = SURVEY_S) -> tuple[Survey, str]:
     :param limit_s: for how long it may be unreachable.
     :raises LiveUpdateError: it cannot be reached, or is none of ours.
     """
-    from liveupdate.apply.preflight import read_survey
     from liveupdate.core.deadline import Deadline
     from liveupdate.core.errors import LostMachine
     from liveupdate.model.codec import CodecError
+    from liveupdate.operate.preflight import read_survey
     from liveupdate.preserve.registry import MECHANISMS
     from liveupdate.target.ssh.held import ask
     from liveupdate.transport.ssh import Ssh
@@ -181,8 +181,8 @@ def local_facts(
 
     :raises PlanError: the image cannot be read.
     """
-    from liveupdate.apply.preflight import Local
     from liveupdate.formats.kernelimage import KernelImageError, read_kernel_image
+    from liveupdate.operate.preflight import Local
     from liveupdate.preserve.registry import MECHANISMS
 
     try:
@@ -236,11 +236,11 @@ def at_work(
     """Yield what is needed to work on an update; the host stays taken when it is left."""
     from dataclasses import replace
 
-    from liveupdate.apply.drive import Driver
-    from liveupdate.apply.hostside import HostSide
     from liveupdate.cli.results import Outcome, store_reports
     from liveupdate.core.paths import runtime_dir
     from liveupdate.model.verdict import Verdict
+    from liveupdate.operate.drive import Driver
+    from liveupdate.operate.hostside import HostSide
     from liveupdate.target.machines import Registry
     from liveupdate.target.ssh.held import HeldHost
 
@@ -320,8 +320,8 @@ def view_host(place: Place) -> HostView:
 
     :raises LiveUpdateError: it does not say.
     """
-    from liveupdate.apply.journal import status_view
     from liveupdate.core.deadline import Deadline
+    from liveupdate.operate.journal import status_view
     from liveupdate.target.ssh.held import ask
     from liveupdate.transport.ssh import Ssh
 

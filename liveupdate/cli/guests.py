@@ -29,11 +29,11 @@ def guests() -> None:
 @common
 def list_(app: App, *, host: str, as_json: bool) -> int:
     """List the guests of HOST, and say of each whether it can be preserved."""
-    from liveupdate.apply.preflight import why_not
     from liveupdate.cli import applying
     from liveupdate.cli.output import printable, say, say_json
     from liveupdate.core.units import format_size
     from liveupdate.model.codec import encode
+    from liveupdate.operate.preflight import why_not
 
     survey, _ = applying.survey_host(applying.find_place(host))
     if as_json:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from liveupdate.apply.preflight import GuestFacts, Local, Survey
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
 from liveupdate.model.scenario import Budget, GuestSpec, HostSpec, Observation, Scenario, Timeouts
+from liveupdate.operate.preflight import GuestFacts, Local, Survey
 from liveupdate.planning.planner import MachineFacts, make_plan
 
 NAME = "apply"

@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from liveupdate.apply import preflight, told
-from liveupdate.apply.journal import ClockPair, HostView, State, status_view
-from liveupdate.apply.preflight import Local
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import (
     DeadlineExceeded,
@@ -33,6 +30,9 @@ from liveupdate.formats import payload, tickpage
 from liveupdate.model import codec
 from liveupdate.model.evidence import Incident, SessionFacts
 from liveupdate.model.plan import Hop, Plan
+from liveupdate.operate import host_record, preflight
+from liveupdate.operate.journal import ClockPair, HostView, State, status_view
+from liveupdate.operate.preflight import Local
 from liveupdate.planning.planner import fill_append
 from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.run.observers.host_queries import (
@@ -377,7 +377,7 @@ class HostSide:
             verify_pattern(self.bed, hop, guest, self.steps)
         return {"lost_lines": seen.lost}
 
-    def _fetch(self, state: State) -> told.Told:
+    def _fetch(self, state: State) -> host_record.Told:
         """Fetch the record."""
         lines: list[str] = []
         start = 0
@@ -393,13 +393,16 @@ class HostSide:
         self.record.put_host_record(lines)
         now = status_view(self.status(_SHORT_S)).boot_id
         offsets = {}
-        for which, boot_id in ((told.BEFORE, state.host_boot_id or now), (told.AFTER, now)):
+        for which, boot_id in (
+            (host_record.BEFORE, state.host_boot_id or now),
+            (host_record.AFTER, now),
+        ):
             pair = state.clocks.get(boot_id)
             if pair is not None:
                 offsets[which] = pair.offset_ns + _since_our_reboot(pair)
-        return told.read_record(lines, offsets)
+        return host_record.read_record(lines, offsets)
 
-    def _store_events(self, seen: told.Told) -> None:
+    def _store_events(self, seen: host_record.Told) -> None:
         hop = self._hop.number
         moments: dict[tuple[str, str], int] = {}
         for event in seen.events:
@@ -417,7 +420,7 @@ class HostSide:
                 hop, each.guest, each.moment, each.digests, each.began_ns, each.ended_ns
             )
 
-    def _store_watch(self, seen: told.Told) -> None:
+    def _store_watch(self, seen: host_record.Told) -> None:
         hop = self._hop.number
         for guest in self.plan.guests:
             self.record.put_ticks(hop, guest.name, seen.ticks.get(guest.name, ()))
@@ -425,7 +428,7 @@ class HostSide:
             if seen.watched is not None:
                 self.record.put_watched(hop, guest.name, seen.watched)
 
-    def _ask_incoming(self, seen: told.Told) -> None:
+    def _ask_incoming(self, seen: host_record.Told) -> None:
         """What the incoming kernel and its agent say of the handover."""
         hop, bed = self._hop.number, self.bed
         # waited for here, so that a network that is gone is not taken for evidence

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The journal of an update: its format, and what any part of it means. Pure.
 
-One JSON object per line, each on disk before what it says is done (:mod:`liveupdate.apply.wal`):
+One JSON object per line, each on disk before what it says is done (:mod:`liveupdate.operate.wal`):
 
     {"v": 1, "n": 0, "utc": T, "kind": "begin", "update": ID, "host": NAME, "place": PATH, ...}
     {"v": 1, "n": 1, "utc": T, "kind": "intent", "step": "lock"}
@@ -19,8 +19,8 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from liveupdate.apply.steps import BY_NAME, FORWARD, NO_RETURN, first_open, path_of
 from liveupdate.core.errors import EvidenceError
+from liveupdate.operate.steps import BY_NAME, FORWARD, NO_RETURN, first_open, path_of
 
 VERSION = 1
 KINDS = ("begin", "intent", "done", "failed", "turn", "clock", "note", "end")
@@ -218,7 +218,7 @@ def replay(records: Iterable[Record]) -> State:
 
 
 def _from(step: str) -> set[str]:
-    from liveupdate.apply.steps import PATHS
+    from liveupdate.operate.steps import PATHS
 
     names = [each.name for each in PATHS[path_of(step)]]
     return set(names[names.index(step) :])

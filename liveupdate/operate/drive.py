@@ -2,7 +2,7 @@
 """Drive an update: look at journal and host, do what they say comes next, and so on.
 
 Every process that works on an update does just this, from its first step or from any other: what
-comes next is decided by :func:`liveupdate.apply.journal.decide` alone, after asking the host what
+comes next is decided by :func:`liveupdate.operate.journal.decide` alone, after asking the host what
 has become of it. A step is written down before it is done. A line that is lost while a step is
 under way is not an error of the step: the host is asked again.
 """
@@ -13,10 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from liveupdate.apply.hostside import HostSide, Unreachable, control_boot_id
-from liveupdate.apply.journal import HostView, decide, status_view
-from liveupdate.apply.steps import BY_NAME, FORWARD, NO_RETURN, Step
-from liveupdate.apply.wal import Wal
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import (
     DeadlineExceeded,
@@ -32,6 +28,10 @@ from liveupdate.evidence.files import StoreError
 from liveupdate.judging.judge import judge
 from liveupdate.model.codec import CodecError
 from liveupdate.model.verdict import ExitCode, Outcome, Verdict
+from liveupdate.operate.hostside import HostSide, Unreachable, control_boot_id
+from liveupdate.operate.journal import HostView, decide, status_view
+from liveupdate.operate.steps import BY_NAME, FORWARD, NO_RETURN, Step
+from liveupdate.operate.wal import Wal
 from liveupdate.target.ssh.host import HostLocked
 from liveupdate.transport.ssh import WrongHostKey
 

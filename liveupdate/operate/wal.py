@@ -11,10 +11,10 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from liveupdate.apply.journal import Record, State, decode, encode, replay
 from liveupdate.core.errors import EvidenceError, LaunchError
 from liveupdate.evidence.files import StoreError
 from liveupdate.model import layout
+from liveupdate.operate.journal import Record, State, decode, encode, replay
 
 #: a journal has some hundred lines
 _MAX_BYTES = 16 << 20
