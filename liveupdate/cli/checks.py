@@ -155,7 +155,7 @@ def _version(greeting: object) -> str:
 
 def check_accel() -> Finding:
     """Whether KVM really works, by a probe guest; an open /dev/kvm proves nothing."""
-    from liveupdate.cli.gather import choose_accel
+    from liveupdate.cli.prepare_run import choose_accel
     from liveupdate.images import catalogue
 
     try:
@@ -189,7 +189,7 @@ def check_images() -> Finding:
 
 
 def check_memory() -> Finding:
-    from liveupdate.cli.gather import available_memory
+    from liveupdate.cli.prepare_run import available_memory
 
     free = available_memory()
     what = f"{format_size(free)} available, {format_size(RUN_RAM_BYTES)} needed by default"

@@ -29,13 +29,13 @@ def guests() -> None:
 @common
 def list_(app: App, *, host: str, as_json: bool) -> int:
     """List the guests of HOST, and say of each whether it can be preserved."""
-    from liveupdate.cli import applying
+    from liveupdate.cli import apply_session
     from liveupdate.cli.output import printable, say, say_json
     from liveupdate.core.units import format_size
     from liveupdate.model.codec import encode
     from liveupdate.operate.preflight import why_not
 
-    survey, _ = applying.survey_host(applying.find_place(host))
+    survey, _ = apply_session.survey_host(apply_session.find_place(host))
     if as_json:
         say_json({name: encode(guest) for name, guest in sorted(survey.guests.items())})
         return ExitCode.PASS
@@ -52,14 +52,14 @@ def list_(app: App, *, host: str, as_json: bool) -> int:
 @common
 def start(app: App, *, host: str, file: Path) -> int:
     """Have the agent of HOST start the guests that the TOML file FILE describes (docs/apply.md)."""
-    from liveupdate.cli import applying
+    from liveupdate.cli import apply_session
     from liveupdate.cli.output import say
     from liveupdate.core.deadline import Deadline
     from liveupdate.target.ssh.held import ask
     from liveupdate.transport.ssh import Ssh
 
-    place = applying.find_place(host)
-    applying.check_allowed(place)
+    place = apply_session.find_place(host)
+    apply_session.check_allowed(place)
     wanted = read_guests(file)
     machine = place.machine
     deadline = Deadline.after(START_S, "the guests to be started")

@@ -221,7 +221,7 @@ def run_here(
     :return: why it could not be made, or "".
     :raises PlanError, ScenarioError: this combination cannot be, however often it is tried.
     """
-    from liveupdate.cli.gather import prepare
+    from liveupdate.cli.prepare_run import prepare
     from liveupdate.cli.run import carry_out
 
     wish = Wish(scenario=scenario, overrides=(*cell.overrides(), *more))

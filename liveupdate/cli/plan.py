@@ -30,7 +30,7 @@ def plan(app: App, *, wish: Wish, results: Path | None, as_json: bool) -> int:
     SCENARIO is a file, or the name of a shipped one. Ends like `run` would for bad input. The
     accelerator is found out by a probe guest, as a run does.
     """
-    from liveupdate.cli.gather import prepare
+    from liveupdate.cli.prepare_run import prepare
     from liveupdate.model import codec
 
     prepared = prepare(wish, results, dry=True)

@@ -21,7 +21,7 @@ from liveupdate.cli.options import (
 from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
-    from liveupdate.cli.gather import Prepared
+    from liveupdate.cli.prepare_run import Prepared
     from liveupdate.cli.results import Outcome
 
 
@@ -42,7 +42,7 @@ def run(
     goes through one kexec.
     """
     from liveupdate.cli import results as outcomes
-    from liveupdate.cli.gather import prepare
+    from liveupdate.cli.prepare_run import prepare
 
     app.bisect = bisect
     required = outcomes.required_checks()

@@ -16,7 +16,7 @@ from liveupdate.cli.output import log
 from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
-    from liveupdate.cli.gather import Prepared
+    from liveupdate.cli.prepare_run import Prepared
 
 #: opening a session on a host whose agent has already answered
 LOGIN_S = 30.0
@@ -31,7 +31,7 @@ def shell(app: App, *, wish: Wish, command: str | None) -> int:
 
     Exits like ssh: with the status of the shell or the command over there.
     """
-    from liveupdate.cli.gather import prepare
+    from liveupdate.cli.prepare_run import prepare
 
     with tempfile.TemporaryDirectory(prefix="liveupdate-shell-") as directory:
         prepared = prepare(wish, Path(directory))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.cli.applying import console_trouble
+from liveupdate.cli.apply_session import console_trouble
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import LaunchError
 from liveupdate.target.machines import Registry

@@ -16,7 +16,7 @@ import pytest
 
 from liveupdate import __version__
 from liveupdate.cli import app as cli_app
-from liveupdate.cli import gather, main
+from liveupdate.cli import main, prepare_run
 from liveupdate.cli.app import VERBS, Verbs, for_bisect
 from liveupdate.cli.output import one_line, wants_color, wants_live, write_file
 from liveupdate.cli.signals import Interrupted, handle_signals
@@ -58,11 +58,11 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine with images and TCG, and a clean environment; returns the results directory."""
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "CI", "LIVEUPDATE_REQUIRE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(gather, "find_images", lambda scenario: IMAGES)
+    monkeypatch.setattr(prepare_run, "find_images", lambda scenario: IMAGES)
     monkeypatch.setattr(
-        gather, "choose_accel", lambda requested, images: ("tcg", "no /dev/kvm here")
+        prepare_run, "choose_accel", lambda requested, images: ("tcg", "no /dev/kvm here")
     )
-    monkeypatch.setattr(gather, "available_memory", lambda: 16 << 30)
+    monkeypatch.setattr(prepare_run, "available_memory", lambda: 16 << 30)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "results"
 
@@ -225,7 +225,7 @@ def test_expected_error_is_one_line_without_traceback(
     def fail(scenario: Scenario) -> ImageSet:
         raise error
 
-    monkeypatch.setattr(gather, "find_images", fail)
+    monkeypatch.setattr(prepare_run, "find_images", fail)
     assert main(["run", "--results", str(lab)]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -240,7 +240,7 @@ def test_unexpected_error_is_a_traceback_and_three(
     def fail(scenario: Scenario) -> ImageSet:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(gather, "find_images", fail)
+    monkeypatch.setattr(prepare_run, "find_images", fail)
     assert main(["run", "--results", str(lab)]) == ExitCode.ERROR
     err = capsys.readouterr().err
     assert "Traceback" in err
@@ -260,7 +260,7 @@ def test_signal_unwinds_once_and_gives_its_status(
         finally:
             cleaned.append(True)
 
-    monkeypatch.setattr(gather, "find_images", wait)
+    monkeypatch.setattr(prepare_run, "find_images", wait)
     before = signal.getsignal(number)
     expected = 130 if number == signal.SIGINT else 143
     assert main(["run", "--results", str(lab)]) == expected
@@ -336,7 +336,7 @@ def test_bad_input_is_refused_before_anything_is_started(
         raise AssertionError("something was started")
 
     monkeypatch.setattr(runner, "run", never)
-    monkeypatch.setattr(gather, "choose_accel", never)
+    monkeypatch.setattr(prepare_run, "choose_accel", never)
     Path("bad.toml").write_text("hops = 1\nhop = 2\n")
     assert main(["run", *arguments]) == ExitCode.USAGE
     captured = capsys.readouterr()
@@ -562,25 +562,25 @@ def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_own_image_has_its_virtual_size(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.write_bytes(b"x" * 4096)
-    assert gather.image_size(raw, "x") == 4096
+    assert prepare_run.image_size(raw, "x") == 4096
     header = b"QFI\xfb" + b"\0" * 20 + (3 << 30).to_bytes(8, "big")
     raw.write_bytes(header)
-    assert gather.image_size(raw, "x") == 3 << 30
+    assert prepare_run.image_size(raw, "x") == 3 << 30
     raw.write_bytes(b"")
     with pytest.raises(errors.ScenarioError, match="is empty"):
-        gather.image_size(raw, "x")
+        prepare_run.image_size(raw, "x")
 
 
 def test_memory_is_what_the_control_group_leaves(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    4194304 kB\n")
-    assert gather.available_memory(meminfo, tmp_path) == 4 << 30
+    assert prepare_run.available_memory(meminfo, tmp_path) == 4 << 30
     (tmp_path / "memory.current").write_text("2147483648\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 1073741824\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert gather.available_memory(meminfo, tmp_path) == 4 << 30
+    assert prepare_run.available_memory(meminfo, tmp_path) == 4 << 30
     (tmp_path / "memory.max").write_text("3221225472\n")
-    assert gather.available_memory(meminfo, tmp_path) == 2 << 30
+    assert prepare_run.available_memory(meminfo, tmp_path) == 2 << 30
 
 
 def test_faults_of_kernels_take_the_kernels_made_for_them(
@@ -591,11 +591,11 @@ def test_faults_of_kernels_take_the_kernels_made_for_them(
     monkeypatch.setattr(catalogue, "resolve", lambda outgoing, incoming: IMAGES)
     monkeypatch.setattr(catalogue, "read_kernel", lambda path: kernel("own"))
     monkeypatch.setattr(catalogue, "find_kernel", lambda name: kernel(name, ()))
-    plain = gather.find_images(Scenario(fault="flip-bit"))
+    plain = prepare_run.find_images(Scenario(fault="flip-bit"))
     assert plain == IMAGES
-    found = gather.find_images(Scenario(fault="kernel-without-kho"))
+    found = prepare_run.find_images(Scenario(fault="kernel-without-kho"))
     assert found == replace(IMAGES, incoming=kernel("kernel-nokho", ()))
-    own = gather.find_images(Scenario(fault="kernel-without-kho", next_kernel="/own"))
+    own = prepare_run.find_images(Scenario(fault="kernel-without-kho", next_kernel="/own"))
     assert own == IMAGES
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from liveupdate.cli import checks, gather, main
+from liveupdate.cli import checks, main, prepare_run
 from liveupdate.cli.checks import BAD, OK, WARN, Finding
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import CommandFailed, PlanError
@@ -62,7 +62,7 @@ def test_broken_kvm_is_said_with_what_is_done_instead(monkeypatch: pytest.Monkey
         return "tcg", "/dev/kvm opens, probe guest hung"
 
     monkeypatch.setattr(catalogue, "resolve", lambda outgoing, incoming: None)
-    monkeypatch.setattr(gather, "choose_accel", choose)
+    monkeypatch.setattr(prepare_run, "choose_accel", choose)
     assert checks.check_accel().what == "tcg: /dev/kvm opens, probe guest hung"
 
 
@@ -87,7 +87,7 @@ def test_missing_tool_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_little_memory_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "available_memory", lambda: 1 << 30)
+    monkeypatch.setattr(prepare_run, "available_memory", lambda: 1 << 30)
     assert checks.check_memory().state == BAD
 
 

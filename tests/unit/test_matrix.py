@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from liveupdate.cli import gather, matrix_jobs
 from liveupdate.cli import matrix as verb
+from liveupdate.cli import matrix_jobs, prepare_run
 from liveupdate.cli import run as run_verb
 from liveupdate.cli.app import main
 from liveupdate.core.errors import BuildError, LaunchError, PlanError
@@ -258,7 +258,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], 
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(document(outcomes[mechanism])))
 
-        monkeypatch.setattr(gather, "prepare", prepare)
+        monkeypatch.setattr(prepare_run, "prepare", prepare)
         monkeypatch.setattr(run_verb, "carry_out", carry_out)
         return made
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.cli.gather import prepare
 from liveupdate.cli.options import Wish
+from liveupdate.cli.prepare_run import prepare
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import OutcomeUnknown
 from liveupdate.core.paths import guest_images_dir

@@ -18,7 +18,7 @@ from liveupdate.core.errors import LiveUpdateError
 
 if TYPE_CHECKING:
     from liveupdate.cli.app import App
-    from liveupdate.cli.applying import Place
+    from liveupdate.cli.apply_session import Place
     from liveupdate.model.plan import Plan
     from liveupdate.operate.drive import Ended
     from liveupdate.operate.journal import HostView, Move, Record, State
