@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the host's agent recorded of an update, as evidence in the control host's time. Pure.
 
-Format: liveupdate/agent/update.py. The host is not trusted: what is not as it should be is counted
-and left out, and then missing.
+Format: liveupdate/agent/update/lock_record.py. The host is not trusted: what is not as it should be
+is counted and left out, and then missing.
 """
 
 from __future__ import annotations

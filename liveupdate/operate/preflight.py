@@ -51,7 +51,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestSpecFacts:
-    """A guest as the agent runs it (liveupdate/agent/survey.py, SPEC_KEYS)."""
+    """A guest as the agent runs it (liveupdate/agent/update/survey.py, SPEC_KEYS)."""
 
     name: str
     memory_bytes: int
@@ -114,7 +114,7 @@ class AgentFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What the agent's ``survey`` answers (liveupdate/agent/survey.py)."""
+    """What the agent's ``survey`` answers (liveupdate/agent/update/survey.py)."""
 
     facts: KernelFacts
     abi: tuple[str, ...]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from liveupdate.transport.agent_link import AgentEvent
 
-#: liveupdate/agent/digest.py, PAGES_PER_EVENT
+#: liveupdate/agent/guest/digest.py, PAGES_PER_EVENT
 _MAX_EVENT_BYTES = (1 << 14) * 8
 #: what comes right before the digests of each moment
 _BEFORE = {"freeze": "paused", "boot": "retrieved"}

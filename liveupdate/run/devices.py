@@ -88,7 +88,7 @@ def _start_args(bed: Testbed, spec: DeviceSpec) -> dict[str, object]:
 def _fill_namespace(bed: Testbed, spec: DeviceSpec) -> None:
     """Put a frame into each block that is read, and set how fast they can be.
 
-    The size of a block and their number are those of ``liveupdate/agent/nvme.py``.
+    The size of a block and their number are those of ``liveupdate/agent/device/nvme.py``.
     """
     blocks = b"".join(
         build_frame(destination=WIRE_MAC, source=WIRE_MAC, stream=bed.stream, number=number).ljust(

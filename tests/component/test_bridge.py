@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import port as agent_port
+from liveupdate.agent.link import port as agent_port
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import CommandFailed, LostMachine
 from liveupdate.target.ssh.host import _RELAY, _CommandStream, _TtyStream

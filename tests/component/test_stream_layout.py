@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import stream
+from liveupdate.agent.mechanisms import stream
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.proc import run
 

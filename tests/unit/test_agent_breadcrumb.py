@@ -7,10 +7,11 @@ import os
 
 import pytest
 
-from liveupdate.agent import breadcrumb, faults, modules, stream
-from liveupdate.agent import pool as pool_module
-from liveupdate.agent.breadcrumb import BreadcrumbCarrier
-from liveupdate.agent.carrier import TOKEN_STATE, CarrierError
+from liveupdate.agent.base import fault_tools, modules
+from liveupdate.agent.mechanisms import breadcrumb, stream
+from liveupdate.agent.mechanisms import pool as pool_module
+from liveupdate.agent.mechanisms.base import TOKEN_STATE, CarrierError
+from liveupdate.agent.mechanisms.breadcrumb import BreadcrumbCarrier
 from liveupdate.core.units import MIB
 from liveupdate.preserve.registry import MECHANISMS
 from tests.unit.test_agent_pool import FakePool, memfd
@@ -158,7 +159,7 @@ def test_filling_the_region_fills_the_stream(kernels: Kernels) -> None:
         raise OSError(28, "No space left on device")
 
     carrier.allocate_ram = refuse  # type: ignore[method-assign, assignment]
-    assert faults.fill(carrier) == 0
+    assert fault_tools.fill(carrier) == 0
     with pytest.raises(OSError, match="No space left"):
         carrier.create("lu.guest.vm0").preserve(memfd(STATE), TOKEN_STATE)
 

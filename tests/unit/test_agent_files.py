@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import dax
-from liveupdate.agent.carrier import TOKEN_STATE, CarrierError, open_carrier, wanted
-from liveupdate.agent.faults import fill, take_token
-from liveupdate.agent.files import FileCarrier
+from liveupdate.agent.base.fault_tools import fill, take_token
+from liveupdate.agent.mechanisms import dax
+from liveupdate.agent.mechanisms.base import TOKEN_STATE, CarrierError, open_carrier, wanted
+from liveupdate.agent.mechanisms.files import FileCarrier
 from liveupdate.core.units import MIB
 
 SIZE = 4 * MIB

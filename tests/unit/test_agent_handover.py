@@ -10,10 +10,10 @@ from typing import cast
 
 import pytest
 
-from liveupdate.agent import handover as handovers
-from liveupdate.agent.guests import Guest
-from liveupdate.agent.handover import Handover, HandoverError
-from liveupdate.agent.update import Update
+from liveupdate.agent.guest.guests import Guest
+from liveupdate.agent.update import handover as handovers
+from liveupdate.agent.update.handover import Handover, HandoverError
+from liveupdate.agent.update.lock_record import Update
 
 
 class FakeGuest:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import pkernfs
-from liveupdate.agent.carrier import CarrierError
+from liveupdate.agent.mechanisms import pkernfs
+from liveupdate.agent.mechanisms.base import CarrierError
 
 
 def test_region_is_the_one_that_the_command_line_names() -> None:
@@ -35,7 +35,7 @@ def test_what_the_kernel_said_is_in_the_reason(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pkernfs, "mount", refuse)
     monkeypatch.setattr("os.makedirs", lambda *_, **__: None)
     said = "pkernfs: region at 0x100000000 refused: version is 2, this kernel reads 1"
-    monkeypatch.setattr("liveupdate.agent.host.read_kmsg", lambda: ["other", said])
+    monkeypatch.setattr("liveupdate.agent.base.host.read_kmsg", lambda: ["other", said])
     with pytest.raises(CarrierError, match="cleaning.*version is 2, this kernel reads 1"):
         pkernfs.PkernfsCarrier()
     assert loaded == [("pkernfs", "region=1G!4G")]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import pkram
-from liveupdate.agent.carrier import TOKEN_STATE, CarrierError
+from liveupdate.agent.mechanisms import pkram
+from liveupdate.agent.mechanisms.base import TOKEN_STATE, CarrierError
 from liveupdate.core.paths import guest_images_dir
 from liveupdate.core.units import MIB
 from liveupdate.preserve.pkram import REQUIREMENTS
@@ -88,7 +88,7 @@ def test_what_the_kernel_said_is_in_the_reason(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pkram, "mount", refuse)
     monkeypatch.setattr("os.makedirs", lambda *_, **__: None)
     said = "pkram: 'liveupdate' refused: version is 3, this kernel reads 1; memory of all saves"
-    monkeypatch.setattr("liveupdate.agent.host.read_kmsg", lambda: ["other", said])
+    monkeypatch.setattr("liveupdate.agent.base.host.read_kmsg", lambda: ["other", said])
     with pytest.raises(CarrierError, match="cleaning.*version is 3, this kernel reads 1"):
         pkram.PkramCarrier()
 

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from liveupdate.agent.carrier import TOKEN_STATE, CarrierError
-from liveupdate.agent.pool import Pool, PoolBundle, PoolCarrier, region_of
+from liveupdate.agent.mechanisms.base import TOKEN_STATE, CarrierError
+from liveupdate.agent.mechanisms.pool import Pool, PoolBundle, PoolCarrier, region_of
 from liveupdate.core.units import MIB
 
 STATE = b"state" * 1000

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import pool, prmem
-from liveupdate.agent.carrier import CarrierError
+from liveupdate.agent.mechanisms import pool, prmem
+from liveupdate.agent.mechanisms.base import CarrierError
 
 HEADERS = Path(__file__).parents[2] / "guest-images/modules/include"
 UAPI = (HEADERS / "uapi/linux/prmem.h").read_text()
@@ -75,7 +75,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 @pytest.fixture
 def carrier(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> prmem.PrmemCarrier:
-    monkeypatch.setattr("liveupdate.agent.modules.load", lambda *_: None)
+    monkeypatch.setattr("liveupdate.agent.base.modules.load", lambda *_: None)
     monkeypatch.setattr("os.open", lambda *_: os.memfd_create("prmem"))
     return prmem.PrmemCarrier()
 

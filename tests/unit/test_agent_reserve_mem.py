@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import host, modules, pool, reserve_mem
-from liveupdate.agent.carrier import CarrierError
+from liveupdate.agent.base import host, modules
+from liveupdate.agent.mechanisms import pool, reserve_mem
+from liveupdate.agent.mechanisms.base import CarrierError
 
 
 def test_reservation_is_the_one_of_the_command_line() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.agent import stream
-from liveupdate.agent.stream import (
+from liveupdate.agent.mechanisms import stream
+from liveupdate.agent.mechanisms.stream import (
     DATA,
     END,
     HEAD,

@@ -217,8 +217,8 @@ def test_module_imports_only_what_its_layer_may(path: Path) -> None:
         ("target.qemu.host", "import subprocess"),
         ("run.runner", "from rich.console import Console"),
         ("judging.judge", "from liveupdate.agent import wire"),
-        ("agent.wire", "from liveupdate.core.units import GIB"),
-        ("agent.wire", "import click"),
+        ("agent.base.framing", "from liveupdate.core.units import GIB"),
+        ("agent.base.framing", "import click"),
         ("no_such_module", ""),
     ],
 )
@@ -235,7 +235,7 @@ def test_forbidden_import_is_found(name: str, source: str) -> None:
         ),
         ("target.qemu.host", "from liveupdate.transport.qmp import Qmp"),
         ("cli.run", "import click\nfrom liveupdate.run.runner import run"),
-        ("agent.wire", "import json\nfrom liveupdate.agent import lean"),
+        ("agent.base.framing", "import json\nfrom liveupdate.agent import lean"),
         ("cli", "from liveupdate import __version__"),
     ],
 )

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import modules as loader
-from liveupdate.agent.carrier import CarrierError
+from liveupdate.agent.base import modules as loader
+from liveupdate.agent.mechanisms.base import CarrierError
 from liveupdate.core.errors import PlanError
 from liveupdate.images import kernel, kit, modules, modules_check
 from liveupdate.model.scenario import Scenario

@@ -40,7 +40,7 @@ from liveupdate.transport.ssh import Channel, Ssh, WrongHostKey
 
 log = logging.getLogger(__name__)
 
-#: as liveupdate/agent/port.py has it
+#: as liveupdate/agent/link/port.py has it
 AGENT_SOCKET = "/run/liveupdate/agent.sock"
 NEXT_KERNEL = "/run/liveupdate/next-kernel"
 POWER_TIMEOUT_S = 60.0
