@@ -23,7 +23,7 @@ from liveupdate.agent.guest.spec import GuestSpec
 from liveupdate.agent.link.main import Agent
 from liveupdate.agent.link.port import Port
 from liveupdate.agent.mechanisms.base import Ram
-from liveupdate.agent.mechanisms.files import FileCarrier
+from liveupdate.agent.mechanisms.files import FileMechanism
 
 
 class Control:
@@ -126,8 +126,8 @@ def test_call_that_makes_no_sense_is_refused(
 
 def make_guest(agent: Agent) -> Guest:
     spec = GuestSpec({"name": "vm0", "index": 0, "memory_bytes": 16 << 20})
-    carrier = FileCarrier("none", "/nonexistent")
-    guest = Guest(spec, carrier, agent.network, agent.emit, agent.watch)
+    mechanism = FileMechanism("none", "/nonexistent")
+    guest = Guest(spec, mechanism, agent.network, agent.emit, agent.watch)
     guest.ram = Ram(os.memfd_create("vm0"), spec.memory_bytes)
     os.ftruncate(guest.ram.fd, spec.memory_bytes)
     guest.running = True
@@ -144,13 +144,13 @@ def test_a_guest_that_has_ended_may_be_started_anew_and_one_that_runs_may_not(
     control: Control, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Guest] = []
-    monkeypatch.setattr(agent.handover, "open", lambda: FileCarrier("none", "/nonexistent"))
+    monkeypatch.setattr(agent.handover, "open", lambda: FileMechanism("none", "/nonexistent"))
     monkeypatch.setattr(Guest, "start", lambda guest: started.append(guest))
     monkeypatch.setattr("liveupdate.agent.guest.vmm_qemu.QemuVmm.check_adapter", lambda _vmm: "x")
     monkeypatch.setattr("liveupdate.agent.link.calls.write_state", lambda _agent: None)
     old = agent.guests["vm0"] = make_guest(agent)
     freed: list[str] = []
-    monkeypatch.setattr(FileCarrier, "free_ram", lambda _self, guest, _ram: freed.append(guest))
+    monkeypatch.setattr(FileMechanism, "free_ram", lambda _self, guest, _ram: freed.append(guest))
     wanted = [{"name": "vm0", "index": 0, "memory_bytes": 16 << 20}]
     refused = control.call(1, "start_guests", guests=wanted)
     assert refused["error"]["kind"] == "args" and agent.guests["vm0"] is old

@@ -12,7 +12,7 @@ from .host import page_frames
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..guest.guests import Guest
-    from ..mechanisms.base import Bundle, Carrier
+    from ..mechanisms.base import Mechanism, PreservedSet
 
 PAGE_BYTES = 4096
 _FALLOC_KEEP_SIZE = 1
@@ -54,7 +54,7 @@ def move_page(ram: int, page: int) -> tuple[int, int]:
     return before, after
 
 
-def take_token(session: Bundle, token: int) -> None:
+def take_token(session: PreservedSet, token: int) -> None:
     """Use a token for something else, so that the kernel refuses it to whom it belongs."""
     taken = os.memfd_create("lu-taken", os.MFD_CLOEXEC)
     try:
@@ -64,13 +64,13 @@ def take_token(session: Bundle, token: int) -> None:
         os.close(taken)
 
 
-def fill(carrier: Carrier) -> int:
-    """Take all memory a carrier has left; return how many bytes that was."""
-    carrier.exhaust()
+def fill(mechanism: Mechanism) -> int:
+    """Take all memory a mechanism has left; return how many bytes that was."""
+    mechanism.exhaust()
     taken, piece, number = 0, _FILL_BYTES, 0
     while piece >= _HUGE_BYTES:
         try:
-            carrier.allocate_ram(f"fill-{number}", piece)
+            mechanism.allocate_ram(f"fill-{number}", piece)
         except OSError as err:
             if err.errno != errno.ENOSPC:
                 raise

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..mechanisms.base import CarrierError
+from ..mechanisms.base import MechanismError
 
 DIRECTORY = "/kit/modules"
 #: arch/x86/entry/syscalls/syscall_64.tbl
@@ -18,7 +18,7 @@ def load(name: str, parameters: str = "", directory: str = DIRECTORY) -> bool:
 
     No insmod(8): a process costs more time than the module.
 
-    :raises CarrierError: there is none for this kernel, or the kernel refuses it.
+    :raises MechanismError: there is none for this kernel, or the kernel refuses it.
     """
     import ctypes
 
@@ -27,13 +27,13 @@ def load(name: str, parameters: str = "", directory: str = DIRECTORY) -> bool:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise CarrierError(f"the kit has no module '{name}' for kernel {release}") from None
+        raise MechanismError(f"the kit has no module '{name}' for kernel {release}") from None
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.syscall(_FINIT_MODULE, fd, parameters.encode(), 0):
             code = ctypes.get_errno()
             if code != errno.EEXIST:
-                raise CarrierError(
+                raise MechanismError(
                     f"the kernel refuses module '{name}': {os.strerror(code)}{_said(name)}"
                 )
             return False

@@ -34,7 +34,7 @@ from .vfio import ACCESS, Mapping, VfioDevice, VfioError, open_device
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..guest.guests import Emit
-    from ..mechanisms.base import Bundle, Carrier
+    from ..mechanisms.base import Mechanism, PreservedSet
     from .jobs import Job
 
 TOKEN_RING = 1
@@ -117,7 +117,7 @@ class Device:
         self._vfio: VfioDevice | None = None
         self._bar: mmap | None = None
         self._stray: mmap | None = None
-        self.session: Bundle | None = None
+        self.session: PreservedSet | None = None
         #: why it does not work; None: it does
         self.error: str | None = None
         #: why its DMA will not go on through the next kexec; None: it will, or nobody asked yet
@@ -228,7 +228,7 @@ class Device:
 
     # --- outgoing
 
-    def prepare(self, luo: Carrier) -> int:
+    def prepare(self, luo: Mechanism) -> int:
         """Preserve the ring, and select the device; return how long the kernel took, ns.
 
         A kernel that cannot keep DMA is no reason not to go on: what comes of it is observed.
@@ -299,7 +299,7 @@ class Device:
 
     # --- incoming
 
-    def restore(self, luo: Carrier) -> tuple[int, int]:
+    def restore(self, luo: Mechanism) -> tuple[int, int]:
         """Take it over from the previous kernel; return tokens retrieved and the time it took, ns.
 
         :raises: one of :data:`ERRORS`; nothing is undone, as what is left is evidence.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guests on this host: their memory, their VMM, and starting, freezing and restoring one.
 
-A guest's RAM is the carrier's and held by the agent; VMMs come and go around it.
+A guest's RAM is the mechanism's and held by the agent; VMMs come and go around it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 
 from ..base.fast_stdlib import now_ns
 from ..base.host import disk_serial, find_disk
-from ..mechanisms.base import TOKEN_STATE, CarrierError
+from ..mechanisms.base import TOKEN_STATE, MechanismError
 from ..update.manifest import GuestEntry
 from .net import Network
 from .spec import GuestSpec
@@ -21,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..mechanisms.base import Bundle, Carrier, Ram
+    from ..mechanisms.base import Mechanism, PreservedSet, Ram
 
     Emit = Callable[[str, dict[str, object]], None]
     Watch = Callable[["Guest"], None]
@@ -38,10 +38,10 @@ class Guest:
     """One guest. Methods block; at most one thread at a time works on a guest."""
 
     def __init__(
-        self, spec: GuestSpec, carrier: Carrier, network: Network, emit: Emit, watch: Watch
+        self, spec: GuestSpec, mechanism: Mechanism, network: Network, emit: Emit, watch: Watch
     ) -> None:
         self.spec = spec
-        self._carrier = carrier
+        self._mechanism = mechanism
         self._network = network
         self._emit = emit
         self._watch = watch
@@ -51,7 +51,7 @@ class Guest:
         self.allocate_ns: int | None = None
         self.state = -1
         #: what it goes out with, or came in with until ``finish``
-        self.session: Bundle | None = None
+        self.session: PreservedSet | None = None
         #: why it is not running; None: it should be
         self.error: str | None = None
         #: its vCPUs run, as far as we have let them
@@ -73,14 +73,14 @@ class Guest:
     def start(self) -> None:
         """Boot it for the first time, on fresh memory.
 
-        :raises VmmError, CarrierError, OSError: when it cannot be; nothing of it is left then.
+        :raises VmmError, MechanismError, OSError: when it cannot be; nothing of it is left then.
         """
         try:
             disk = find_disk(self.spec.disk)
             # /dev names do not survive a kexec, serials do; this is what the manifest carries
             self.spec.disk = disk_serial(disk) or self.spec.disk
             began = now_ns()
-            self.ram = self._carrier.allocate_ram(self.spec.name, self.spec.memory_bytes)
+            self.ram = self._mechanism.allocate_ram(self.spec.name, self.spec.memory_bytes)
             self.allocate_ns = now_ns() - began
             for device in self.spec.devices:
                 device.pin.take()
@@ -125,7 +125,7 @@ class Guest:
         self.vmm.arm()
         if self.ram is None:
             raise VmmError("memory", f"guest '{self.spec.name}' has no memory")
-        self.session = self._carrier.create(self.spec.session)
+        self.session = self._mechanism.create(self.spec.session)
         began = now_ns()
         try:
             self.session.preserve_ram(self.ram)
@@ -208,10 +208,10 @@ class Guest:
     def retrieve(self) -> int:
         """Take RAM and state over from the previous kernel; return how long it took, ns."""
         began = now_ns()
-        self.session = self._carrier.retrieve(self.spec.session)
+        self.session = self._mechanism.retrieve(self.spec.session)
         try:
             self.ram = self.session.retrieve_ram(self.spec.memory_bytes)
-        except CarrierError as err:
+        except MechanismError as err:
             raise VmmError("memory", str(err)) from err
         self.state = self.session.retrieve(TOKEN_STATE)
         return now_ns() - began
@@ -247,7 +247,7 @@ class Guest:
             self.tell("digests", moment=moment, first=first, digests=text)
 
     def release(self) -> None:
-        """Close the bundle: an outgoing one is given up, an incoming one finished."""
+        """Close the preserved set: an outgoing one is given up, an incoming one finished."""
         session, self.session = self.session, None
         if session is not None:
             session.let_go()
@@ -260,4 +260,4 @@ class Guest:
     def _free_ram(self) -> None:
         ram, self.ram = self.ram, None
         if ram is not None:
-            self._carrier.free_ram(self.spec.name, ram)
+            self._mechanism.free_ram(self.spec.name, ram)

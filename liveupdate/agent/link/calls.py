@@ -222,8 +222,8 @@ class Calls:
         for guest in dead:
             del agent.guests[guest.spec.name]
             guest.discard()
-        carrier = self._handover.open()
-        guests = [Guest(spec, carrier, agent.network, agent.emit, agent.watch) for spec in specs]
+        mechanism = self._handover.open()
+        guests = [Guest(spec, mechanism, agent.network, agent.emit, agent.watch) for spec in specs]
         errors = run_parallel([guest.start for guest in guests])
         try:
             _raise_first(errors)
@@ -337,8 +337,8 @@ class Calls:
         from ..update import costs
 
         guests = [guest for guest in self._agent.guests.values() if guest.error is None]
-        carrier = self._handover.open()
-        return costs.of_host(carrier, guests, self._fragmented, self._hugetlb)
+        mechanism = self._handover.open()
+        return costs.of_host(mechanism, guests, self._fragmented, self._hugetlb)
 
     def _try_hugetlb(self, args: Args) -> Args:
         from ..update import costs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The carrier on this side: a virtio-serial port, which may have no reader, or come up late.
+"""The channel on this side: a virtio-serial port, which may have no reader, or come up late.
 
 A machine without that port is asked through a unix socket instead, by a relay that the control host
 starts over SSH. Whoever connects there is a visitor until the agent lets it be the relay: one at a

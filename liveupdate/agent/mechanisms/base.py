@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What carries memory from one kernel to the next, as the rest of the agent sees it.
 
-A carrier hands out guest RAM that it can carry, and bundles: named sets of files, each under a
-token. Bundles go out of this kernel or come in from the previous one. There is a carrier for each
-mechanism; the host's command line says which (``lu.mechanism=NAME``, LUO when it says nothing).
+A mechanism hands out guest RAM that it can carry, and preserved sets: named sets of files, each
+under a token. Preserved sets go out of this kernel or come in from the previous one. The host's
+command line names the mechanism (``lu.mechanism=NAME``; LUO without it).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 
 from ..base.fast_stdlib import read_text
 
-#: what the guests' bundles hold
+#: what the guests' preserved sets hold
 TOKEN_RAM = 1
 TOKEN_STATE = 2
 
@@ -22,7 +22,7 @@ _WORD = "lu.mechanism="
 DEFAULT = "luo-memfd"
 
 
-class CarrierError(Exception):
+class MechanismError(Exception):
     """The mechanism cannot be used, or what the previous kernel left cannot be believed."""
 
 
@@ -49,7 +49,7 @@ class Ram:
             self.fd = -1
 
 
-class Bundle:
+class PreservedSet:
     """A named set of files that goes out together, or came in from the previous kernel."""
 
     name: str
@@ -82,7 +82,7 @@ class Bundle:
     def retrieve_ram(self, size: int) -> Ram:
         """Return the RAM that was carried over.
 
-        :raises CarrierError: it has not that size.
+        :raises MechanismError: it has not that size.
         """
         raise NotImplementedError
 
@@ -91,7 +91,7 @@ class Bundle:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Give an incoming bundle back: what was not retrieved is freed."""
+        """Give an incoming preserved set back: what was not retrieved is freed."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class Bundle:
             self.close()
 
 
-class Carrier:
+class Mechanism:
     """A mechanism, ready for use on this boot."""
 
     #: as scenarios name it
@@ -141,12 +141,12 @@ class Carrier:
     def mislead(self) -> None:
         """Have :meth:`next_words` point elsewhere from now on; for faults."""
 
-    def create(self, name: str) -> Bundle:
-        """Begin a bundle that goes out."""
+    def create(self, name: str) -> PreservedSet:
+        """Begin a preserved set that goes out."""
         raise NotImplementedError
 
-    def retrieve(self, name: str) -> Bundle:
-        """Return a bundle of the previous kernel.
+    def retrieve(self, name: str) -> PreservedSet:
+        """Return a preserved set of the previous kernel.
 
         :raises FileNotFoundError: it left none of that name.
         """
@@ -173,11 +173,11 @@ def wanted(cmdline: str) -> str:
     return found[-1] if found else DEFAULT
 
 
-def open_carrier(name: str | None = None) -> Carrier:
+def open_mechanism(name: str | None = None) -> Mechanism:
     """Return the mechanism of this boot, ready.
 
     :raises FileNotFoundError: the kernel does not offer it.
-    :raises CarrierError, OSError: it cannot be used; what it holds is left alone.
+    :raises MechanismError, OSError: it cannot be used; what it holds is left alone.
     """
     name = wanted(read_text("/proc/cmdline")) if name is None else name
     # One import of those there are: each costs time in the blackout.
@@ -186,31 +186,31 @@ def open_carrier(name: str | None = None) -> Carrier:
 
         return Device()
     if name == "breadcrumb":
-        from .breadcrumb import BreadcrumbCarrier
+        from .breadcrumb import BreadcrumbMechanism
 
-        return BreadcrumbCarrier()
+        return BreadcrumbMechanism()
     if name == "reserved-dax":
-        from .dax import DaxCarrier
+        from .dax import DaxMechanism
 
-        return DaxCarrier()
+        return DaxMechanism()
     if name == "pkernfs":
-        from .pkernfs import PkernfsCarrier
+        from .pkernfs import PkernfsMechanism
 
-        return PkernfsCarrier()
+        return PkernfsMechanism()
     if name == "pkram":
-        from .pkram import PkramCarrier
+        from .pkram import PkramMechanism
 
-        return PkramCarrier()
+        return PkramMechanism()
     if name == "pool":
         from .pool import open_pool
 
         return open_pool()
     if name == "prmem":
-        from .prmem import PrmemCarrier
+        from .prmem import PrmemMechanism
 
-        return PrmemCarrier()
+        return PrmemMechanism()
     if name == "reserve-mem":
-        from .reserve_mem import ReserveMemCarrier
+        from .reserve_mem import ReserveMemMechanism
 
-        return ReserveMemCarrier()
-    raise CarrierError(f"this agent knows no mechanism '{name}'")
+        return ReserveMemMechanism()
+    raise MechanismError(f"this agent knows no mechanism '{name}'")

@@ -6,8 +6,8 @@ an object of its own from the start: its address goes to the next kernel as ``lu
 that is loaded, long before the stream is written. A kernel that was told of none believes none,
 whatever is in the pool.
 
-An outgoing stream is written anew with each bundle that is sealed, its first 8 bytes last. They are
-zeroed when a stream is taken over or given up: what was resumed once is never found again.
+An outgoing stream is written anew with each preserved set that is sealed, its first 8 bytes last.
+They are zeroed when a stream is taken over or given up: what was resumed once is never found again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import os
 
 from ..base.fast_stdlib import read_text
 from . import stream
-from .base import Bundle, CarrierError, Ram
-from .copies import HUGE_BYTES, CopyBundle
-from .pool import PoolCarrier, region_of
+from .base import MechanismError, PreservedSet, Ram
+from .copies import HUGE_BYTES, CopySet
+from .pool import PoolMechanism, region_of
 
 OBJECT = "lu.breadcrumb"
 #: what all VM states and the manifest may come to
@@ -30,43 +30,45 @@ _EMPTY = bytes(8)
 _PAGE_BYTES = 4096
 
 
-class BreadcrumbBundle(CopyBundle):
+class BreadcrumbSet(CopySet):
     """What is to go into the stream, or came out of it."""
 
-    def __init__(self, carrier: BreadcrumbCarrier, name: str, parts: stream.Parts | None) -> None:
+    def __init__(
+        self, mechanism: BreadcrumbMechanism, name: str, parts: stream.Parts | None
+    ) -> None:
         """:param parts: of an incoming one."""
         super().__init__(name, incoming=parts is not None)
-        self._carrier = carrier
+        self._mechanism = mechanism
         self._parts = stream.Parts() if parts is None else parts
 
     def preserve_ram(self, ram: Ram) -> None:
-        self._parts.ram = (self._carrier.pool.start + ram.offset, ram.size)
+        self._parts.ram = (self._mechanism.pool.start + ram.offset, ram.size)
         self.tokens += 1
 
     def reserve(self, token: int, size: int) -> None:
         if token in self._sources:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), f"{self.name}/{token}")
-        self._carrier.take_room(self.name, size)
+        self._mechanism.take_room(self.name, size)
 
     def seal(self) -> None:
         self._need_open()
         for token, fd in self._sources.items():
             self.copy(fd, token)
-        self._carrier.put(self.name, self._parts)
+        self._mechanism.put(self.name, self._parts)
 
     def copy(self, source: int, token: int) -> None:
         self._parts.data[token] = _read_all(source, 0, os.fstat(source).st_size)
 
     def retrieve_ram(self, size: int) -> Ram:
         if self._parts.ram is None:
-            raise CarrierError("the stream says nothing of RAM")
+            raise MechanismError("the stream says nothing of RAM")
         start, found = self._parts.ram
         if found != size:
-            raise CarrierError(f"RAM has {found} bytes, the manifest says {size}")
-        pool = self._carrier.pool
+            raise MechanismError(f"RAM has {found} bytes, the manifest says {size}")
+        pool = self._mechanism.pool
         offset = start - pool.start
         if not any(where == offset and held == size for _, held, where in pool.objects()):
-            raise CarrierError(f"the pool has no object of {size} bytes at {start:#x}")
+            raise MechanismError(f"the pool has no object of {size} bytes at {start:#x}")
         self.tokens += 1
         return Ram(os.dup(pool.fd), size, offset=offset, align=HUGE_BYTES, pinnable=False)
 
@@ -85,17 +87,17 @@ class BreadcrumbBundle(CopyBundle):
         if self.incoming:
             self._parts.data.clear()
         else:
-            self._carrier.drop(self.name)
+            self._mechanism.drop(self.name)
 
 
-class BreadcrumbCarrier(PoolCarrier):
+class BreadcrumbMechanism(PoolMechanism):
     """The stream of the previous kernel, and the one for the next."""
 
     def __init__(self) -> None:
         cmdline = read_text("/proc/cmdline")
         super().__init__("breadcrumb", region_of(cmdline))
         self._lock = _thread.allocate_lock()
-        #: bundles that are in the outgoing stream; room that bundles have taken
+        #: preserved sets that are in the outgoing stream; room that preserved sets have taken
         self._sealed: dict[str, stream.Parts] = {}
         self._taken: dict[str, int] = {}
         self._incoming: dict[str, stream.Parts] = {}
@@ -123,7 +125,7 @@ class BreadcrumbCarrier(PoolCarrier):
         for name, size, offset in self.pool.objects():
             if self.pool.start + offset == pointer and name == OBJECT:
                 return offset, size
-        raise CarrierError(f"{_WORD}{pointer:#x}: the pool has no stream there")
+        raise MechanismError(f"{_WORD}{pointer:#x}: the pool has no stream there")
 
     def _read(self) -> dict[str, stream.Parts]:
         fd, offset = self.pool.fd, self._offset
@@ -134,16 +136,16 @@ class BreadcrumbCarrier(PoolCarrier):
             total = stream.read_head(head, self._room)
             return stream.decode(_read_all(fd, offset, total))
         except stream.StreamError as err:
-            raise CarrierError(
+            raise MechanismError(
                 f"the stream at {self.pool.start + offset:#x} is refused: {err}; it is left alone"
             ) from None
 
-    def retrieve(self, name: str) -> Bundle:
+    def retrieve(self, name: str) -> PreservedSet:
         parts = self._incoming.pop(name, None)
         if parts is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         self._empty()
-        return BreadcrumbBundle(self, name, parts)
+        return BreadcrumbSet(self, name, parts)
 
     # --- writing it
 
@@ -160,13 +162,13 @@ class BreadcrumbCarrier(PoolCarrier):
     def exhaust(self) -> None:
         self._taken["exhaust"] = self._room
 
-    def create(self, name: str) -> Bundle:
-        bundle = BreadcrumbBundle(self, name, None)
-        bundle.finish()  # of an update that was broken off
-        return bundle
+    def create(self, name: str) -> PreservedSet:
+        preserved = BreadcrumbSet(self, name, None)
+        preserved.finish()  # of an update that was broken off
+        return preserved
 
     def take_room(self, name: str, size: int) -> None:
-        """Account for content that a bundle will have.
+        """Account for content that a preserved set will have.
 
         :raises OSError: ENOSPC when the stream has no room for it.
         """
@@ -178,7 +180,7 @@ class BreadcrumbCarrier(PoolCarrier):
             self._taken[name] = self._taken.get(name, 0) + size
 
     def put(self, name: str, parts: stream.Parts) -> None:
-        """Have a bundle in the stream, which is whole when this returns."""
+        """Have a preserved set in the stream, which is whole when this returns."""
         with self._lock:
             self._sealed[name] = parts
             data = stream.encode(self._sealed)
@@ -191,7 +193,7 @@ class BreadcrumbCarrier(PoolCarrier):
             os.pwrite(self.pool.fd, data[: len(_EMPTY)], self._offset)
 
     def drop(self, name: str) -> None:
-        """Leave a bundle out; a stream that had it is none any more."""
+        """Leave a preserved set out; a stream that had it is none any more."""
         with self._lock:
             self._taken.pop(name, None)
             if self._sealed.pop(name, None) is not None:
@@ -204,7 +206,7 @@ class BreadcrumbCarrier(PoolCarrier):
 def pointer_of(cmdline: str) -> int | None:
     """Return the physical address of the stream that a command line names; None: it names none.
 
-    :raises CarrierError: it is no address, or there are several.
+    :raises MechanismError: it is no address, or there are several.
     """
     found = [word[len(_WORD) :] for word in cmdline.split() if word.startswith(_WORD)]
     if not found:
@@ -213,7 +215,7 @@ def pointer_of(cmdline: str) -> int | None:
         (text,) = found
         return int(text, 16)
     except ValueError:
-        raise CarrierError(f"{_WORD}{','.join(found)} is not one address") from None
+        raise MechanismError(f"{_WORD}{','.join(found)} is not one address") from None
 
 
 def _read_all(fd: int, offset: int, size: int) -> bytes:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundles of carriers that carry copies: files, objects of a pool, whatever has a name and room.
+"""Preserved sets that hold copies: files, objects of a pool, anything with a name and room.
 
-Room is reserved when something is preserved, and all is copied once, when the bundle is sealed:
-that is in the blackout, where each copy of a guest's state counts.
+Room is reserved when something is preserved, and all is copied once, when the preserved set is
+sealed: that is in the blackout, where each copy of a guest's state counts.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import errno
 import os
 
-from .base import Bundle
+from .base import PreservedSet
 
 #: alignment of a mapping that huge pages can be used for
 HUGE_BYTES = 2 << 20
 COPY_BYTES = 1 << 20
 
 
-class CopyBundle(Bundle):
+class CopySet(PreservedSet):
     """What is common to them; heirs say where a token's room is."""
 
     def __init__(self, name: str, *, incoming: bool) -> None:
@@ -35,7 +35,7 @@ class CopyBundle(Bundle):
     def preserve(self, fd: int, token: int) -> None:
         """Reserve room for what ``fd`` has now; the content is copied by ``seal``.
 
-        :raises OSError: EEXIST: the token is taken; ENOSPC; EBADF: the bundle is given up.
+        :raises OSError: EEXIST: the token is taken; ENOSPC; EBADF: the preserved set is given up.
         """
         self._need_open()
         self.reserve(token, os.fstat(fd).st_size)
@@ -69,7 +69,7 @@ class CopyBundle(Bundle):
 
     def _need_open(self) -> None:
         if not self._open:
-            raise OSError(errno.EBADF, "the bundle has been given up", self.name)
+            raise OSError(errno.EBADF, "the preserved set has been given up", self.name)
 
 
 def copy_all(source: int, out: int, *, offset: int = 0, size: int | None = None) -> int:

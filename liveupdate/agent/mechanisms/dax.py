@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 
 from ..base.fast_stdlib import mount, run_program
-from .base import CarrierError, Ram
-from .files import FileCarrier
+from .base import MechanismError, Ram
+from .files import FileMechanism
 
 DEVICE = "/dev/pmem0"
 MOUNT_POINT = "/run/liveupdate/keep"
@@ -32,15 +32,15 @@ _LABEL_AT, _LABEL_BYTES = 0x78, 16
 _HEAD_BYTES = 4096
 
 
-class DaxCarrier(FileCarrier):
+class DaxMechanism(FileMechanism):
     """The file system on the one reserved region; made when the region was never used."""
 
     def __init__(self) -> None:
         super().__init__("reserved-dax", MOUNT_POINT)
         if os.path.exists("/dev/pmem1"):
-            raise CarrierError("there are several regions (memmap=), one is wanted")
+            raise MechanismError("there are several regions (memmap=), one is wanted")
         if not os.path.exists(DEVICE):
-            raise CarrierError(f"no {DEVICE}: the kernel was given no memmap=SIZE!START")
+            raise MechanismError(f"no {DEVICE}: the kernel was given no memmap=SIZE!START")
         self._is_blank = describe(_head(DEVICE)) is None
         if not self._is_blank:
             self._mount()
@@ -49,7 +49,7 @@ class DaxCarrier(FileCarrier):
         if self._is_blank:
             status, said = run_program([*_MKE2FS_ARGV, DEVICE])
             if status:
-                raise CarrierError(f"{MKE2FS} ended with {status}: {said}")
+                raise MechanismError(f"{MKE2FS} ended with {status}: {said}")
             self._is_blank = False
             self._mount()
         return super().allocate_ram(guest, size)
@@ -66,22 +66,22 @@ class DaxCarrier(FileCarrier):
         try:
             mount(DEVICE, MOUNT_POINT, "ext4", "dax=always,errors=remount-ro")
         except OSError as err:
-            raise CarrierError(f"the kernel refuses to mount {DEVICE}: {err.strerror}") from err
+            raise MechanismError(f"the kernel refuses to mount {DEVICE}: {err.strerror}") from err
 
 
 def describe(head: bytes) -> str | None:
     """Return the label of the file system that a region begins with; None: it was never used.
 
-    :raises CarrierError: there is something else, which must not be written over.
+    :raises MechanismError: there is something else, which must not be written over.
     """
     if not any(head):
         return None
     block = head[_SUPERBLOCK:]
     if block[_MAGIC_AT : _MAGIC_AT + 2] != _MAGIC:
-        raise CarrierError(f"{DEVICE} holds no ext4 and is not blank; it is left alone")
+        raise MechanismError(f"{DEVICE} holds no ext4 and is not blank; it is left alone")
     label = block[_LABEL_AT : _LABEL_AT + _LABEL_BYTES].rstrip(b"\0")
     if label != LABEL:
-        raise CarrierError(f"{DEVICE} holds file system {label!r}, not ours; it is left alone")
+        raise MechanismError(f"{DEVICE} holds file system {label!r}, not ours; it is left alone")
     return label.decode("ascii")
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carriers that are file systems whose content outlives the kernel: a directory per bundle.
+"""Mechanisms that are file systems which outlive the kernel: a directory per preserved set.
 
 RAM is a file ``ram`` that VMMs map; everything else gets a file named after its token when it is
-preserved, is copied there when the bundle is sealed, and unlinked when it is retrieved: state that
-has been resumed once must never be found again. What a kernel left is only as good as the manifest
-in it says.
+preserved, is copied there when the preserved set is sealed, and unlinked when it is retrieved:
+state that has been resumed once must never be found again. What a kernel left is only as good as
+the manifest in it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 import errno
 import os
 
-from .base import Bundle, Carrier, CarrierError, Ram, populate
-from .copies import HUGE_BYTES, CopyBundle, copy_all
+from .base import Mechanism, MechanismError, PreservedSet, Ram, populate
+from .copies import HUGE_BYTES, CopySet, copy_all
 
 _RAM = "ram"
 
 
-class FileBundle(CopyBundle):
+class FileSet(CopySet):
     """A directory."""
 
     def __init__(self, path: str, name: str, *, incoming: bool) -> None:
@@ -51,7 +51,7 @@ class FileBundle(CopyBundle):
         found = os.fstat(fd).st_size
         if found != size:
             os.close(fd)
-            raise CarrierError(f"RAM has {found} bytes, the manifest says {size}")
+            raise MechanismError(f"RAM has {found} bytes, the manifest says {size}")
         self.tokens += 1
         return Ram(fd, size, align=HUGE_BYTES)
 
@@ -69,8 +69,8 @@ class FileBundle(CopyBundle):
         _sync_directory(self._path)
 
 
-class FileCarrier(Carrier):
-    """Bundles below a directory; what mounts it there is the business of its heirs."""
+class FileMechanism(Mechanism):
+    """Preserved sets below a directory; what mounts it there is the business of its heirs."""
 
     def __init__(self, name: str, root: str) -> None:
         self.name = name
@@ -110,22 +110,22 @@ class FileCarrier(Carrier):
         """Return the size of what the file system lies on; ``told`` is what it offers itself."""
         return told
 
-    def create(self, name: str) -> Bundle:
+    def create(self, name: str) -> PreservedSet:
         directory = self._directory(name)
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        bundle = self.bundle(directory, name, incoming=False)
-        bundle.finish()  # of an update that was broken off
-        return bundle
+        preserved = self.preserved(directory, name, incoming=False)
+        preserved.finish()  # of an update that was broken off
+        return preserved
 
-    def retrieve(self, name: str) -> Bundle:
+    def retrieve(self, name: str) -> PreservedSet:
         directory = self._directory(name)
         if not os.path.isdir(directory):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        return self.bundle(directory, name, incoming=True)
+        return self.preserved(directory, name, incoming=True)
 
-    def bundle(self, directory: str, name: str, *, incoming: bool) -> Bundle:
-        """Return the bundle that lies in a directory."""
-        return FileBundle(directory, name, incoming=incoming)
+    def preserved(self, directory: str, name: str, *, incoming: bool) -> PreservedSet:
+        """Return the preserved set that lies in a directory."""
+        return FileSet(directory, name, incoming=incoming)
 
     def _directory(self, name: str) -> str:
         return f"{self.root}/{name}"

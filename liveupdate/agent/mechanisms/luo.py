@@ -13,7 +13,7 @@ import os
 import struct
 import time
 
-from .base import TOKEN_RAM, Bundle, Carrier, CarrierError, Ram
+from .base import TOKEN_RAM, Mechanism, MechanismError, PreservedSet, Ram
 from .copies import HUGE_BYTES
 
 DEVICE = "/dev/liveupdate"
@@ -38,7 +38,7 @@ PIN_PAUSE_S = 0.3
 NAME_BYTES_MAX = 63
 
 
-class Session(Bundle):
+class Session(PreservedSet):
     """A session file descriptor; ``incoming`` ones came from the previous kernel."""
 
     def __init__(self, fd: int, name: str, *, incoming: bool) -> None:
@@ -73,7 +73,7 @@ class Session(Bundle):
         found = os.fstat(ram.fd).st_size
         if found != size:
             ram.close()
-            raise CarrierError(f"RAM has {found} bytes, the manifest says {size}")
+            raise MechanismError(f"RAM has {found} bytes, the manifest says {size}")
         return ram
 
     def seal(self) -> None:
@@ -103,7 +103,7 @@ class Session(Bundle):
             self.fd = -1
 
 
-class Device(Carrier):
+class Device(Mechanism):
     """/dev/liveupdate. Only one opener at a time, so it is kept open for the whole boot.
 
     :raises OSError: ENOENT without ``liveupdate=on``; EIO when what the previous kernel left

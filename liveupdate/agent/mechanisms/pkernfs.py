@@ -12,8 +12,8 @@ import os
 
 from ..base.fast_stdlib import mount, read_text
 from ..base.modules import load
-from .base import CarrierError
-from .files import FileCarrier
+from .base import MechanismError
+from .files import FileMechanism
 
 MODULE = "pkernfs"
 MOUNT_POINT = "/run/liveupdate/keep"
@@ -21,7 +21,7 @@ SYSFS = "/sys/fs/pkernfs"
 _WORD = "pkernfs.region="
 
 
-class PkernfsCarrier(FileCarrier):
+class PkernfsMechanism(FileMechanism):
     """The file system on the one region that the command line names."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class PkernfsCarrier(FileCarrier):
         try:
             mount("pkernfs", MOUNT_POINT, "pkernfs", "")
         except OSError as err:
-            raise CarrierError(_explain(str(err))) from err
+            raise MechanismError(_explain(str(err))) from err
 
     def region_bytes(self, told: int) -> int:
         return int(read_text(f"{SYSFS}/region").partition("!")[0], 16)
@@ -41,11 +41,11 @@ class PkernfsCarrier(FileCarrier):
 def wanted_region(cmdline: str) -> str:
     """Return the region that a kernel command line names, as ``SIZE!START``.
 
-    :raises CarrierError: it names none.
+    :raises MechanismError: it names none.
     """
     found = [word[len(_WORD) :] for word in cmdline.split() if word.startswith(_WORD)]
     if not found:
-        raise CarrierError(f"the kernel was given no {_WORD}SIZE!START")
+        raise MechanismError(f"the kernel was given no {_WORD}SIZE!START")
     return found[-1]
 
 

@@ -4,7 +4,7 @@
 One mount, whose save the next kernel finds under its name. A save is made when RAM is preserved,
 with the guest running, so that what is left for the blackout is what has come since: VM state and
 the description of all. Whatever changes names or sizes after a save gives it up in the kernel, so
-each bundle that is sealed makes it anew; the last one holds.
+each preserved set that is sealed makes it anew; the last one holds.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import os
 
 from ..base.fast_stdlib import mount, read_text
 from ..base.modules import load
-from .base import CarrierError, Ram
-from .files import FileBundle, FileCarrier
+from .base import MechanismError, Ram
+from .files import FileMechanism, FileSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .base import Bundle
+    from .base import PreservedSet
 
 MODULE = "pkram"
 MOUNT_POINT = "/run/liveupdate/keep"
@@ -30,7 +30,7 @@ SAVE_NAME = "liveupdate"
 _SAVE = 0x70C0
 
 
-class PkramBundle(FileBundle):
+class PkramSet(FileSet):
     """A directory in the one file system that is saved."""
 
     def __init__(self, root: str, path: str, name: str, *, incoming: bool) -> None:
@@ -46,7 +46,7 @@ class PkramBundle(FileBundle):
         save(self._root)
 
 
-class PkramCarrier(FileCarrier):
+class PkramMechanism(FileMechanism):
     """The file system with our save, or an empty one."""
 
     def __init__(self) -> None:
@@ -55,11 +55,11 @@ class PkramCarrier(FileCarrier):
             load(MODULE)
             os.makedirs(MOUNT_POINT, mode=0o700, exist_ok=True)
             mount("pkram", MOUNT_POINT, "pkram", f"name={SAVE_NAME},size={_memory_bytes()}")
-        except (CarrierError, OSError) as err:
-            raise CarrierError(_explain(str(err))) from err
+        except (MechanismError, OSError) as err:
+            raise MechanismError(_explain(str(err))) from err
 
-    def bundle(self, directory: str, name: str, *, incoming: bool) -> Bundle:
-        return PkramBundle(self.root, directory, name, incoming=incoming)
+    def preserved(self, directory: str, name: str, *, incoming: bool) -> PreservedSet:
+        return PkramSet(self.root, directory, name, incoming=incoming)
 
     def metadata_bytes(self) -> int | None:
         return int(read_text(f"{SYSFS}/metadata_bytes"))

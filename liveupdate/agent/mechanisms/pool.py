@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """/dev/lu_pool (guest-images/modules/include/uapi/linux/lu_pool.h): objects with names.
 
-A guest's RAM is an object ``NAME/ram`` that VMMs map; what else a bundle has is an object
+A guest's RAM is an object ``NAME/ram`` that VMMs map; what else a preserved set has is an object
 ``NAME/TOKEN`` that is written and sealed, with a checksum of its content, when all is final.
 What was never sealed is not believed: the kernel was left in the middle. What was retrieved is
 freed, so that it is never found again.
@@ -16,8 +16,8 @@ import struct
 
 from ..base import modules
 from ..base.fast_stdlib import read_text
-from .base import Bundle, Carrier, CarrierError, Ram
-from .copies import HUGE_BYTES, CopyBundle, copy_all
+from .base import Mechanism, MechanismError, PreservedSet, Ram
+from .copies import HUGE_BYTES, CopySet, copy_all
 
 DEVICE = "/dev/lu_pool"
 MODULE = "lu_pool"
@@ -67,17 +67,17 @@ def encode_name(name: str) -> bytes:
 def explain(name: str, error: OSError) -> Exception:
     """Return what to raise when an object could not be verified."""
     meaning = _MEANINGS.get(error.errno or 0)
-    return error if meaning is None else CarrierError(f"'{name}' {meaning}")
+    return error if meaning is None else MechanismError(f"'{name}' {meaning}")
 
 
 class Pool:
     """The device."""
 
-    #: whether its pages can be pinned, see :class:`.carrier.Ram`
+    #: whether its pages can be pinned, see :class:`.mechanism.Ram`
     pinnable = False
 
     def __init__(self, path: str = DEVICE) -> None:
-        """:raises CarrierError: what is in the region cannot be believed."""
+        """:raises MechanismError: what is in the region cannot be believed."""
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         #: physical address of the region
         self.start = self.check()
@@ -85,7 +85,7 @@ class Pool:
     def check(self) -> int:
         """Return the physical address of the region.
 
-        :raises CarrierError: what is in the region cannot be believed.
+        :raises MechanismError: what is in the region cannot be believed.
         """
         stat = bytearray(struct.calcsize(_STAT))
         fcntl.ioctl(self.fd, STAT, stat)
@@ -93,7 +93,7 @@ class Pool:
         state, _, start, size, *_, reason = struct.unpack(_STAT, stat)
         if state == _REFUSED:
             text = reason.rstrip(b"\0").decode("ascii", "replace")
-            raise CarrierError(
+            raise MechanismError(
                 f"the pool of {size >> 20} MiB at {start:#x} is refused: {text}; it is left alone"
             )
         return start
@@ -135,7 +135,7 @@ class Pool:
         self._call(SEAL, name)
 
     def verify(self, name: str) -> None:
-        """:raises CarrierError: the content is not what was sealed, or nothing was."""
+        """:raises MechanismError: the content is not what was sealed, or nothing was."""
         try:
             self._call(VERIFY, name)
         except OSError as err:
@@ -170,8 +170,8 @@ class Pool:
         return out
 
 
-class PoolBundle(CopyBundle):
-    """Objects whose names begin with the bundle's."""
+class PoolSet(CopySet):
+    """Objects whose names begin with the preserved set's."""
 
     def __init__(self, pool: Pool, name: str, *, incoming: bool) -> None:
         super().__init__(name, incoming=incoming)
@@ -192,7 +192,7 @@ class PoolBundle(CopyBundle):
     def retrieve_ram(self, size: int) -> Ram:
         found, offset = self._pool.find(f"{self.name}/ram")
         if found != size:
-            raise CarrierError(f"RAM has {found} bytes, the manifest says {size}")
+            raise MechanismError(f"RAM has {found} bytes, the manifest says {size}")
         self.tokens += 1
         return _ram_of(self._pool, size, offset)
 
@@ -214,8 +214,8 @@ class PoolBundle(CopyBundle):
         return f"{self.name}/{token}"
 
 
-class PoolCarrier(Carrier):
-    """Bundles in the pool."""
+class PoolMechanism(Mechanism):
+    """Preserved sets in the pool."""
 
     def __init__(self, name: str, parameters: str, *, is_new: bool = False) -> None:
         """
@@ -240,16 +240,16 @@ class PoolCarrier(Carrier):
         size, free = self.pool.room()
         return size - free - sum(held for _, held, _ in self.pool.objects())
 
-    def create(self, name: str) -> Bundle:
-        bundle = PoolBundle(self.pool, name, incoming=False)
-        bundle.finish()  # of an update that was broken off
-        return bundle
+    def create(self, name: str) -> PreservedSet:
+        preserved = PoolSet(self.pool, name, incoming=False)
+        preserved.finish()  # of an update that was broken off
+        return preserved
 
-    def retrieve(self, name: str) -> Bundle:
+    def retrieve(self, name: str) -> PreservedSet:
         mine = f"{name}/"
         if not any(found.startswith(mine) for found in self.pool.names()):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-        return PoolBundle(self.pool, name, incoming=True)
+        return PoolSet(self.pool, name, incoming=True)
 
 
 def release(path: str = DEVICE) -> None:
@@ -273,22 +273,22 @@ def _ram_name(guest: str) -> str:
     return f"lu.guest.{guest}/ram"
 
 
-def open_pool() -> PoolCarrier:
+def open_pool() -> PoolMechanism:
     """Return the pool on ``memmap=SIZE$START``.
 
-    :raises CarrierError: no such region on the command line, or several.
+    :raises MechanismError: no such region on the command line, or several.
     """
-    return PoolCarrier("pool", region_of(read_text("/proc/cmdline")))
+    return PoolMechanism("pool", region_of(read_text("/proc/cmdline")))
 
 
 def region_of(cmdline: str) -> str:
     """Return the module's parameters for the one region that a command line keeps free.
 
-    :raises CarrierError: it keeps none free, or several.
+    :raises MechanismError: it keeps none free, or several.
     """
     words = [word[7:] for word in cmdline.split() if word.startswith("memmap=") and "$" in word]
     if len(words) != 1:
-        raise CarrierError(
+        raise MechanismError(
             f"the command line has {len(words)} times memmap=SIZE$START, must be once"
         )
     size, _, start = words[0].partition("$")

@@ -13,8 +13,8 @@ import fcntl
 import struct
 
 from ..base import modules
-from .base import CarrierError
-from .pool import Pool, PoolCarrier, encode_name, explain, ioc
+from .base import MechanismError
+from .pool import Pool, PoolMechanism, encode_name, explain, ioc
 
 DEVICE = "/dev/prmem"
 MODULE = "prmem"
@@ -45,17 +45,17 @@ class Prmem(Pool):
     pinnable = True
 
     def __init__(self, path: str = DEVICE) -> None:
-        """:raises CarrierError: nothing of what the previous kernel left can be believed."""
+        """:raises MechanismError: nothing of what the previous kernel left can be believed."""
         super().__init__(path)
 
     def check(self) -> int:
         """Return the physical address of the root.
 
-        :raises CarrierError: it cannot be believed.
+        :raises MechanismError: it cannot be believed.
         """
         state, _, _, root, reason = self._stat()
         if state == _ALL_REFUSED:
-            raise CarrierError(
+            raise MechanismError(
                 f"persistent memory at {root:#x} is refused: {_text(reason)}; it is left alone"
             )
         return root
@@ -75,7 +75,7 @@ class Prmem(Pool):
     def _ask(self, request: int, name: str, size: int = 0) -> tuple[int, int]:
         """Return size and offset of an instance.
 
-        :raises CarrierError: it is refused.
+        :raises MechanismError: it is refused.
         """
         raw = encode_name(name)
         arg = bytearray(struct.pack(_INFO, raw, size, 0, 0, 0, 0, 0, b""))
@@ -86,7 +86,7 @@ class Prmem(Pool):
             raise
         _, found, _, offset, _, flags, _, reason = struct.unpack(_INFO, arg)
         if flags & _IS_REFUSED:
-            raise CarrierError(f"'{name}' is refused: {_text(reason)}; its memory is left alone")
+            raise MechanismError(f"'{name}' is refused: {_text(reason)}; its memory is left alone")
         return found, offset
 
     def allocate(self, name: str, size: int) -> int:
@@ -124,8 +124,8 @@ class Prmem(Pool):
             found.append((_text(raw), size, offset))
 
 
-class PrmemCarrier(PoolCarrier):
-    """Bundles in instances of the device."""
+class PrmemMechanism(PoolMechanism):
+    """Preserved sets in instances of the device."""
 
     pool: Prmem
 

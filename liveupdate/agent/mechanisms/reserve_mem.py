@@ -13,42 +13,42 @@ import os
 
 from ..base.fast_stdlib import read_text
 from ..base.host import KHO_DEBUGFS, last_messages
-from .base import Bundle, CarrierError
-from .pool import PoolCarrier
+from .base import MechanismError, PreservedSet
+from .pool import PoolMechanism
 
 _WORD = "reserve_mem="
 
 
-class ReserveMemCarrier(PoolCarrier):
+class ReserveMemMechanism(PoolMechanism):
     """The pool on the one reservation that the command line names."""
 
     def __init__(self) -> None:
         name = wanted_name(read_text("/proc/cmdline"))
         super().__init__("reserve-mem", f"reserve={name}", is_new=not was_handed_over(name))
 
-    def retrieve(self, name: str) -> Bundle:
+    def retrieve(self, name: str) -> PreservedSet:
         try:
             return super().retrieve(name)
         except FileNotFoundError:
             said = why_not_revived()
             if said:
-                raise CarrierError(f"the region is not the previous kernel's: {said}") from None
+                raise MechanismError(f"the region is not the previous kernel's: {said}") from None
             raise
 
 
 def wanted_name(cmdline: str) -> str:
     """Return the name of the one reservation that a kernel command line makes.
 
-    :raises CarrierError: it makes none, or several.
+    :raises MechanismError: it makes none, or several.
     """
     words = [word[len(_WORD) :] for word in cmdline.split() if word.startswith(_WORD)]
     if len(words) != 1:
-        raise CarrierError(
+        raise MechanismError(
             f"the command line has {len(words)} times reserve_mem=SIZE:ALIGN:NAME, must be once"
         )
     name = words[0].rpartition(":")[2]
     if words[0].count(":") != 2 or not name:
-        raise CarrierError(f"'{_WORD}{words[0]}' is not reserve_mem=SIZE:ALIGN:NAME")
+        raise MechanismError(f"'{_WORD}{words[0]}' is not reserve_mem=SIZE:ALIGN:NAME")
     return name
 
 

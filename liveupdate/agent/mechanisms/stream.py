@@ -41,7 +41,7 @@ class StreamError(ValueError):
 
 
 class Parts:
-    """A bundle: where its guest's RAM is, and contents by token."""
+    """A preserved set: where its guest's RAM is, and contents by token."""
 
     __slots__ = ("data", "ram")
 
@@ -53,16 +53,16 @@ class Parts:
         self.data = data or {}
 
 
-def encode(bundles: dict[str, Parts]) -> bytes:
+def encode(sets: dict[str, Parts]) -> bytes:
     """Return the stream.
 
     :raises StreamError: a name is not one, or there is too much for :func:`decode`.
     """
     pieces = [b""]
-    for name, parts in bundles.items():
+    for name, parts in sets.items():
         raw = name.encode()
         if not _is_name(raw):
-            raise StreamError(f"{name!r} is no name of a bundle")
+            raise StreamError(f"{name!r} is no name of a preserved set")
         pieces.append(_record(LU_BUNDLE, raw))
         if parts.ram is not None:
             pieces.append(_record(LU_RAM, RAM.pack(*parts.ram)))
@@ -98,7 +98,7 @@ def read_head(head: bytes, room: int) -> int:
 
 
 def decode(data: bytes) -> dict[str, Parts]:
-    """Return the bundles of a whole stream, in their order.
+    """Return the preserved sets of a whole stream, in their order.
 
     :raises StreamError: when anything about it is not as the format says.
     """
@@ -122,7 +122,7 @@ def decode(data: bytes) -> dict[str, Parts]:
         at = _decode_record(reader, data, at, end)
     if seen != count:
         raise StreamError(f"it has {seen} records, LU_END counts {count}")
-    return reader.bundles
+    return reader.sets
 
 
 def _decode_record(reader: _Reader, data: bytes, at: int, end: int) -> int:
@@ -147,7 +147,7 @@ class _Reader:
     """What was read so far; knows which record may follow which."""
 
     def __init__(self) -> None:
-        self.bundles: dict[str, Parts] = {}
+        self.sets: dict[str, Parts] = {}
         self._parts: Parts | None = None
         self._rams: list[tuple[int, int]] = []
 
@@ -163,11 +163,11 @@ class _Reader:
 
     def _begin(self, body: bytes) -> None:
         if not _is_name(body):
-            raise StreamError(f"{body[: NAME_MAX + 1]!r} is no name of a bundle")
+            raise StreamError(f"{body[: NAME_MAX + 1]!r} is no name of a preserved set")
         name = body.decode("ascii")
-        if name in self.bundles:
-            raise StreamError(f"two bundles are called '{name}'")
-        self._parts = self.bundles[name] = Parts()
+        if name in self.sets:
+            raise StreamError(f"two preserved sets are called '{name}'")
+        self._parts = self.sets[name] = Parts()
 
     def _take_ram(self, body: bytes) -> None:
         parts = self._need_parts("LU_RAM")
@@ -179,7 +179,7 @@ class _Reader:
         if start % PAGE_BYTES or size % PAGE_BYTES or not size or start + size > PHYS_MAX:
             raise StreamError(f"{size} bytes at {start:#x} are no RAM")
         if any(start < low + held and low < start + size for low, held in self._rams):
-            raise StreamError(f"RAM at {start:#x} belongs to two bundles")
+            raise StreamError(f"RAM at {start:#x} belongs to two preserved sets")
         self._rams.append((start, size))
         parts.ram = (start, size)
 

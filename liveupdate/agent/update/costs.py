@@ -14,7 +14,7 @@ from ..base.fast_stdlib import now_ns, read_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..guest.guests import Guest
-    from ..mechanisms.base import Carrier, Ram
+    from ..mechanisms.base import Mechanism, Ram
 
 HUGEPAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB"
 HUGE_BYTES = 2 << 20
@@ -39,15 +39,15 @@ def of_guest(guest: Guest) -> dict[str, object]:
 
 
 def of_host(
-    carrier: Carrier,
+    mechanism: Mechanism,
     guests: list[Guest],
     fragment: dict[str, object] | None,
     hugetlb: dict[str, object] | None,
 ) -> dict[str, object]:
     """Return the fields of ``CostFacts``."""
     return {
-        "mechanism": carrier.name,
-        "metadata_bytes": carrier.metadata_bytes(),
+        "mechanism": mechanism.name,
+        "metadata_bytes": mechanism.metadata_bytes(),
         "rams": [of_guest(guest) for guest in guests],
         "fragment": fragment,
         "hugetlb": hugetlb,

@@ -7,10 +7,10 @@
                       prepared --abandon--> idle
                       prepared --jump fails--> failed --abandon--> idle
 
-One bundle for the agent (token 1: manifest, token 2: an operator's update), one per guest (RAM, and
-token 2: VMM state) and one per device (token 1: ring); with LUO a bundle is a session, which is
-what events and evidence call it. Whatever fails before reboot(2) has no way back leaves the guests
-running here.
+One preserved set for the agent (token 1: manifest, token 2: an operator's update), one per guest
+(RAM, and token 2: VMM state) and one per device (token 1: ring). With LUO a preserved set is a
+session, and events and evidence call it that. Whatever fails before
+reboot(2) has no way back leaves the guests running here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..base.fast_stdlib import now_ns, read_text, run_parallel
 from ..base.host import boot_id, last_messages
 from ..guest.guests import Guest
 from ..guest.vmm_qemu import VmmError
-from ..mechanisms.base import TOKEN_STATE, CarrierError, open_carrier
+from ..mechanisms.base import TOKEN_STATE, MechanismError, open_mechanism
 from . import manifest
 
 TYPE_CHECKING = False
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..device.devices import Device as PciDevice
     from ..guest.guests import Emit
-    from ..mechanisms.base import Bundle, Carrier
+    from ..mechanisms.base import Mechanism, PreservedSet
     from .lock_record import Update
 
 AGENT_SESSION = "lu.agent"
@@ -51,7 +51,7 @@ class HandoverError(Exception):
 
 
 class Handover:
-    """The bundles of this boot and what state they are in."""
+    """The preserved sets of this boot and what state they are in."""
 
     def __init__(
         self,
@@ -67,8 +67,8 @@ class Handover:
         self._emit = emit
         self._drain = drain
         self.state = "idle"
-        self._carrier: Carrier | None = None
-        self._session: Bundle | None = None
+        self._mechanism: Mechanism | None = None
+        self._session: PreservedSet | None = None
         self._manifest = -1
         self._record = -1
         #: SessionFacts of the sessions asked for in this boot
@@ -81,33 +81,34 @@ class Handover:
 
     # --- incoming
 
-    def open(self) -> Carrier:
+    def open(self) -> Mechanism:
         """Return the mechanism of this boot.
 
         :raises HandoverError: it cannot be used.
         """
-        if self._carrier is None:
+        if self._mechanism is None:
             try:
-                self._carrier = open_carrier()
-            except (OSError, CarrierError) as err:
+                self._mechanism = open_mechanism()
+            except (OSError, MechanismError) as err:
                 raise HandoverError("device", f"{err}") from err
-        return self._carrier
+        return self._mechanism
 
     def next_words(self) -> str:
         """Return what the mechanism adds to the command line of a kernel that is loaded."""
-        return "" if self._carrier is None else self._carrier.next_words()
+        return "" if self._mechanism is None else self._mechanism.next_words()
 
     def recover(self) -> tuple[bool, list[manifest.GuestEntry]]:
-        """Look for what the previous kernel left. Returns whether there was a bundle of ours,
-        and the guests in it. Sends no event: ``hello`` has to be the first.
+        """Look for what the previous kernel left. Sends no event: ``hello`` has to be the first.
+
+        :return: whether there is a preserved set of an agent, and the guests in it.
         """
         began = now_ns()
         try:
-            self._carrier = open_carrier()
-            session = self._carrier.retrieve(AGENT_SESSION)
+            self._mechanism = open_mechanism()
+            session = self._mechanism.retrieve(AGENT_SESSION)
         except FileNotFoundError:
-            return False, []  # no such device, or no such bundle: a cold boot
-        except (OSError, CarrierError) as err:
+            return False, []  # no such device, or no such preserved set: a cold boot
+        except (OSError, MechanismError) as err:
             self._note_session(AGENT_SESSION, f"{err}", 0, now_ns() - began)
             return False, []
         self._session, self.state = session, "restored"
@@ -131,7 +132,7 @@ class Handover:
         self._note_session(AGENT_SESSION, error, session.tokens, now_ns() - began)
         return True, entries
 
-    def _recover_update(self, session: Bundle) -> None:
+    def _recover_update(self, session: PreservedSet) -> None:
         """Take lock and record back, if an update held the host."""
         try:
             self._record = session.retrieve(TOKEN_RECORD)
@@ -188,8 +189,8 @@ class Handover:
         error: str | None = "no mechanism"
         tokens, elapsed = 0, 0
         try:
-            if self._carrier is not None:
-                tokens, elapsed = device.restore(self._carrier)
+            if self._mechanism is not None:
+                tokens, elapsed = device.restore(self._mechanism)
                 error = None
         except Exception as err:
             error = str(err)
@@ -213,7 +214,7 @@ class Handover:
         )
 
     def finish(self) -> dict[str, object]:
-        """Give the carrier its bundles back; all is as before ``prepare``."""
+        """Give the mechanism its preserved sets back; all is as before ``prepare``."""
         self._need("restored")
         problems: list[str] = []
         releases = [self._release, *(g.release for g in self._guests.values())]
@@ -241,10 +242,10 @@ class Handover:
             if guest.error is not None:
                 raise HandoverError("guest", f"guest '{guest.spec.name}' is lost: {guest.error}")
         self._reboot = _load_reboot()
-        carrier = self.open()
+        mechanism = self.open()
         done: dict[str, object] = {}
         try:
-            self._session = carrier.create(AGENT_SESSION)
+            self._session = mechanism.create(AGENT_SESSION)
             self._manifest = manifest.create(len(self._guests) + len(self.devices))
             self._session.preserve(self._manifest, TOKEN_MANIFEST)
             self._prepare_record(self._session)
@@ -255,16 +256,16 @@ class Handover:
                 }
                 self.preserved_bytes += guest.spec.memory_bytes
             for device in self._working():
-                done[device.spec.name] = {"preserve_ns": device.prepare(carrier)}
+                done[device.spec.name] = {"preserve_ns": device.prepare(mechanism)}
                 self.preserved_bytes += device.preserved_bytes
-        except (OSError, VmmError, CarrierError, ValueError) as err:
+        except (OSError, VmmError, MechanismError, ValueError) as err:
             self._give_up()
             raise HandoverError("preserve", f"{err}") from err
         self.preserved_bytes += os.fstat(self._manifest).st_size
         self.state = "prepared"
         return {"guests": done}
 
-    def _prepare_record(self, session: Bundle) -> None:
+    def _prepare_record(self, session: PreservedSet) -> None:
         if self._update.lock is None:
             return
         size = self._update.log_bytes()
@@ -333,7 +334,7 @@ class Handover:
         self._thaw(guests)
 
     def _take_leave(self) -> None:
-        """Say that the kernel is left, and seal our own bundle.
+        """Say that the kernel is left, and seal our own preserved set.
 
         Who watches from outside may count on it that from that word on nothing is written to what
         is carried. Only the record of an update comes later, as it has to have the word itself.
