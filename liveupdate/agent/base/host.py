@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+#: the program that loads a kernel
+KEXEC = "/usr/sbin/kexec"
 KHO_DEBUGFS = "/sys/kernel/debug/kho"
 
 # include/uapi/linux/kvm.h

@@ -12,13 +12,13 @@ import time
 
 from ..base import host
 from ..base.fast_stdlib import (
-    decode_json,
     encode_json,
     now_ns,
     read_text,
     run_parallel,
     run_program,
 )
+from ..guest.guest_agent import GuestAgentError, ask_time
 from ..guest.guests import Guest
 from ..guest.spec import GuestSpec
 from ..guest.vmm_qemu import RUN_DIR, VmmError
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     Args = dict[str, object]
     After = Callable[[], None] | None
 
-KEXEC = "/usr/sbin/kexec"
 GUESTS_MAX = 64
 QGA_S = 10.0
 #: of one answer to update_log
@@ -308,7 +307,10 @@ class Calls:
         return {}
 
     def _qga_ping(self, args: Args) -> Args:
-        return {"realtime_ns": ask_time(self._guest(args), QGA_S)}
+        try:
+            return {"realtime_ns": ask_time(self._guest(args), QGA_S)}
+        except GuestAgentError as err:
+            raise CallError(err.kind, str(err)) from err
 
     def _pfns(self, args: Args) -> Args:
         ram = self._guest(args).ram
@@ -435,40 +437,6 @@ class Calls:
         return self._agent.guests[name]
 
 
-def ask_time(guest: Guest, timeout_s: float) -> int:
-    """Return a guest's clock, as its QEMU guest agent says, ns.
-
-    :raises CallError: it does not say.
-    """
-    sock = guest.vmm.qga
-    if sock is None:
-        raise CallError("args", f"guest '{guest.spec.name}' has no guest agent port")
-    sync = time.monotonic_ns() & 0x7FFFFFFF
-    deadline = time.monotonic() + timeout_s
-    # guest-sync first: skips answers to a question that timed out earlier
-    text = encode_json({"execute": "guest-sync", "arguments": {"id": sync}}) + b"\n"
-    text += encode_json({"execute": "guest-get-time"}) + b"\n"
-    buffer, synced = b"", False
-    try:
-        sock.settimeout(timeout_s)
-        sock.sendall(text)
-        while time.monotonic() < deadline and len(buffer) < 1 << 16:
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
-            data = sock.recv(4096)
-            if not data:
-                break
-            *lines, buffer = (buffer + data).split(b"\n")
-            for line in lines:
-                reply = decode_json(line.lstrip(b"\xff")) if line.strip() else None
-                value = reply.get("return") if isinstance(reply, dict) else None
-                if synced and isinstance(value, int):
-                    return value
-                synced = synced or value == sync
-    except (OSError, ValueError) as err:
-        raise CallError("qga", f"guest agent: {err}") from err
-    raise CallError("qga", "the guest agent does not answer")
-
-
 def _text(args: Args, key: str) -> str:
     value = args.get(key)
     if not isinstance(value, str):
@@ -500,6 +468,6 @@ def _raise_first(errors: list[Exception | None]) -> None:
 
 def _kexec(*args: str) -> None:
     """Run kexec-tools; what it says becomes the error's message."""
-    status, text = run_program([KEXEC, *args])
+    status, text = run_program([host.KEXEC, *args])
     if status:
         raise HandoverError("kexec", f"kexec {args[0]} ended with {status}: {text}")

@@ -329,7 +329,7 @@ class Update:
     def _ping_guests(self) -> None:
         for name, guest in list(self._guests.items()):
             if guest.spec.qga and guest.running:
-                from ..link.calls import ask_time
+                from ..guest.guest_agent import ask_time
 
                 try:
                     answer: int | None = ask_time(guest, PING_TIMEOUT_S)

@@ -12,7 +12,6 @@ from ..base import host
 from ..base.fast_stdlib import read_text
 from ..device.driver_binding import Pin, PinError
 from ..guest.vmm_qemu import RUN_DIR, VmmError
-from ..link.calls import KEXEC
 from ..mechanisms.luo import DEVICE
 
 TYPE_CHECKING = False
@@ -44,7 +43,7 @@ def survey(agent: Agent, args: dict[str, object]) -> dict[str, object]:
         "abi": sorted(_abi_strings()),
         "options": _options(options),
         "kexec": {
-            "program": os.access(KEXEC, os.X_OK),
+            "program": os.access(host.KEXEC, os.X_OK),
             "loaded": _flag("/sys/kernel/kexec_loaded"),
             "disabled": _flag("/proc/sys/kernel/kexec_load_disabled"),
         },
