@@ -28,7 +28,7 @@ def ps(app: App, *, as_json: bool) -> int:
                 {
                     "run": item.machine.run_id,
                     "pid": item.machine.pid,
-                    "state": item.life.value,
+                    "state": item.state.value,
                     "accel": item.machine.accel,
                     "run_dir": item.machine.run_dir,
                 }
@@ -40,7 +40,7 @@ def ps(app: App, *, as_json: bool) -> int:
     else:
         for item in found:
             machine = item.machine
-            say(f"{machine.run_id}  {machine.pid:>8}  {item.life.value:<8} {machine.run_dir}")
+            say(f"{machine.run_id}  {machine.pid:>8}  {item.state.value:<8} {machine.run_dir}")
     return ExitCode.PASS
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from liveupdate.cli.app import App
-from liveupdate.cli.options import Wish, common, json_option
+from liveupdate.cli.options import ScenarioArgs, common, json_option
 from liveupdate.cli.output import log, say, write_file
 from liveupdate.core.errors import LiveUpdateError, PlanError, ScenarioError
 from liveupdate.model.verdict import ExitCode
@@ -224,9 +224,9 @@ def run_here(
     from liveupdate.cli.prepare_run import prepare
     from liveupdate.cli.run import carry_out
 
-    wish = Wish(scenario=scenario, overrides=(*cell.overrides(), *more))
+    scenario_args = ScenarioArgs(scenario=scenario, overrides=(*cell.overrides(), *more))
     try:
-        carry_out(app, prepare(wish, directory), frozenset())
+        carry_out(app, prepare(scenario_args, directory), frozenset())
     except (PlanError, ScenarioError):
         raise
     except LiveUpdateError as error:

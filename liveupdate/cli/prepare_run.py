@@ -19,7 +19,7 @@ from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.units import KIB
 
 if TYPE_CHECKING:
-    from liveupdate.cli.options import Wish
+    from liveupdate.cli.options import ScenarioArgs
     from liveupdate.model.plan import ImageSet, Plan
     from liveupdate.model.scenario import Scenario
     from liveupdate.planning.planner import MachineFacts
@@ -40,7 +40,11 @@ class Prepared:
 
 
 def prepare(
-    wish: Wish, results: Path | None, *, reports: Sequence[Path | None] = (), dry: bool = False
+    scenario_args: ScenarioArgs,
+    results: Path | None,
+    *,
+    reports: Sequence[Path | None] = (),
+    dry: bool = False,
 ) -> Prepared:
     """Load, check and plan.
 
@@ -51,7 +55,7 @@ def prepare(
     from liveupdate.core.paths import results_dir
     from liveupdate.planning.planner import make_plan
 
-    scenario = load(wish)
+    scenario = load(scenario_args)
     directory = results_dir(results)
     if not dry:
         check_results(directory)
@@ -75,12 +79,14 @@ def prepare(
     )
 
 
-def load(wish: Wish) -> Scenario:
+def load(scenario_args: ScenarioArgs) -> Scenario:
     """Read the wished scenario; a name without a file is one of the shipped ones."""
     from liveupdate.scenario.load import Override, load_scenario
 
-    overrides = [Override(key=key, value=value, option=opt) for key, value, opt in wish.overrides]
-    path = None if wish.scenario is None else find_scenario(wish.scenario)
+    overrides = [
+        Override(key=key, value=value, option=opt) for key, value, opt in scenario_args.overrides
+    ]
+    path = None if scenario_args.scenario is None else find_scenario(scenario_args.scenario)
     return load_scenario(path, overrides)
 
 

@@ -11,7 +11,7 @@ import click
 
 from liveupdate.cli.app import App
 from liveupdate.cli.options import (
-    Wish,
+    ScenarioArgs,
     common,
     json_option,
     report_files,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--bisect", is_flag=True, help="Exit 125 when it cannot be judged (git bisect run).")
 @common
 def run(
-    app: App, *, wish: Wish, results: Path | None, as_json: bool,
+    app: App, *, scenario_args: ScenarioArgs, results: Path | None, as_json: bool,
     junit: Path | None, ktap: Path | None, bisect: bool,
 ) -> int:  # fmt: skip
     """Update a host under its guests and judge the result.
@@ -46,7 +46,7 @@ def run(
 
     app.bisect = bisect
     required = outcomes.required_checks()
-    prepared = prepare(wish, results, reports=(junit, ktap))
+    prepared = prepare(scenario_args, results, reports=(junit, ktap))
     outcome, console = carry_out(app, prepared, required)
     outcomes.write_reports(outcome, junit, ktap)
     code = outcomes.show(outcome, app, as_json=as_json)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from liveupdate.cli.app import App
-from liveupdate.cli.options import Wish, common, scenario_options
+from liveupdate.cli.options import ScenarioArgs, common, scenario_options
 from liveupdate.cli.output import log
 from liveupdate.model.verdict import ExitCode
 
@@ -26,7 +26,7 @@ LOGIN_S = 30.0
 @scenario_options
 @click.option("-c", "--command", metavar="COMMAND", help="Run this instead of a shell.")
 @common
-def shell(app: App, *, wish: Wish, command: str | None) -> int:
+def shell(app: App, *, scenario_args: ScenarioArgs, command: str | None) -> int:
     """Boot a host under update, without guests, and log in as root; it ends with the shell.
 
     Exits like ssh: with the status of the shell or the command over there.
@@ -34,7 +34,7 @@ def shell(app: App, *, wish: Wish, command: str | None) -> int:
     from liveupdate.cli.prepare_run import prepare
 
     with tempfile.TemporaryDirectory(prefix="liveupdate-shell-") as directory:
-        prepared = prepare(wish, Path(directory))
+        prepared = prepare(scenario_args, Path(directory))
         log(f"liveupdate: accelerator {prepared.plan.machine.accel}: {prepared.accel_reason}")
         return log_in(app, prepared, Path(directory), command)
 

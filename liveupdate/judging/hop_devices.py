@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from liveupdate.core.units import format_ns
 from liveupdate.formats.pci_config import ConfigSpace, decode_config
-from liveupdate.judging.context import Context, Finding, skipped, unknown
+from liveupdate.judging.context import Context, Finding, error_finding, skipped
 from liveupdate.judging.guest_share import GuestShare
 from liveupdate.model import layout
-from liveupdate.model.evidence import IommuEvidence, IommuWatch, WatchedDevice
+from liveupdate.model.evidence import BindingSample, IommuEvidence, IommuWatch, WatchedDevice
 from liveupdate.model.plan import Hop
 
+AMD = "amd"
 CONTINUOUS, QUIESCE = "continuous", "quiesce"
 NO_DEVICE = "no device of the scenario is kept or quiesced"
 #: with a longer hole in the sampling nothing is claimed about what can only be sampled: what a
@@ -27,7 +28,7 @@ MAX_HOLE_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class JudgedDevice:
     """A device of the plan as it was found in one hop."""
 
     name: str
@@ -39,13 +40,13 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
+class HopDevices:
     """All that was seen of the devices in one hop; times are of the blackout."""
 
     hop: int
     evidence: IommuEvidence
     watch: IommuWatch
-    devices: tuple[Kept, ...]
+    devices: tuple[JudgedDevice, ...]
     paused_ns: int
     resumed_ns: int
 
@@ -59,13 +60,13 @@ class Scene:
         return f"{(at_ns - self.paused_ns) / 1e6:+.0f} ms from the pause"
 
 
-JudgeScene = Callable[[Scene], list[Finding]]
+JudgeHopDevices = Callable[[HopDevices], list[Finding]]
 
 
-def judge_scenes(context: Context, judge: JudgeScene) -> list[Finding]:
+def judge_hop_devices(context: Context, judge: JudgeHopDevices) -> list[Finding]:
     """Judge every hop in which the devices were seen; say why the others were not."""
     if not context.plan.devices:
-        return [unknown("expected by the plan, which has no device")]
+        return [error_finding("expected by the plan, which has no device")]
     if not any(device.tier in (CONTINUOUS, QUIESCE) for device in context.plan.devices):
         return [skipped(NO_DEVICE)]
     findings: list[Finding] = []
@@ -73,12 +74,12 @@ def judge_scenes(context: Context, judge: JudgeScene) -> list[Finding]:
         if context.rolled_back(hop.number):
             findings.append(skipped(f"hop {hop.number}: rolled back, the kernel was not replaced"))
             continue
-        scene = _find_scene(context, hop)
-        findings += [scene] if isinstance(scene, Finding) else judge(scene)
+        hop_devices = _find_hop_devices(context, hop)
+        findings += [hop_devices] if isinstance(hop_devices, Finding) else judge(hop_devices)
     return findings
 
 
-def _find_scene(context: Context, hop: Hop) -> Scene | Finding:
+def _find_hop_devices(context: Context, hop: Hop) -> HopDevices | Finding:
     number = hop.number
     facts = context.hop(number)
     watch_file = layout.iommu_file(number, "watch.json")
@@ -88,7 +89,7 @@ def _find_scene(context: Context, hop: Hop) -> Scene | Finding:
         marks = layout.hop_file(number, "marks.jsonl")
         return context.missing("the moment of the pause", number, paths=(marks,))
     found = {each.name: each for each in facts.iommu.devices}
-    devices: list[Kept] = []
+    devices: list[JudgedDevice] = []
     for spec in context.plan.devices:
         if spec.tier not in (CONTINUOUS, QUIESCE):
             continue
@@ -97,7 +98,7 @@ def _find_scene(context: Context, hop: Hop) -> Scene | Finding:
             path = layout.iommu_file(number, "devices.json")
             return context.missing(f"device '{spec.name}'", number, paths=(path,))
         if spec.bdf is not None and spec.bdf != device.function:
-            return unknown(
+            return error_finding(
                 f"hop {number}: device '{spec.name}' was watched at {device.function}, "
                 f"planned was {spec.bdf}"
             )
@@ -109,9 +110,9 @@ def _find_scene(context: Context, hop: Hop) -> Scene | Finding:
                 return context.missing("where its memory lies", number, spec.guest, files)
             share = GuestShare.of(spec.guest, memory.pfns_before, memory.pfns_after)
         devices.append(
-            Kept(name=spec.name, kind=spec.kind, tier=spec.tier, found=device, share=share)
+            JudgedDevice(name=spec.name, kind=spec.kind, tier=spec.tier, found=device, share=share)
         )
-    return Scene(
+    return HopDevices(
         hop=number,
         evidence=facts.iommu,
         watch=facts.iommu.watch,
@@ -122,52 +123,54 @@ def _find_scene(context: Context, hop: Hop) -> Scene | Finding:
     )
 
 
-def find_blindness(scene: Scene, *, is_sampled: bool) -> Finding | None:
+def find_blindness(hop_devices: HopDevices, *, is_sampled: bool) -> Finding | None:
     """Say why sampling and trace are not enough to claim that something never happened.
 
     :param is_sampled: what is claimed rests on the samples, and not on the trace alone.
     """
-    where, watch = f"hop {scene.hop}", scene.watch
-    path = layout.iommu_file(scene.hop, "watch.json")
-    if watch.began_ns > scene.paused_ns or watch.ended_ns < scene.resumed_ns:
-        return unknown(
+    where, watch = f"hop {hop_devices.hop}", hop_devices.watch
+    path = layout.iommu_file(hop_devices.hop, "watch.json")
+    if watch.began_ns > hop_devices.paused_ns or watch.ended_ns < hop_devices.resumed_ns:
+        return error_finding(
             f"{where}: the sampling did not cover the blackout from pause to resume",
             evidence=(path,),
         )
     if is_sampled and watch.longest_hole_ns > MAX_HOLE_NS:
-        return unknown(
+        return error_finding(
             f"{where}: nobody looked for {format_ns(watch.longest_hole_ns)}",
             observed=format_ns(watch.longest_hole_ns),
             evidence=(path,),
         )
     if not watch.trace_lines:
-        return unknown(
+        return error_finding(
             f"{where}: QEMU's trace stayed empty, so what happens between samples goes unseen",
             evidence=(path,),
         )
     return None
 
 
-def say_rate(scene: Scene) -> str:
+def say_rate(hop_devices: HopDevices) -> str:
     """Say how well the blackout was covered, as measured."""
-    samples = scene.evidence.samples
-    inside = [each for each in samples if scene.paused_ns <= each.host_ns <= scene.resumed_ns]
-    rate = len(inside) / (max(1, scene.resumed_ns - scene.paused_ns) / 1e9)
-    hole = format_ns(scene.watch.longest_hole_ns)
+    samples = hop_devices.evidence.samples
+    inside = [
+        each for each in samples if hop_devices.paused_ns <= each.host_ns <= hop_devices.resumed_ns
+    ]
+    rate = len(inside) / (max(1, hop_devices.resumed_ns - hop_devices.paused_ns) / 1e9)
+    hole = format_ns(hop_devices.watch.longest_hole_ns)
     return (
         f"{len(samples)} samples, {len(inside)} of them in the blackout "
         f"({rate:.0f} Hz, longest hole {hole})"
     )
 
 
-def find_spaces(scene: Scene, function: str) -> tuple[ConfigSpace, ConfigSpace] | str:
+def find_spaces(hop_devices: HopDevices, function: str) -> tuple[ConfigSpace, ConfigSpace] | str:
     """Find a function's configuration space before and after, or say what is wrong with it."""
     found: list[ConfigSpace] = []
     for moment in ("before", "after"):
         facts = next(
             (
                 each
-                for each in scene.evidence.configs
+                for each in hop_devices.evidence.configs
                 if each.function == function and each.moment == moment
             ),
             None,
@@ -179,3 +182,9 @@ def find_spaces(scene: Scene, function: str) -> tuple[ConfigSpace, ConfigSpace] 
         except ValueError as error:
             return f"its configuration space {moment} the update cannot be used: {error}"
     return found[0], found[1]
+
+
+def rows_of(hop_devices: HopDevices, device: JudgedDevice) -> list[BindingSample]:
+    """Return the samples of what translates one device, in the order they were taken."""
+    function = device.found.function
+    return [each for each in hop_devices.evidence.bindings if each.requester.split()[0] == function]

@@ -19,16 +19,17 @@ from liveupdate.judging.checks import (
     guest,
     handover,
     liveness,
+    mappings,
     memory,
     translation,
 )
 from liveupdate.judging.context import (
     Context,
     Finding,
+    error_finding,
     say_incident,
     skipped,
     to_check,
-    unknown,
 )
 from liveupdate.judging.metrics import measure
 from liveupdate.model.evidence import Evidence
@@ -51,7 +52,7 @@ _JUDGES: Mapping[str, Judge] = MappingProxyType(
         "guest.storage": guest.judge_storage,
         "device.dma-continuity": device.judge_continuity,
         "iommu.translation": translation.judge_translation,
-        "iommu.mappings": translation.judge_mappings,
+        "iommu.mappings": mappings.judge_mappings,
         "iommu.faults": translation.judge_faults,
         "device.no-reset": device_state.judge_no_reset,
         "device.config-space": device_state.judge_config_space,
@@ -76,7 +77,9 @@ def judge(plan: Plan, evidence: Evidence) -> Verdict:
             finding = (
                 skipped(skips[check_id])
                 if check_id in skips
-                else unknown("expected by the plan, but there is no evidence that could show it")
+                else error_finding(
+                    "expected by the plan, but there is no evidence that could show it"
+                )
             )
             found[check_id] = to_check(check_id, [finding])
     checks = _cover_the_rest(context, {check_id: found[check_id] for check_id in CHECK_IDS})
@@ -101,15 +104,15 @@ def _cover_the_rest(context: Context, found: Mapping[str, Check]) -> tuple[Check
     statuses = {check.status for check in found.values()}
     evidence = context.evidence
     if Outcome.ERROR not in statuses:
-        rest += [unknown(say_incident(incident)) for incident in context.troubles()]
+        rest += [error_finding(say_incident(incident)) for incident in context.troubles()]
         rest += [
-            unknown(f"{path} cannot be used: {why}", evidence=(path,))
+            error_finding(f"{path} cannot be used: {why}", evidence=(path,))
             for path, why in evidence.unreadable.items()
         ]
         if evidence.provenance is None:
-            rest.append(unknown("it is not known what was run (no provenance)"))
+            rest.append(error_finding("it is not known what was run (no provenance)"))
         if not context.plan.hops or not context.plan.guests:
-            rest.append(unknown("the plan has no hop or no guest: nothing was tried"))
+            rest.append(error_finding("the plan has no hop or no guest: nothing was tried"))
     if not statuses & {Outcome.ERROR, Outcome.FAIL}:
         losses = (
             context.loss(hop.number, each.name)

@@ -20,7 +20,7 @@ BEFORE, AFTER = 0, 1
 
 
 @dataclass(slots=True)
-class Told:
+class HostRecord:
     """The record, taken apart. Times are CLOCK_MONOTONIC of the control host."""
 
     events: list[AgentEvent] = field(default_factory=list)
@@ -34,13 +34,13 @@ class Told:
         return next((event for event in self.events if event.name == name), None)
 
 
-def read_record(lines: Iterable[str], offsets: Mapping[int, int]) -> Told:
+def read_record(lines: Iterable[str], offsets: Mapping[int, int]) -> HostRecord:
     """Take a record apart.
 
     :param offsets: for :data:`BEFORE` and :data:`AFTER`, what to add to a time of that boot; lines
         of a boot whose offset is not known are lost.
     """
-    told = Told()
+    told = HostRecord()
     looked: list[Watched] = []
     for number, line in enumerate(lines):
         try:
@@ -54,7 +54,7 @@ def read_record(lines: Iterable[str], offsets: Mapping[int, int]) -> Told:
 
 
 def _take(
-    row: dict[str, object], offset: int, number: int, told: Told, looked: list[Watched]
+    row: dict[str, object], offset: int, number: int, told: HostRecord, looked: list[Watched]
 ) -> None:
     if "watched" in row:
         found = _object(row["watched"])

@@ -377,7 +377,7 @@ class HostSide:
             verify_pattern(self.bed, hop, guest, self.steps)
         return {"lost_lines": seen.lost}
 
-    def _fetch(self, state: State) -> host_record.Told:
+    def _fetch(self, state: State) -> host_record.HostRecord:
         """Fetch the record."""
         lines: list[str] = []
         start = 0
@@ -402,7 +402,7 @@ class HostSide:
                 offsets[which] = pair.offset_ns + _since_our_reboot(pair)
         return host_record.read_record(lines, offsets)
 
-    def _store_events(self, seen: host_record.Told) -> None:
+    def _store_events(self, seen: host_record.HostRecord) -> None:
         hop = self._hop.number
         moments: dict[tuple[str, str], int] = {}
         for event in seen.events:
@@ -420,7 +420,7 @@ class HostSide:
                 hop, each.guest, each.moment, each.digests, each.began_ns, each.ended_ns
             )
 
-    def _store_watch(self, seen: host_record.Told) -> None:
+    def _store_watch(self, seen: host_record.HostRecord) -> None:
         hop = self._hop.number
         for guest in self.plan.guests:
             self.record.put_ticks(hop, guest.name, seen.ticks.get(guest.name, ()))
@@ -428,7 +428,7 @@ class HostSide:
             if seen.watched is not None:
                 self.record.put_watched(hop, guest.name, seen.watched)
 
-    def _ask_incoming(self, seen: host_record.Told) -> None:
+    def _ask_incoming(self, seen: host_record.HostRecord) -> None:
         """What the incoming kernel and its agent say of the handover."""
         hop, bed = self._hop.number, self.bed
         # waited for here, so that a network that is gone is not taken for evidence

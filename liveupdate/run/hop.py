@@ -37,14 +37,14 @@ from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.probes.liveness import scan_disk
 from liveupdate.probes.memory import DigestJob
 from liveupdate.run.devices import DeviceHop
-from liveupdate.run.observers.guests import Watchers
+from liveupdate.run.observers.guests import GuestObservers
 from liveupdate.run.observers.host_queries import (
     ask_facts,
     read_over_ssh,
     record_vmm,
     verify_pattern,
 )
-from liveupdate.run.observers.iommu import DeviceOracle
+from liveupdate.run.observers.iommu import IommuObserver
 from liveupdate.run.testbed import GuestHandle, Testbed, disk_of
 from liveupdate.run.timeline import phases
 from liveupdate.target.ssh.host import SshHost
@@ -75,17 +75,17 @@ class FreezeRefused(LiveUpdateError):
 class HopRun:
     """One hop under way. :meth:`run` walks it; :meth:`store` may be called whatever happened."""
 
-    def __init__(self, bed: Testbed, hop: Hop, watchers: Watchers, steps: Steps) -> None:
+    def __init__(self, bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps) -> None:
         self._bed = bed
         self._hop = hop
         self._n = hop.number
-        self._watchers = watchers
+        self._guest_observers = watchers
         self._steps = steps
         self._agent = bed.host.agent
         self._mark = self._agent.mark()
         self._moments: dict[tuple[str, str], int] = {}
         self._pages: dict[str, list[Page]] = {}
-        self._oracle = DeviceOracle(bed, hop.number, steps)
+        self._iommu_observer = IommuObserver(bed, hop.number, steps)
         self._freeze: dict[str, DigestJob] = {}
         self._boot: dict[str, DigestJob] = {}
         self._devices = DeviceHop(bed, hop.number, watchers.senders, steps)
@@ -119,8 +119,8 @@ class HopRun:
         record = self._bed.record
         self._collect_moments()
         self._devices.store()
-        self._watchers.store(self._n)
-        self._oracle.store()
+        self._guest_observers.store(self._n)
+        self._iommu_observer.store()
         self._store_digests()
         names = tuple(guest.spec.name for guest in self._bed.guests)
         for phase in phases(self._n, self._moments, names):
@@ -172,7 +172,7 @@ class HopRun:
             timeout_s=timeouts.prepare_s,
         )
         self._note("loaded-kernel")
-        self._oracle.begin()
+        self._iommu_observer.begin()
         self._strike(strikes.BROWNOUT)
 
     def _record_costs(self, when: str) -> None:
@@ -285,7 +285,7 @@ class HopRun:
             with contextlib.suppress(DeadlineExceeded):
                 # A guest that never ticks again is found by the judge in the trace.
                 self._moments["ticked", guest.spec.name] = wait_until(
-                    _first_tick(self._watchers, guest, resumed), window
+                    _first_tick(self._guest_observers, guest, resumed), window
                 )
         read_over_ssh(self._bed, self._n)
         if not window.expired:
@@ -297,7 +297,7 @@ class HopRun:
         if machine is not None and (lost := machine.qmp.lost) is not None:
             # Whether the machine was reset is only known through the monitor.
             bed.record.add_incident(Incident(kind="lost-qmp", hop=self._n, text=lost))
-        self._oracle.end()
+        self._iommu_observer.end()
         bed.record.put_facts(self._n, "after", ask_facts(bed))
         self._record_costs("after")
         self._devices.end()
@@ -423,7 +423,9 @@ def _raise_refusal(event: AgentEvent) -> None:
         raise FreezeRefused(str(event.data.get("message", "the freeze failed")))
 
 
-def _first_tick(watchers: Watchers, guest: GuestHandle, after_ns: int) -> Callable[[], int | None]:
+def _first_tick(
+    watchers: GuestObservers, guest: GuestHandle, after_ns: int
+) -> Callable[[], int | None]:
     return lambda: watchers.latest_tick_ns(guest.spec.name, after_ns)
 
 

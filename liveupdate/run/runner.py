@@ -22,7 +22,7 @@ from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import Verdict
 from liveupdate.run.bringup import bring_up
 from liveupdate.run.hop import FreezeRefused, HopRun
-from liveupdate.run.observers.guests import Watchers
+from liveupdate.run.observers.guests import GuestObservers
 from liveupdate.run.provenance import describe
 from liveupdate.run.testbed import Testbed
 from liveupdate.scenario.dump import dump_scenario
@@ -83,13 +83,13 @@ def run(
 
 def _walk(bed: Testbed, steps: Steps) -> None:
     """Make all hops, or as many as there is a machine for."""
-    with Watchers(bed) as watchers:
+    with GuestObservers(bed) as watchers:
         for hop in bed.plan.hops:
             if not _hop(bed, hop, watchers, steps):
                 break
 
 
-def _hop(bed: Testbed, hop: Hop, watchers: Watchers, steps: Steps) -> bool:
+def _hop(bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps) -> bool:
     """Make one hop and store it; tell whether there is anything left to hop with."""
     walk = HopRun(bed, hop, watchers, steps)
     try:

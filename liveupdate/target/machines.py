@@ -53,7 +53,7 @@ class Machine:
     accel: str = ""
 
 
-class Life(Enum):
+class MachineState(Enum):
     """What a record comes to. ORPHAN: it runs, and nobody is in charge of it any more."""
 
     RUNNING = "running"
@@ -66,12 +66,12 @@ class Listed:
     """A record and what became of it."""
 
     machine: Machine
-    life: Life
+    state: MachineState
     file: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Swept:
+class GcResult:
     """What ``gc`` did: run ids, and what it could not do."""
 
     killed: tuple[str, ...]
@@ -118,13 +118,13 @@ def is_named(cmdline: bytes, run_id: str) -> bool:
 
 def decide(
     machine: Machine, start_time: int | None, cmdline: bytes, owner_start_time: int | None
-) -> Life:
+) -> MachineState:
     """Tell what a record comes to, from what ``/proc`` says of its pid and of its owner's."""
     if start_time != machine.start_time or not is_named(cmdline, machine.run_id):
-        return Life.DEAD
+        return MachineState.DEAD
     if owner_start_time != machine.owner_start_time:
-        return Life.ORPHAN
-    return Life.RUNNING
+        return MachineState.ORPHAN
+    return MachineState.RUNNING
 
 
 class Registry:
@@ -165,7 +165,7 @@ class Registry:
         found = [item for item in self._each() if item.machine.run_id.startswith(run_id)]
         return found[0] if len(found) == 1 else None
 
-    def sweep(self, deadline: Deadline, *, everything: bool = False) -> Swept:
+    def sweep(self, deadline: Deadline, *, everything: bool = False) -> GcResult:
         """Kill orphans, and remove what the dead left behind.
 
         :param everything: kill the machines of living owners as well.
@@ -174,10 +174,12 @@ class Registry:
         for item in self.list():
             run_id = item.machine.run_id
             try:
-                if item.life is Life.ORPHAN or (everything and item.life is Life.RUNNING):
+                if item.state is MachineState.ORPHAN or (
+                    everything and item.state is MachineState.RUNNING
+                ):
                     kill(item.machine, deadline)
                     killed.append(run_id)
-                elif item.life is Life.RUNNING:
+                elif item.state is MachineState.RUNNING:
                     continue
                 self._remove_traces(item.machine)
                 removed.append(run_id)
@@ -191,7 +193,7 @@ class Registry:
                 removed.append(path.name)
             except OSError as error:
                 errors.append(f"{path.name}: {error}")
-        return Swept(killed=tuple(killed), removed=tuple(removed), errors=tuple(errors))
+        return GcResult(killed=tuple(killed), removed=tuple(removed), errors=tuple(errors))
 
     def _file(self, run_id: str) -> Path:
         return self.root / f"{run_id}{_SUFFIX}"
@@ -205,7 +207,7 @@ class Registry:
                 log.warning("'%s' is not a record: %s", path, error)
                 continue
             if path.name == f"{machine.run_id}{_SUFFIX}":
-                yield Listed(machine=machine, life=look_at(machine), file=path)
+                yield Listed(machine=machine, state=look_at(machine), file=path)
 
     def _remove_traces(self, machine: Machine) -> None:
         directory = Path(machine.runtime_dir)
@@ -232,7 +234,7 @@ def write_owner(directory: Path) -> None:
     (directory / "owner").write_text(f"{pid} {read_start_time(pid)}\n")
 
 
-def look_at(machine: Machine) -> Life:
+def look_at(machine: Machine) -> MachineState:
     """Ask ``/proc`` what a record comes to."""
     try:
         cmdline = Path(f"/proc/{machine.pid}/cmdline").read_bytes()
@@ -255,7 +257,7 @@ def kill(machine: Machine, deadline: Deadline) -> None:
         return
     try:
         # Looked at again through the pidfd's eyes: from here on the number cannot change hands.
-        if look_at(machine) is Life.DEAD:
+        if look_at(machine) is MachineState.DEAD:
             raise StateError(
                 f"pid {machine.pid}", state="another process", required=machine_name(machine.run_id)
             )

@@ -18,7 +18,7 @@ from liveupdate.core.errors import DeadlineExceeded, LaunchError, LostMachine, P
 from liveupdate.target.libvirt import link
 from liveupdate.target.libvirt.host import LibvirtHost
 from liveupdate.target.libvirt.link import Link
-from liveupdate.target.machines import Life, Registry
+from liveupdate.target.machines import MachineState, Registry
 from liveupdate.target.qemu.host import HostFiles
 from liveupdate.transport.qmp import QmpRefused
 from tests import libvirtd
@@ -97,7 +97,7 @@ def test_start_and_shutdown_leave_nothing(
         assert "guest=lu-t1,debug-threads=on" in host.argv
         assert "<memoryBacking>" in (tmp_path / "t1" / "domain.xml").read_text()
         (listed,) = Registry(root).list()
-        assert (listed.machine.run_id, listed.life) == ("t1", Life.RUNNING)
+        assert (listed.machine.run_id, listed.state) == ("t1", MachineState.RUNNING)
     finally:
         assert host.shutdown() == ()
     assert host.shutdown() == ()

@@ -18,7 +18,7 @@ from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LaunchError, LostMachine
 from liveupdate.model.plan import MachineSpec
-from liveupdate.target.machines import Life, Registry
+from liveupdate.target.machines import MachineState, Registry
 from liveupdate.target.qemu.host import HostFiles, QemuHost
 from liveupdate.target.warm import WarmStateError, WarmStore, make_key
 
@@ -91,7 +91,7 @@ def test_start_and_shutdown_leave_nothing(files: HostFiles, root: Path, tmp_path
         assert host.qemu_version.count(".") == 2
         assert host.kvm_enabled is False
         (listed,) = Registry(root).list()
-        assert (listed.machine.run_id, listed.life) == ("t1", Life.RUNNING)
+        assert (listed.machine.run_id, listed.state) == ("t1", MachineState.RUNNING)
         assert (root / "t1").stat().st_mode & 0o777 == 0o700
     finally:
         assert host.shutdown() == ()
@@ -236,13 +236,13 @@ def test_kill_minus_9_of_the_owner_leaves_no_process_and_gc_the_rest(
     with out.open("wb") as output, proc.spawn(argv, stdout=output, stderr=2, env=env) as owner:
         pid = int(wait_until(lambda: out.read_text().strip() or None, soon(30)))
         (listed,) = Registry(root).list()
-        assert listed.life is Life.RUNNING
+        assert listed.state is MachineState.RUNNING
         with socket.create_connection(("127.0.0.1", listed.machine.ssh_port or 0), 5):
             pass
         os.kill(owner.pid, signal.SIGKILL)
         wait_until(lambda: is_gone(pid), soon(10))
     (listed,) = Registry(root).list()
-    assert listed.life is Life.DEAD
+    assert listed.state is MachineState.DEAD
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", listed.machine.ssh_port or 0), 5)
     swept = Registry(root).sweep(soon())

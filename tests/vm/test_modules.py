@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.cli.options import Wish
+from liveupdate.cli.options import ScenarioArgs
 from liveupdate.cli.prepare_run import prepare
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import OutcomeUnknown
@@ -86,7 +86,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         ["kunit.enable=1 kunit.autorun=1", *filter(None, (row.append for row in ROWS))]
     )
     prepared = prepare(
-        Wish(
+        ScenarioArgs(
             scenario=None,
             overrides=(
                 ("host.append", append, "--set"),

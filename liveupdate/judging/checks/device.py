@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from liveupdate.core.units import format_ns
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
-from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
+from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
 from liveupdate.judging.hop_devices import QUIESCE
 from liveupdate.model import layout
 from liveupdate.model.device_models import FED_KINDS
@@ -98,7 +98,9 @@ def _judge_guests_own(context: Context, hop: int, device: DeviceSpec, guest: str
         return context.missing(f"how {guest} uses {device.name}", hop, guest, paths)
     what = "echoes answered" if device.kind in FED_KINDS else "records written"
     if not use.before:
-        return unknown(f"{where}: {guest} was not seen to use it before the update", evidence=paths)
+        return error_finding(
+            f"{where}: {guest} was not seen to use it before the update", evidence=paths
+        )
     if use.first_ns is None or not use.after:
         if context.loss(hop, guest) is not None:
             return context.missing(f"how {guest} uses {device.name} again", hop, guest, paths)
@@ -135,7 +137,7 @@ def _judge_device(context: Context, hop: int, device: DeviceSpec) -> Finding:
     if facts.landed is None or facts.frozen is None or facts.frozen_ns is None:
         return context.missing(f"frames that came in during the blackout at {device.name}", hop)
     if not _is_contiguous(trace.frames) or trace.frames[0].number != before.expected:
-        return unknown(f"{where}: the list of frames sent has gaps", evidence=paths)
+        return error_finding(f"{where}: the list of frames sent has gaps", evidence=paths)
     return (
         _judge_account(where, facts, before, after, trace.frames, paths)
         or _judge_blackout(where, facts, trace.frames, paths)
@@ -329,7 +331,7 @@ def _judge_blackout(
         if frame.sent_ns is not None and frozen_ns < frame.sent_ns < middle_ns
     ]
     if not due:
-        return unknown(
+        return error_finding(
             f"{where}: no frame was sent during the blackout: nothing was tried", evidence=paths
         )
     last = landed.last if landed.last is not None else -1

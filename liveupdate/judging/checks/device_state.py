@@ -18,14 +18,14 @@ from liveupdate.formats.pci_config import (
     FUNCTION_RESET,
     diff_config,
 )
-from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
+from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
 from liveupdate.judging.hop_devices import (
     QUIESCE,
-    Kept,
-    Scene,
+    HopDevices,
+    JudgedDevice,
     find_blindness,
     find_spaces,
-    judge_scenes,
+    judge_hop_devices,
 )
 from liveupdate.model import layout
 from liveupdate.model.evidence import DeviceEvent
@@ -38,21 +38,22 @@ _SOFT_RESETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 def judge_no_reset(context: Context) -> list[Finding]:
     """No device that goes on with DMA was reset, by whatever means."""
-    return judge_scenes(
-        context, lambda scene: [_judge_resets(scene, device) for device in scene.devices]
+    return judge_hop_devices(
+        context,
+        lambda hop_devices: [_judge_resets(hop_devices, device) for device in hop_devices.devices],
     )
 
 
-def _judge_resets(scene: Scene, device: Kept) -> Finding:
-    where = f"hop {scene.hop}, {device.name} ({device.found.function})"
-    path = layout.iommu_file(scene.hop, "events.jsonl")
-    spaces = find_spaces(scene, device.found.function)
+def _judge_resets(hop_devices: HopDevices, device: JudgedDevice) -> Finding:
+    where = f"hop {hop_devices.hop}, {device.name} ({device.found.function})"
+    path = layout.iommu_file(hop_devices.hop, "events.jsonl")
+    spaces = find_spaces(hop_devices, device.found.function)
     express = None
     if isinstance(spaces, tuple):
         express = spaces[0].find_capability(CAP_EXPRESS)
     said = [
         (event, what)
-        for event in scene.evidence.events
+        for event in hop_devices.evidence.events
         if (what := _name_reset(event, device, express)) is not None
     ]
     if device.tier == QUIESCE:
@@ -60,26 +61,27 @@ def _judge_resets(scene: Scene, device: Kept) -> Finding:
     if said:
         event, what = said[0]
         return failed(
-            f"{where}: {len(said)} resets, first {what} at {scene.since_pause(event.host_ns)}",
+            f"{where}: {len(said)} resets, "
+            f"first {what} at {hop_devices.since_pause(event.host_ns)}",
             observed=what,
             expected="no reset",
             evidence=(path,),
         )
-    blind = find_blindness(scene, is_sampled=False)
+    blind = find_blindness(hop_devices, is_sampled=False)
     if blind is not None:
         return blind
     if isinstance(spaces, str):
-        return unknown(f"{where}: where a reset is asked for is not known: {spaces}")
+        return error_finding(f"{where}: where a reset is asked for is not known: {spaces}")
     if spaces[0].find_capability(CAP_ADVANCED):
-        return unknown(f"{where}: it can be reset by a capability that is not watched")
+        return error_finding(f"{where}: it can be reset by a capability that is not watched")
     return passed(
         f"{where}: not reset by function, bus, power state or register "
-        f"({scene.watch.trace_lines} lines of QEMU's trace)",
+        f"({hop_devices.watch.trace_lines} lines of QEMU's trace)",
         evidence=(path,),
     )
 
 
-def _name_reset(event: DeviceEvent, device: Kept, express: int | None) -> str | None:
+def _name_reset(event: DeviceEvent, device: JudgedDevice, express: int | None) -> str | None:
     """Name the kind of reset an event is for a device; None: none."""
     if event.what == qemu_trace.RESET and event.note == device.kind:
         return f"reset of QEMU's {device.kind}"
@@ -110,24 +112,24 @@ def _bits_at(event: DeviceEvent, offset: int) -> int:
 
 def judge_config_space(context: Context) -> list[Finding]:
     """Devices and the bridges above them are where and what they were, and bus masters."""
-    return judge_scenes(
+    return judge_hop_devices(
         context,
-        lambda scene: [
-            _judge_function(scene, device, function)
-            for device in scene.devices
+        lambda hop_devices: [
+            _judge_function(hop_devices, device, function)
+            for device in hop_devices.devices
             for function in (device.found.function, *device.found.bridges)
         ],
     )
 
 
-def _judge_function(scene: Scene, device: Kept, function: str) -> Finding:
+def _judge_function(hop_devices: HopDevices, device: JudgedDevice, function: str) -> Finding:
     is_bridge = function != device.found.function
     what = "bridge above" if is_bridge else "function of"
-    where = f"hop {scene.hop}, {what} {device.name} ({function})"
-    path = layout.iommu_file(scene.hop, "configs.jsonl")
-    spaces = find_spaces(scene, function)
+    where = f"hop {hop_devices.hop}, {what} {device.name} ({function})"
+    path = layout.iommu_file(hop_devices.hop, "configs.jsonl")
+    spaces = find_spaces(hop_devices, function)
     if isinstance(spaces, str):
-        return unknown(f"{where}: {spaces}", evidence=(path,))
+        return error_finding(f"{where}: {spaces}", evidence=(path,))
     before, after = spaces
     changes = diff_config(before, after)
     if changes:
@@ -139,12 +141,12 @@ def _judge_function(scene: Scene, device: Kept, function: str) -> Finding:
             evidence=(path,),
         )
     if not after.is_master:
-        return unknown(f"{where}: was no bus master before the update: it could not do DMA")
+        return error_finding(f"{where}: was no bus master before the update: it could not do DMA")
     if device.tier == QUIESCE:
         return passed(f"{where}: as before; in between it was stopped", evidence=(path,))
     stops = [
         event
-        for event in scene.evidence.events
+        for event in hop_devices.evidence.events
         if event.what == qemu_trace.CONFIG_WRITE
         and event.where == function
         and event.offset == COMMAND
@@ -153,12 +155,12 @@ def _judge_function(scene: Scene, device: Kept, function: str) -> Finding:
     if stops:
         return failed(
             f"{where}: bus mastering was switched off {len(stops)} times, first at "
-            f"{scene.since_pause(stops[0].host_ns)}",
+            f"{hop_devices.since_pause(stops[0].host_ns)}",
             observed=f"command {stops[0].value:#x}",
             expected="bus mastering on all the time",
-            evidence=(layout.iommu_file(scene.hop, "events.jsonl"),),
+            evidence=(layout.iommu_file(hop_devices.hop, "events.jsonl"),),
         )
-    return find_blindness(scene, is_sampled=False) or passed(
+    return find_blindness(hop_devices, is_sampled=False) or passed(
         f"{where}: identity, BARs, bus mastering as before, and never a master less",
         evidence=(path,),
     )

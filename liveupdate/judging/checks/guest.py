@@ -17,7 +17,7 @@ from liveupdate.judging.compare import (
     unanswered_run,
     vcpu_gap,
 )
-from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
+from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
 from liveupdate.model import layout
 from liveupdate.model.device_models import NAMESPACE_BYTES
 from liveupdate.model.evidence import Echo, GuestTrace
@@ -204,11 +204,11 @@ def _judge_echoes(
                 evidence=(path,),
             )
         if None in boots:
-            return unknown(f"{where}: replies without a boot value", evidence=(path,))
+            return error_finding(f"{where}: replies without a boot value", evidence=(path,))
     if window.paused_ns is not None and not any(
         echo.sent_ns < window.paused_ns for echo in answered
     ):
-        return unknown(f"{where}: no echo was answered before the update", evidence=(path,))
+        return error_finding(f"{where}: no echo was answered before the update", evidence=(path,))
     after = [echo for echo in echoes if echo.sent_ns >= window.resumed_ns]
     limit_ns = context.plan.budget.stall_s * 1e9
     if not after or max(echo.sent_ns for echo in after) < window.watched.ended_ns - limit_ns:
@@ -300,7 +300,9 @@ def _judge_journal(
     files: tuple[str, ...],
 ) -> Finding | None:
     if before.records < 1 or before.missing or before.corrupt or before.foreign:
-        return unknown(f"{where}: the journal was not whole before the update", evidence=files)
+        return error_finding(
+            f"{where}: the journal was not whole before the update", evidence=files
+        )
     wrong: str | None = None
     if after.missing:
         wrong = f"{len(after.missing)} records are missing, first {after.missing[0]}"

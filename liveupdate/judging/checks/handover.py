@@ -11,13 +11,13 @@ from liveupdate.judging.context import (
     KERNEL_KINDS,
     Context,
     Finding,
+    error_finding,
     failed,
     passed,
     say_incident,
     say_kernel_incident,
     session_name,
     skipped,
-    unknown,
 )
 from liveupdate.model import layout
 from liveupdate.model.evidence import HopEvidence, KernelFacts, SessionFacts
@@ -41,7 +41,8 @@ def judge_kho(context: Context) -> list[Finding]:
     the planned one.
     """
     findings = [
-        unknown(f"hop {incident.hop}: {say_incident(incident)}") for incident in context.troubles()
+        error_finding(f"hop {incident.hop}: {say_incident(incident)}")
+        for incident in context.troubles()
     ]
     for hop in context.plan.hops:
         findings.extend(_judge_kho_hop(context, hop))
@@ -84,7 +85,7 @@ def _judge_kho_hop(context: Context, hop: Hop) -> list[Finding]:
     if not findings:
         # the outgoing kernel and the second way in only say whether we looked at the right machine
         outgoing = _judge_kernel(where, context.outgoing(hop), facts.before, files[0])
-        findings += [unknown(f"outgoing kernel: {each.reason}") for each in outgoing]
+        findings += [error_finding(f"outgoing kernel: {each.reason}") for each in outgoing]
         findings += _judge_ssh(context, facts, facts.after)
     return findings or [
         passed(
@@ -134,10 +135,10 @@ def _judge_ssh(context: Context, facts: HopEvidence, after: KernelFacts) -> list
     if facts.ssh_boot_id is None or facts.ssh_nonce_ok is None:
         return [context.missing("boot_id and nonce over SSH", facts.number, paths=(path,))]
     if not facts.ssh_nonce_ok:
-        return [unknown(f"{where}: the nonce read over SSH is not ours", evidence=(path,))]
+        return [error_finding(f"{where}: the nonce read over SSH is not ours", evidence=(path,))]
     if facts.ssh_boot_id != after.boot_id:
         return [
-            unknown(
+            error_finding(
                 f"{where}: SSH and the agent channel reach different boots",
                 observed=f"{facts.ssh_boot_id} over SSH, {after.boot_id} over the agent channel",
                 evidence=(path,),

@@ -22,11 +22,11 @@ from liveupdate.judging.context import (
     GUEST_KINDS,
     Context,
     Finding,
+    error_finding,
     failed,
     passed,
     say_incident,
     skipped,
-    unknown,
 )
 from liveupdate.model import layout
 from liveupdate.model.evidence import GuestTrace, Watched
@@ -112,7 +112,7 @@ def _judge_guest(context: Context, hop: int, guest: GuestSpec) -> Finding:
         return window
     length_ns = window.watched.ended_ns - window.resumed_ns
     if length_ns < context.plan.observe.after_s * _WATCHED_SHARE * 1e9:
-        return unknown(
+        return error_finding(
             f"{where}: watched for {format_ns(max(length_ns, 0))} after the resume, planned were "
             f"{context.plan.observe.after_s:g} s"
         )
@@ -120,7 +120,7 @@ def _judge_guest(context: Context, hop: int, guest: GuestSpec) -> Finding:
         guest.liveness
     )
     if judge is None:
-        return unknown(f"{where}: liveness '{guest.liveness}' is not known to the judge")
+        return error_finding(f"{where}: liveness '{guest.liveness}' is not known to the judge")
     return judge(context, hop, guest, trace, window)
 
 
@@ -143,7 +143,7 @@ def _judge_ticks(
             evidence=(path,),
         )
     if window.paused_ns is not None and ticks[0].host_ns >= window.paused_ns:
-        return unknown(f"{where}: no tick was seen before the pause", evidence=(path,))
+        return error_finding(f"{where}: no tick was seen before the pause", evidence=(path,))
     changes = [tick.host_ns for tick in tick_changes(ticks)]
     after = [time for time in changes if time > window.resumed_ns]
     ended = window.watched.ended_ns
@@ -194,7 +194,7 @@ def _judge_stall(
         return None
     hole_ns = window.watched.longest_hole_ns
     if worst.length_ns - hole_ns <= limit_ns:
-        return unknown(
+        return error_finding(
             f"{where}: no tick seen for {format_ns(worst.length_ns)}, but nobody looked for "
             f"{format_ns(hole_ns)} (control host too busy)",
             evidence=(path,),
@@ -222,7 +222,7 @@ def _judge_pings(
     if not any(ping.realtime_ns is not None for ping in pings if ping not in after) and (
         window.paused_ns is not None
     ):
-        return unknown(f"{where}: the guest agent never answered before the pause")
+        return error_finding(f"{where}: the guest agent never answered before the pause")
     answered = [ping for ping in after if ping.realtime_ns is not None]
     # one late answer is nothing; two in a row at the end is a guest that went away
     if not answered or all(ping.realtime_ns is None for ping in after[-2:]):

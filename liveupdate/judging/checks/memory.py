@@ -7,7 +7,7 @@ import hashlib
 
 from liveupdate.core.units import PAGE_BYTES, format_addr
 from liveupdate.judging.compare import PageDiff, compare_words, count_distinct, count_zero
-from liveupdate.judging.context import Context, Finding, failed, passed, skipped, unknown
+from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
 from liveupdate.model import layout
 from liveupdate.model.evidence import Artifact, GuestMemory, PageDigests
 from liveupdate.model.scenario import GuestSpec
@@ -63,7 +63,7 @@ def _judge_digests(context: Context, hop: int, guest: GuestSpec) -> Finding:
     pages = guest.memory_bytes // PAGE_BYTES
     for moment, digests in (("freeze", memory.freeze), ("boot", memory.boot)):
         if memory.pages != pages or len(digests.digests) != pages * _WORD:
-            return unknown(
+            return error_finding(
                 f"{where}: the {moment} digests cover {len(digests.digests) // _WORD} "
                 f"of {pages} pages",
                 evidence=files,
@@ -84,7 +84,7 @@ def _judge_digests(context: Context, hop: int, guest: GuestSpec) -> Finding:
             evidence=files,
         )
     if altered:
-        return unknown(f"{where}: evidence altered: {', '.join(altered)}", evidence=files)
+        return error_finding(f"{where}: evidence altered: {', '.join(altered)}", evidence=files)
     return _judge_moments(context, hop, guest, memory.freeze, memory.boot) or passed(
         f"{where}: {pages} pages equal", observed=f"{pages} pages equal", evidence=files
     )
@@ -102,17 +102,21 @@ def _judge_moments(
         marks = layout.hop_file(hop, "marks.jsonl")
         return context.missing("the moment of the pause", hop, guest.name, (marks,))
     if freeze.began_ns < paused:
-        return unknown(f"{where}: the freeze digests were begun before the guest was paused")
+        return error_finding(f"{where}: the freeze digests were begun before the guest was paused")
     if boot.began_ns < freeze.ended_ns:
-        return unknown(f"{where}: the boot digests were begun before the freeze digests ended")
+        return error_finding(
+            f"{where}: the boot digests were begun before the freeze digests ended"
+        )
     if resumed is not None and boot.ended_ns > resumed:
-        return unknown(f"{where}: the boot digests were still being taken when the guest went on")
+        return error_finding(
+            f"{where}: the boot digests were still being taken when the guest went on"
+        )
     trace = context.trace(hop, guest.name)
     pattern_pages = trace.pattern.pages if trace and trace.pattern else 0
     distinct = count_distinct(freeze.digests)
     if distinct < pattern_pages:
         # no two pages of the payload's pattern are alike
-        return unknown(
+        return error_finding(
             f"{where}: {distinct} different digests, but the guest's pattern alone has "
             f"{pattern_pages} different pages: something else was hashed"
         )
@@ -143,7 +147,7 @@ def _judge_pattern(context: Context, hop: int, guest: GuestSpec) -> list[Finding
     planned = (guest.pattern_bytes or 0) // PAGE_BYTES
     if pattern.pages < max(planned, 1):
         return [
-            unknown(
+            error_finding(
                 f"{where}: the guest checked {pattern.pages} of {planned} pattern pages",
                 evidence=(path,),
             )
@@ -177,7 +181,7 @@ def _judge_pfns(
     pages = guest.memory_bytes // PAGE_BYTES
     for moment, pfns in (("before", memory.pfns_before), ("after", memory.pfns_after)):
         if memory.pages != pages or len(pfns) != pages * _WORD:
-            return unknown(
+            return error_finding(
                 f"{where}: page frames {moment} the kexec cover {len(pfns) // _WORD} "
                 f"of {pages} pages",
                 evidence=files,
@@ -192,9 +196,9 @@ def _judge_pfns(
     ]
     # frame 0 is what pagemap gives for a page that is not present, or to a reader without privilege
     if absent := count_zero(memory.pfns_before):
-        return unknown(f"{where}: {absent} pages had no page frame before the kexec")
+        return error_finding(f"{where}: {absent} pages had no page frame before the kexec")
     if absent := count_zero(memory.pfns_after):
-        return unknown(f"{where}: {absent} pages have no page frame after the kexec")
+        return error_finding(f"{where}: {absent} pages have no page frame after the kexec")
     diff = compare_words(memory.pfns_before, memory.pfns_after)
     if diff.first is not None:
         alteration = f" (or evidence altered: {', '.join(altered)})" if altered else ""
@@ -206,9 +210,9 @@ def _judge_pfns(
             evidence=files,
         )
     if altered:
-        return unknown(f"{where}: evidence altered: {', '.join(altered)}", evidence=files)
+        return error_finding(f"{where}: evidence altered: {', '.join(altered)}", evidence=files)
     if count_distinct(memory.pfns_before) != pages:
-        return unknown(f"{where}: pagemap gave the same page frame for several pages")
+        return error_finding(f"{where}: pagemap gave the same page frame for several pages")
     return passed(f"{where}: {pages} pages in place", f"{pages} pages in place", files)
 
 

@@ -52,7 +52,7 @@ class PingWatcher:
         return tuple(pings)
 
 
-class Watchers:
+class GuestObservers:
     """Watch from enter to exit. A guest without our payload is watched as far as it can be."""
 
     def __init__(self, bed: Testbed) -> None:
@@ -99,7 +99,7 @@ class Watchers:
             )
         )
 
-    def __enter__(self) -> Watchers:
+    def __enter__(self) -> GuestObservers:
         for sampler in self._samplers():
             self._stack.enter_context(sampler)
         for sender in self.senders.values():

@@ -31,7 +31,7 @@ from liveupdate.transport.quick_qmp import QuickQmp
 _INSIDE_S = 60.0
 
 
-class DeviceOracle:
+class IommuObserver:
     """One hop's watch. What cannot be seen is noted as an incident and judged as missing."""
 
     def __init__(self, bed: Testbed, hop: int, steps: Steps) -> None:
