@@ -148,7 +148,7 @@ def test_child_survives_the_thread_that_spawned_it() -> None:
 
 PARENT = """
 import subprocess, sys
-from liveupdate import proc
+from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
 script = 'echo $$ >> {pids}; sh -c "echo \\$\\$ >> {pids}; sleep 60; true"; true'
 if {tree}:
