@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest's own devices: they stop, are used again, and what is on a disk is whole."""
+"""A guest's own devices: they stop, are used again, what is on a disk is whole; it sleeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from liveupdate.report.text import render_text
 from tests.unit import evidence_builder as make
 from tests.unit.evidence_builder import MS, SECOND
 
-CONTINUITY, STORAGE = "device.dma-continuity", "guest.storage"
+CONTINUITY, STORAGE, CLOCK = "device.dma-continuity", "guest.storage", "guest.clock"
 SKIPS = tuple(item for item in make.make_plan().skips if item[0] != CONTINUITY)
 BASE = 100 * SECOND
 DISK = DeviceSpec(name="disk0", kind="nvme", guest="vm0", tier="quiesce")
@@ -156,3 +156,100 @@ def test_journal_that_was_never_scanned_is_an_error() -> None:
 def test_use_survives_the_disk() -> None:
     facts = trace(DISK, replace(USE, journal_before=JOURNAL)).facts
     assert codec.decode(DeviceFacts, codec.encode(facts), "device") == facts
+
+
+# --- clocks over a sleep
+
+#: a guest's clocks stand still over the whole pause of the evidence builder
+PAUSE_NS = make.RESUMED_NS - make.PAUSED_NS
+COUNT_SLEEP = ("boottime_ns", "realtime_ns")
+
+
+def wake(evidence: Evidence, gain_ns: int, clocks: tuple[str, ...] = COUNT_SLEEP) -> Evidence:
+    """Have these clocks count the whole pause and ``gain_ns`` more."""
+    ticks = tuple(
+        replace(tick, **{clock: getattr(tick, clock) + PAUSE_NS + gain_ns for clock in clocks})
+        if tick.host_ns > BASE + make.RESUMED_NS
+        else tick
+        for tick in make.make_ticks()
+    )
+    return make.with_trace(evidence, ticks=ticks)
+
+
+def awake_evidence() -> Evidence:
+    """Evidence of a guest whose VMM never said that it sleeps."""
+    return make_evidence({"asleep_ns": None}, asleep_ns=None)
+
+
+@pytest.mark.parametrize("gain_ms", [113, 999, -113, -999])
+def test_clocks_of_a_guest_that_slept_may_be_off_by_a_second_of_the_rtc(gain_ms: int) -> None:
+    check = check_of(CLOCK, wake(make_evidence(), gain_ms * MS))
+    assert check.status is Outcome.PASS
+    named = [clock for clock in ("monotonic", "boottime", "realtime") if said_rtc(check, clock)]
+    assert named == (["boottime", "realtime"] if gain_ms > 0 else [])
+
+
+def said_rtc(check: Check, clock: str) -> bool:
+    (part,) = [each for each in check.reason.split("; ") if f"{clock} step" in each]
+    return "it slept, and woke by its host's clock, right to an RTC's second" in part
+
+
+def test_clocks_of_a_guest_that_slept_may_gain_no_more_than_that() -> None:
+    check = check_of(CLOCK, wake(make_evidence(), 1500 * MS))
+    assert check.status is Outcome.FAIL
+    assert "boottime clock jumped forward: +1.50 s" in check.reason
+    assert "realtime clock jumped forward: +1.50 s" in check.reason
+    assert check.expected.endswith("and +1.00 s")
+
+
+@pytest.mark.parametrize("clock", COUNT_SLEEP)
+def test_either_clock_that_counts_sleep_is_judged(clock: str) -> None:
+    check = check_of(CLOCK, wake(make_evidence(), 1500 * MS, (clock,)))
+    assert check.status is Outcome.FAIL
+    assert f"{clock.removesuffix('_ns')} clock jumped forward" in check.reason
+
+
+def test_clocks_of_a_guest_that_slept_may_lose_no_more_than_the_blackout() -> None:
+    """The kernel adds what it slept or nothing, so no second is allowed downwards."""
+    check = check_of(CLOCK, wake(make_evidence(), -PAUSE_NS - 500 * MS, ("boottime_ns",)))
+    assert check.status is Outcome.FAIL
+    assert "boottime clock went back" in check.reason
+
+
+def test_monotonic_clock_does_not_count_sleep_and_gains_nothing() -> None:
+    check = check_of(CLOCK, wake(make_evidence(), 113 * MS, ("monotonic_ns",)))
+    assert check.status is Outcome.FAIL
+    assert "monotonic clock jumped forward: +113 ms" in check.reason
+
+
+def test_clocks_of_a_guest_that_was_not_asleep_gain_nothing() -> None:
+    check = check_of(CLOCK, wake(awake_evidence(), 113 * MS))
+    assert check.status is Outcome.FAIL
+    assert "boottime clock jumped forward: +113 ms" in check.reason
+    assert check.expected.endswith("and 0")
+
+
+def test_clocks_of_a_guest_beside_one_that_slept_gain_nothing() -> None:
+    plan = replace(make_plan(), devices=tuple(replace(d, guest="vm1") for d in (DISK, NIC)))
+    (check,) = [
+        each for each in judge(plan, wake(make_evidence(), 113 * MS)).checks if each.id == CLOCK
+    ]
+    assert check.status is Outcome.FAIL
+
+
+def test_gain_is_an_error_when_nothing_says_whether_the_guest_slept() -> None:
+    devices = {"disk0": trace(DISK, None), "nic0": trace(NIC, None)}
+    evidence = make.with_hop(make.make_evidence(), devices=devices)
+    check = check_of(CLOCK, wake(evidence, 113 * MS))
+    assert check.status is Outcome.ERROR
+    assert "whether it slept" in check.reason
+    assert check_of(CLOCK, wake(evidence, 1500 * MS)).status is Outcome.FAIL
+    assert check_of(CLOCK, wake(evidence, 0)).status is Outcome.PASS
+
+
+def test_gain_is_an_error_when_the_file_that_says_so_was_altered() -> None:
+    path = layout.device(1, "disk0")
+    evidence = make.with_hop(make.make_evidence(), devices={})
+    check = check_of(CLOCK, replace(wake(evidence, 113 * MS), unreadable={path: "altered"}))
+    assert check.status is Outcome.ERROR
+    assert path in check.reason
