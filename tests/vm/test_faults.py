@@ -12,7 +12,7 @@ import pytest
 
 from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, Fault
 from liveupdate.preserve.registry import MECHANISMS
-from tests.vm import cli
+from tests.support.vm import cli
 
 #: a hang is only known by its deadline: shorter ones here than a user would want
 _HANGS = ("--set", "timeouts.jump=25s", "--set", "timeouts.incoming=25s")
