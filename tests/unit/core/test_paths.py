@@ -15,7 +15,6 @@ from liveupdate.core.paths import (
     results_dir,
     runtime_dir,
     scenarios_dir,
-    state_dir,
 )
 
 
@@ -37,7 +36,6 @@ def test_named_checkout_wins_and_must_be_one(tmp_path: Path) -> None:
 def test_xdg_variables_count_when_absolute() -> None:
     assert cache_dir({"XDG_CACHE_HOME": "/c", "HOME": "/h"}) == Path("/c/liveupdate")
     assert cache_dir({"XDG_CACHE_HOME": "c", "HOME": "/h"}) == Path("/h/.cache/liveupdate")
-    assert state_dir({"HOME": "/h"}) == Path("/h/.local/state/liveupdate")
 
 
 def test_results_go_below_the_working_directory(

@@ -25,7 +25,6 @@ from liveupdate.judging.compare_iommu import (
     ChangeKind,
     diff_mappings,
     diff_requesters,
-    find_outside,
 )
 from tests.support.iommu_tables import Page, merge_pages, page_lists
 
@@ -194,15 +193,3 @@ def test_changes_agree_with_a_comparison_page_by_page(
     assert found == expected
     for one, two in itertools.pairwise(changes):
         assert one.iova + one.size <= two.iova
-
-
-def test_memory_outside_what_is_allowed_is_found() -> None:
-    here = mapped(
-        Run(0x1000, 0x10_0000, 0x4000, 3, 4096),
-        Run(0x8000, 0x10_2000, 0x4000, 3, 4096),
-        Run(0x2_0000, 0x50_0000, 0x1000, 3, 4096),
-    )
-    assert find_outside(here, [(0, 1 << 32)]) == ()
-    assert find_outside(here, []) == ((0x10_0000, 0x6000), (0x50_0000, 0x1000))
-    allowed = [(0x50_0000, 0x1000), (0x10_3000, 0x1000), (0x10_0000, 0x2000), (0x10_1000, 0)]
-    assert find_outside(here, allowed) == ((0x10_2000, 0x1000), (0x10_4000, 0x2000))

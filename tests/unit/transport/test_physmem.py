@@ -185,17 +185,6 @@ def test_pages_are_live_views(memory: PhysMem) -> None:
     memory.flip_bit(3 * PAGE, 0)
 
 
-def test_seqlock_gives_nothing_while_the_writer_is_at_it(memory: PhysMem) -> None:
-    with memory.view(0, 64) as view:
-        saved = bytes(view)
-        view[16:24] = struct.pack("<Q", 5)
-        assert memory.read_seqlocked(0, 64, 16) is None
-        view[16:24] = struct.pack("<Q", 6)
-        data = memory.read_seqlocked(0, 64, 16)
-        assert data is not None and data[16:24] == struct.pack("<Q", 6)
-        view[:] = saved
-
-
 def test_a_range_beyond_the_memfd_is_refused() -> None:
     descriptor = os.memfd_create("small")
     os.ftruncate(descriptor, PAGE)

@@ -77,7 +77,6 @@ def test_registers_are_those_of_a_unit_that_translates(name: str) -> None:
     assert registers.status.is_translating and registers.status.has_root_pointer
     assert registers.faults.is_clear
     assert registers.root.is_scalable is (name != "legacy")
-    assert registers.capabilities.has_scalable_mode is (name != "legacy")
     assert (registers.capabilities.fault_offset, registers.capabilities.fault_count) == (0x220, 1)
     assert registers.queue_head == registers.queue_tail
 
