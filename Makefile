@@ -30,10 +30,11 @@ test: ## everything: set up for tests, lint, all tests, real machines too
 check: lint ## what needs neither root, network nor images: linters, unit and component tests
 	$(PY) -m pytest $(PYTEST)
 
-lint: ## ruff, mypy, shellcheck, ansible-lint
+lint: ## ruff, mypy, import-linter, shellcheck, ansible-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 	@if [ -x $(VENV)/bin/shellcheck ]; then $(VENV)/bin/shellcheck $(SHELLS); \
 	else shellcheck $(SHELLS); fi
 	cd ansible && PATH="$(abspath $(VENV))/bin:$$PATH" ansible-lint --offline -q
