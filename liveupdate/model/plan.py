@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from liveupdate.model.scenario import Budget, DeviceSpec, GuestSpec, Observation, Timeouts
 
+TSC_KHZ = "{tsc_khz}"
+"""Stands in :attr:`Hop.append` for the outgoing kernel's calibration, known only at run time."""
+TSC_KHZ_SKEWED = "{tsc_khz_skewed}"
+"""The same, 3 % too fast."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelImage:

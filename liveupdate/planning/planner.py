@@ -20,6 +20,8 @@ from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
 from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS, Fault
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.plan import (
+    TSC_KHZ,
+    TSC_KHZ_SKEWED,
     FaultPlan,
     Hop,
     ImageSet,
@@ -28,7 +30,7 @@ from liveupdate.model.plan import (
     Region,
 )
 from liveupdate.model.scenario import Scenario
-from liveupdate.model.targets import CHECK_NEEDS, FAULT_NEEDS, split_target
+from liveupdate.model.targets import CHECK_NEEDS, FAULT_NEEDS, Capability, split_target
 from liveupdate.planning.devices import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
 from liveupdate.planning.kernels import check_kernels
 from liveupdate.planning.reserved_region import fill_region, find_region, piece_bytes
@@ -56,11 +58,6 @@ EVIDENCE_PER_FRAME = 48
 FRAMES_S = 60
 #: arch/x86/include/asm/setup.h, COMMAND_LINE_SIZE without the final NUL
 MAX_COMMAND_LINE = 2047
-
-TSC_KHZ = "{tsc_khz}"
-"""Stands in an append for the outgoing kernel's calibration, known only at run time."""
-TSC_KHZ_SKEWED = "{tsc_khz_skewed}"
-"""The same, 3 % too fast."""
 
 BASE_APPEND = (
     "console=ttyS0 root=/dev/vda ro init=/liveupdate-init net.ifnames=0 panic=-1 loglevel=6"
@@ -155,9 +152,10 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
     check_kernels(scenario, images, mechanism, fault)
     memory_bytes = host_memory(scenario, mechanism)
     target, place = split_target(scenario.target)
-    if scenario.devices and "devices" not in target.capabilities:
+    if scenario.devices and Capability.DEVICES not in target.capabilities:
         raise ScenarioError(
-            f"target '{target.name}' cannot run a scenario with devices: {target.lacks['devices']}",
+            f"target '{target.name}' cannot run a scenario with devices:"
+            f" {target.lacks[Capability.DEVICES]}",
             where=where(scenario, "target"),
         )
     if scenario.iommu.kind != "intel" and target.name == "ssh":
@@ -171,7 +169,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
             " machine of a lab is not known",
             where=where(scenario, "mechanism"),
         )
-    if "physical_memory" in target.capabilities:
+    if Capability.PHYSICAL_MEMORY in target.capabilities:
         _check_room(scenario, machine, memory_bytes)
     elif machine.place:
         _check_lab(scenario, machine)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.units import GIB, MIB
 from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS
-from liveupdate.model.plan import ImageSet, Plan, Region
+from liveupdate.model.plan import TSC_KHZ, ImageSet, Plan, Region
 from liveupdate.model.scenario import (
     DeviceSpec,
     GuestSpec,
@@ -27,7 +27,6 @@ from liveupdate.planning.planner import (
     DEVICE_CHECKS,
     IOMMU_CHECKS,
     PLAN_FAULTS,
-    TSC_KHZ,
     MachineFacts,
     fill_append,
     host_memory,
