@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from liveupdate.model.scenario import Scenario
     from liveupdate.planning.planner import MachineFacts
 
-#: kernel variants that stand in for the incoming kernel when a fault needs them
-FAULT_VARIANTS = {"kernel-without-kho": "nokho", "luo-abi-skew": "skew"}
 QCOW2_MAGIC = b"QFI\xfb"
 
 
@@ -231,14 +229,23 @@ def find_images(scenario: Scenario) -> ImageSet:
                 place = scenario.origins.get(key, key)
                 raise PlanError(f"{place}: {error.message}", hint=error.hint) from error
     images = catalogue.resolve(paths["kernel"], paths["next_kernel"])
-    variant = FAULT_VARIANTS.get(scenario.fault or "")
-    if variant is not None and scenario.next_kernel is None:
-        images = replace(images, incoming=catalogue.find_kernel(f"kernel-{variant}"))
-    if scenario.fault == "stock-kernel" and scenario.kernel is scenario.next_kernel is None:
-        # An outgoing kernel that can keep DMA would leave it running into one that cannot.
-        stock = catalogue.find_kernel("kernel-stock")
-        images = replace(images, outgoing=stock, incoming=stock)
-    return images
+    swapped = fault_kernels(scenario)
+    kernels = {side: catalogue.find_kernel(name) for side, name in swapped.items()}
+    return replace(
+        images,
+        outgoing=kernels.get("outgoing", images.outgoing),
+        incoming=kernels.get("incoming", images.incoming),
+    )
+
+
+def fault_kernels(scenario: Scenario) -> Mapping[str, str]:
+    """Return the kernels that the fault needs; none where the user has named a kernel for it."""
+    from liveupdate.faults.table import FAULTS
+
+    fault = FAULTS.get(scenario.fault or "")
+    kernels = {} if fault is None or fault.change is None else fault.change.kernels
+    own = {"outgoing": scenario.kernel, "incoming": scenario.next_kernel}
+    return {} if any(own[side] is not None for side in kernels) else kernels
 
 
 def choose_accel(requested: str, images: ImageSet, *, use_cache: bool = True) -> tuple[str, str]:

@@ -120,22 +120,6 @@ CHECK_NEEDS: Mapping[str, Capability] = MappingProxyType(
 )
 """The capability of the target without which a check is SKIP."""
 
-FAULT_NEEDS: Mapping[str, Capability] = MappingProxyType(
-    {
-        "flip-bit": Capability.PHYSICAL_MEMORY,
-        "region-corrupt": Capability.PHYSICAL_MEMORY,
-        "region-version": Capability.PHYSICAL_MEMORY,
-        "clock-jump": Capability.CLOCK,
-        "tsc-skew": Capability.CLOCK,
-        "cold-reset": Capability.MONITOR,
-        "guest-disk-lost": Capability.PROCESS,
-        "ssh-drop": Capability.MONITOR,
-        "qmp-drop": Capability.MONITOR_CUT,
-        "qemu-killed": Capability.PROCESS,
-    }
-)
-"""The capability of the target that a fault needs; one that is not here is the agent's doing."""
-
 
 def split_target(text: str) -> tuple[TargetKind, str]:
     """Split ``KIND[:PLACE]``.

@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
-from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS, Fault
+from liveupdate.faults.base import Fault, HopChange
+from liveupdate.faults.table import FAULTS
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.plan import (
     TSC_KHZ,
@@ -30,8 +30,9 @@ from liveupdate.model.plan import (
     Region,
 )
 from liveupdate.model.scenario import Scenario
-from liveupdate.model.targets import CHECK_NEEDS, FAULT_NEEDS, Capability, split_target
+from liveupdate.model.targets import CHECK_NEEDS, Capability, split_target
 from liveupdate.planning.devices import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
+from liveupdate.planning.faults import check_fault
 from liveupdate.planning.kernels import check_kernels
 from liveupdate.planning.reserved_region import fill_region, find_region, piece_bytes
 from liveupdate.preserve import region as regions
@@ -99,47 +100,6 @@ class MachineFacts:
     image_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HopChange:
-    """What a fault that strikes in the plan does to the first hop."""
-
-    #: words of the incoming command line to leave out, by their part before "="
-    drop: tuple[str, ...] = ()
-    add: str = ""
-    loader: str = "file"
-    #: the incoming kernel is told a region that is smaller by a section
-    shrink: bool = False
-
-
-PLAN_FAULTS: Mapping[str, HopChange] = MappingProxyType(
-    {
-        "kho-off": HopChange(drop=("kho",), add="kho=off"),
-        "liveupdate-off": HopChange(drop=("liveupdate",), add="liveupdate=off"),
-        "kexec-load": HopChange(loader="legacy"),
-        "kernel-without-kho": HopChange(),
-        "luo-abi-skew": HopChange(),
-        "stock-kernel": HopChange(),
-        # a missing init that was asked for by name is a panic, after everything else has come up
-        "panic-incoming": HopChange(drop=("init",), add="init=/liveupdate-no-such-init"),
-        # and a missing root disk with rootwait is waited for without end
-        "hang-incoming": HopChange(drop=("root",), add="root=/dev/liveupdate-never rootwait"),
-        "drop-translation": HopChange(drop=("intel_iommu",), add="intel_iommu=off"),
-        "tsc-skew": HopChange(
-            drop=("tsc_early_khz", "tsc"),
-            # without nowatchdog the kernel finds out by the HPET and gives its TSC up
-            add=f"tsc_early_khz={TSC_KHZ_SKEWED} setcpuid=tsc_known_freq tsc=nowatchdog",
-        ),
-        "region-missing": HopChange(drop=("memmap", "reserve_mem")),
-        "region-size": HopChange(shrink=True),
-    }
-)
-
-#: faults that need our payload in the first guest
-PAYLOAD_FAULTS = ("guest-dead-timer", "guest-disk-lost", "clock-jump")
-#: faults that only the memory digests can show
-MEMORY_FAULTS = ("flip-bit", "disk-full")
-
-
 def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Plan:
     """Resolve everything; nothing after this reads a default or the environment.
 
@@ -193,9 +153,19 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         IOMMU_APPEND.get((spec.iommu, spec.scalable), "") if machine.append is None else "",
         scenario.host.append,
     )
-    calibration = scenario.calibration and scenario.fault != "tsc-skew"
+    change = HopChange() if fault is None or fault.change is None else fault.change
+    calibration = scenario.calibration and change.calibration
     hops = tuple(
-        _hop(number, scenario, images, boot_append, calibration, mechanism, region)
+        _hop(
+            number,
+            scenario,
+            images,
+            boot_append,
+            calibration,
+            mechanism,
+            region,
+            change if number == 1 else HopChange(),
+        )
         for number in range(1, scenario.hops + 1)
     )
     _check_append(scenario, boot_append, hops)
@@ -291,37 +261,14 @@ def _fault(scenario: Scenario, mechanism: Requirements) -> Fault | None:
     name = scenario.fault
     if name is None:
         return None
-    place = where(scenario, "fault")
     found = FAULTS.get(name)
     if found is None:
         raise ScenarioError(
-            f"unknown fault '{name}'", where=place, hint=suggest_or_list(name, FAULTS)
+            f"unknown fault '{name}'",
+            where=where(scenario, "fault"),
+            hint=suggest_or_list(name, FAULTS),
         )
-    if name in mechanism.immune:
-        raise ScenarioError(
-            f"fault '{name}' says nothing about mechanism '{mechanism.name}'",
-            where=place,
-            hint=mechanism.immune[name],
-        )
-    if name in PAYLOAD_FAULTS and scenario.guests[0].image is not None:
-        raise ScenarioError(f"fault '{name}' needs our payload in the first guest", where=place)
-    if name in (*DEVICE_FAULTS, *GUEST_DEVICE_FAULTS) and not scenario.devices:
-        raise ScenarioError(
-            f"fault '{name}' strikes a device, and the scenario has none",
-            where=place,
-            hint=f"run it with scenario '{found.scenario}'",
-        )
-    target, _ = split_target(scenario.target)
-    need = FAULT_NEEDS.get(name)
-    if need is not None and need not in target.capabilities:
-        raise ScenarioError(
-            f"target '{target.name}' cannot inject '{name}': {target.lacks[need]}", where=place
-        )
-    if name in MEMORY_FAULTS and not scenario.observe.memory:
-        raise ScenarioError(
-            f"fault '{name}' is seen by memory digests only, and observe.memory is false",
-            where=place,
-        )
+    check_fault(scenario, found, mechanism)
     return found
 
 
@@ -370,27 +317,24 @@ def _hop(
     calibration: bool,
     mechanism: Requirements,
     region: Region | None,
+    change: HopChange,
 ) -> Hop:
     append = _words(
         boot_append,
         CALIBRATION_APPEND if calibration else "",
         scenario.host.next_append,
     )
-    change = PLAN_FAULTS.get(scenario.fault or "") if number == 1 else None
-    loader = "file"
-    if change is not None:
-        append = _words(_drop(append, change.drop), change.add)
-        if change.shrink and region is not None:
-            less = Region(start=region.start, size_bytes=region.size_bytes - regions.SECTION_BYTES)
-            append = append.replace(
-                fill_region(mechanism.append, region), fill_region(mechanism.append, less)
-            )
-        loader = change.loader
+    append = _words(_drop(append, change.drop), change.add)
+    if change.shrink and region is not None:
+        less = Region(start=region.start, size_bytes=region.size_bytes - regions.SECTION_BYTES)
+        append = append.replace(
+            fill_region(mechanism.append, region), fill_region(mechanism.append, less)
+        )
     return Hop(
         number=number,
         incoming=images.incoming if number % 2 else images.outgoing,
         append=_join_flags(append),
-        loader=loader,
+        loader=change.loader,
     )
 
 

@@ -15,14 +15,6 @@ AGENT_SESSION = "lu.agent"
 KHO = "kho"
 LUO = "luo"
 
-#: why faults say nothing about some mechanisms
-NO_POINTER = "what it left is found without a pointer on the command line"
-NO_KHO = "this mechanism does without KHO, which is switched off"
-NO_LUO = "this mechanism does without LUO, which is switched off"
-NO_MEMFD = "it moves a page of a memfd"
-NO_MODULES = "our modules are not built for the kernel that it needs"
-NO_REGION = "it strikes a region that was set aside, and this mechanism has none"
-
 
 class Offer(StrEnum):
     """What a mechanism may have that a fault can strike, or a device needs."""
@@ -44,6 +36,8 @@ class Offer(StrEnum):
     #: what it keeps is described in memory of its own, and there is only so much room
     STORE = "store"
 
+
+NO_REGION = "it strikes a region that was set aside, and this mechanism has none"
 
 REASONS: Mapping[Offer, str] = MappingProxyType(
     {
@@ -114,8 +108,6 @@ class Requirements:
     #: the low one of its version
     corrupt_at: int = 0
     version_at: int = 0
-    #: faults that say nothing about this mechanism, with the reason
-    immune: Mapping[str, str] = field(default_factory=dict)
     #: of :data:`Offer.MEMFD` and :data:`Offer.POINTER`, which nothing else here tells
     has: tuple[Offer, ...] = ()
     #: what it does not offer for a reason of its own

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, Fault
+from liveupdate.faults.base import Fault, Part
+from liveupdate.faults.table import FAULTS
+from liveupdate.planning.faults import not_of_mechanism
 from liveupdate.preserve.registry import MECHANISMS
 from tests.support.vm import cli
 
@@ -35,9 +37,9 @@ _GUESTS_FINE = ("map-unpreserved", "dma-after-free", "corrupt-record", "record-v
 def test_fault_comes_to_its_stated_verdict(fault: Fault, tmp_path: Path) -> None:
     extra: tuple[str, ...] = _HANGS if fault.name.startswith("hang-") else ()
     # what a fault comes to must not hang on a busy machine, where a ring gets full
-    extra += _SLOW if fault.name in DEVICE_FAULTS else ()
+    extra += _SLOW if Part.DEVICE in fault.needs else ()
     # the default, unless the fault says nothing about it
-    mechanism = next(m.name for m in MECHANISMS.values() if fault.name not in m.immune)
+    mechanism = next(m.name for m in MECHANISMS.values() if not not_of_mechanism(fault, m))
     said = cli.run(
         tmp_path, fault.scenario, "--fault", fault.name, "--mechanism", mechanism, *extra
     )

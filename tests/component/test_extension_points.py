@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people add is added to a copy of the package, in as few files as docs/writing says.
+
+Each test writes what a contributor would write, counts the files, and uses the result through the
+command line or through what the runner calls.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "liveupdate"
+
+
+class Copy:
+    """A copy of the package that can be added to, and run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.touched: set[str] = set()
+        shutil.copytree(
+            PACKAGE, root / "liveupdate", ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
+
+    def write(self, path: str, text: str) -> None:
+        """Add a file, or text at the end of one."""
+        self.touched.add(path)
+        with (self.root / "liveupdate" / path).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def replace(self, path: str, old: str, new: str) -> None:
+        """Change the one place in a file where ``old`` stands."""
+        self.touched.add(path)
+        file = self.root / "liveupdate" / path
+        text = file.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path}"
+        file.write_text(text.replace(old, new), encoding="utf-8")
+
+    def python(self, *args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *args], cwd=self.root, capture_output=True, text=True, check=False
+        )
+
+    def script(self, text: str) -> str:
+        """Run a script that must end well; return what it wrote."""
+        done = self.python("-c", text)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    return Copy(tmp_path)
+
+
+# --- a fault
+
+FAULT = """
+
+@fault(
+    "guest-nmi",
+    "the guest gets a non-maskable interrupt after it was resumed",
+    at=Moment.RESUMED,
+    needs={Capability.MONITOR, Part.PAYLOAD},
+    expect=fails("guest.liveness"),
+)
+def guest_nmi(bed: Testbed) -> None:
+    _command(bed, cmd="nmi")
+"""
+
+
+def test_a_fault_is_one_function_in_one_file(copy: Copy) -> None:
+    copy.write("faults/guest.py", FAULT)
+    assert len(copy.touched) == 1
+    listed = copy.python("-m", "liveupdate", "faults", "--json")
+    rows = {row["name"]: row for row in json.loads(listed.stdout)}
+    assert rows["guest-nmi"]["where"] == "resumed"
+    assert (rows["guest-nmi"]["check"], rows["guest-nmi"]["exit_code"]) == ("guest.liveness", 1)
+    said = copy.script(
+        """
+from types import SimpleNamespace
+from liveupdate.core.errors import ScenarioError
+from liveupdate.faults.table import FAULTS
+from liveupdate.model.scenario import GuestSpec, Scenario
+from liveupdate.planning.faults import check_fault
+from liveupdate.preserve.registry import MECHANISMS
+
+fault, mechanism = FAULTS["guest-nmi"], MECHANISMS["luo-memfd"]
+check_fault(Scenario(fault="guest-nmi"), fault, mechanism)
+image = GuestSpec(name="vm0", image="disk.raw", liveness="agent")
+for wrong in (
+    Scenario(fault="guest-nmi", target="ssh:there"),
+    Scenario(fault="guest-nmi", guests=(image,)),
+):
+    try:
+        check_fault(wrong, fault, mechanism)
+    except ScenarioError as error:
+        print(error.message)
+bed = SimpleNamespace(
+    first_guest=SimpleNamespace(spec=image), call=lambda *args, timeout_s: print(*args)
+)
+fault.strike(bed)
+"""
+    )
+    assert said.splitlines() == [
+        "default scenario: target 'ssh' cannot inject 'guest-nmi': there is no monitor",
+        "default scenario: fault 'guest-nmi' needs our payload in the first guest",
+        "payload {'guest': 'vm0', 'command': {'cmd': 'nmi'}}",
+    ]
+
+
+def test_two_faults_of_one_name_are_refused(copy: Copy) -> None:
+    copy.write("faults/guest.py", FAULT.replace("guest-nmi", "kho-off"))
+    done = copy.python("-m", "liveupdate", "faults")
+    assert done.returncode != 0
+    assert "two faults are named 'kho-off'" in done.stderr
+
+
+def test_the_table_of_faults_loads_no_machine(copy: Copy) -> None:
+    loaded = copy.script("import liveupdate.faults.table, sys; print(*sys.modules)").split()
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("liveupdate.")}
+    assert rooms == {"core", "faults", "model", "preserve"}
