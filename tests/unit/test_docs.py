@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents: their links lead somewhere; the indexes are whole."""
+"""Documents: their links lead somewhere, the indexes are whole, hooks download nothing."""
 
 from __future__ import annotations
 
@@ -98,3 +98,10 @@ def test_every_page_is_in_the_index_of_documents() -> None:
     pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("[!a]*/*.md")]
     names = {path.relative_to(ROOT / "docs").as_posix() for path in pages} - {"README.md"}
     assert {name for name in names if f"]({name})" not in index} == set()
+
+
+def test_hooks_download_nothing() -> None:
+    config = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    hooks = len(re.findall(r"^ +- id: ", config, re.MULTILINE))
+    assert set(re.findall(r"^ *- repo: (.*)$", config, re.MULTILINE)) == {"local"}
+    assert re.findall(r"^ +language: (.*)$", config, re.MULTILINE) == ["system"] * hooks
