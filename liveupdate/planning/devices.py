@@ -79,7 +79,7 @@ def _check_guests_own(scenario: Scenario, device: DeviceSpec) -> None:
         # The mappings are the VMM's, and it knows nothing of taking over a device that runs.
         said = "a guest's own device stops for the update"
         wrong = "tier", said, 'set its tier = "quiesce"'
-    elif guest.image is not None:
+    elif not guest.kind.payload:
         wrong = "guest", f"'{guest.name}' is an image of yours, and only our payload sleeps", None
     elif device.kind not in GUEST_KINDS:
         said = f"no guest has a driver for kind '{device.kind}'"

@@ -78,8 +78,7 @@ def _no_guest_card(scenario: Scenario) -> str | None:
 
 
 def _no_payload(scenario: Scenario) -> str | None:
-    ours = scenario.guests[0].image is None
-    return None if ours else "needs our payload in the first guest"
+    return None if scenario.guests[0].kind.payload else "needs our payload in the first guest"
 
 
 def _no_digests(scenario: Scenario) -> str | None:

@@ -286,7 +286,7 @@ def _check_room(scenario: Scenario, machine: MachineFacts, memory_bytes: int) ->
     fed = [each for each in scenario.devices if each.kind in FED_KINDS and each.guest is None]
     frames = sum(each.rate for each in fed) * FRAMES_S
     disk = RUN_BYTES + scenario.hops * frames * EVIDENCE_PER_FRAME
-    disk += sum(guest.disk_bytes for guest in scenario.guests if guest.image is None)
+    disk += sum(guest.disk_bytes for guest in scenario.guests if guest.kind.payload)
     if scenario.observe.memory:
         disk += scenario.hops * pages * EVIDENCE_PER_PAGE
     if machine.run_free_bytes < disk:
@@ -305,7 +305,7 @@ def _check_lab(scenario: Scenario, machine: MachineFacts) -> None:
             f" {len(machine.guest_disks)}",
             hint="use fewer guests",
         )
-    if any(guest.image is not None for guest in scenario.guests):
+    if not all(guest.kind.payload for guest in scenario.guests):
         raise PlanError(f"{machine.place}: a guest's own image is not copied to a machine of a lab")
 
 
@@ -390,18 +390,18 @@ def _skips(scenario: Scenario, mechanism: Requirements) -> tuple[tuple[str, str]
     for check, need in CHECK_NEEDS.items():
         if need not in target.capabilities:
             skips.append((check, f"target '{target.name}': {target.lacks[need]}"))
-    observed = {guest.liveness for guest in scenario.guests}
+    kinds = {guest.kind for guest in scenario.guests}
     if not scenario.observe.memory:
         skips.append(("memory.content", "observe.memory is false"))
     if KHO not in mechanism.witnesses:
         reason = f"mechanism '{mechanism.name}' does without KHO, which counts the generations"
         skips.append(("handover.generation", reason))
-    if "payload" not in observed:
+    if not any(kind.journal for kind in kinds):
         skips.append(("guest.storage", "no guest runs our payload, which keeps the journal"))
-        if "agent" not in observed:
-            skips.append(("guest.clock", "no guest can be asked for its clock"))
-        if "network" not in observed:
-            skips.append(("guest.network", "no guest answers on the network"))
+    if not any(kind.clock for kind in kinds):
+        skips.append(("guest.clock", "no guest can be asked for its clock"))
+    if not any(kind.answers for kind in kinds):
+        skips.append(("guest.network", "no guest answers on the network"))
     if scenario.budget.blackout_s is None:
         skips.append(("budget.blackout", "the scenario sets no bound"))
     return tuple(skips)

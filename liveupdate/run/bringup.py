@@ -31,6 +31,7 @@ from liveupdate.formats import payload, tickpage
 from liveupdate.formats.pattern import STEP
 from liveupdate.images import catalogue
 from liveupdate.model import codec
+from liveupdate.model.guest_kinds import Watch
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.run.devices import find_guests_own, start_devices, stop_devices
@@ -244,7 +245,7 @@ def _start_warm(
             bed.call("cont_guests")
             mark = host.agent.mark()
             for guest in bed.guests:
-                if guest.spec.image is None:
+                if guest.spec.kind.payload:
                     bed.command(guest, payload.set_time(time.time_ns()))
                     bed.command(guest, payload.HELLO)
             wait_guests(bed, timeout_s=_WARM_READY_S, since=mark)
@@ -287,7 +288,7 @@ def _check_ticks(bed: Testbed) -> None:
     :raises GuestStopped: one does not.
     """
     for guest in bed.guests:
-        if guest.spec.image is None:
+        if guest.spec.kind.payload:
             _wait_ticks(bed, guest)
 
 
@@ -379,7 +380,7 @@ def _start_args(plan: Plan, guest: GuestHandle, found: Mapping[str, str]) -> dic
         # what nobody sees from outside is told from inside
         "digest": plan.target == "ssh" and plan.observe.memory,
         "image": "disk" if spec.image else "",
-        "qga": spec.liveness == "agent",
+        "qga": Watch.PINGS in spec.kind.watches,
         "cpu": _guest_cpu(plan),
         "devices": [
             {"name": each.name, "kind": each.kind, "access": each.access, "bdf": found[each.name]}
@@ -424,7 +425,7 @@ def wait_guests(bed: Testbed, *, timeout_s: float, since: int = 0) -> None:
     """
     deadline = Deadline.after(timeout_s, "the guests to be ready")
     for guest in bed.guests:
-        if guest.spec.image is None:
+        if guest.spec.kind.payload:
             line = bed.wait_payload(guest, payload.Ready, deadline, since=since)
             assert isinstance(line, payload.Ready)
             guest.ready = line

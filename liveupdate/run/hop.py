@@ -358,7 +358,7 @@ class HopRun:
         return "/kit/kernel-b" if self._n % 2 else "/kit/kernel-a"
 
     def _payload_guests(self) -> list[GuestHandle]:
-        return [guest for guest in self._bed.guests if guest.spec.image is None]
+        return [guest for guest in self._bed.guests if guest.spec.kind.payload]
 
     def _note(self, moment: str) -> None:
         self._moments[moment, ""] = time.monotonic_ns()

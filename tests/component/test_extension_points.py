@@ -126,3 +126,79 @@ def test_the_table_of_faults_loads_no_machine(copy: Copy) -> None:
     loaded = copy.script("import liveupdate.faults.table, sys; print(*sys.modules)").split()
     rooms = {name.split(".")[1] for name in loaded if name.startswith("liveupdate.")}
     assert rooms == {"core", "faults", "model", "preserve"}
+
+
+# --- a kind of guest
+
+GUEST_KIND = """    GuestKind(
+        name="agent-and-network",
+        alive=Watch.ECHOES,
+        clock=Watch.PINGS,
+        answers=True,
+        needs_address=True,
+    ),
+)
+
+GUEST_KINDS: """
+
+
+def test_a_kind_of_guest_is_one_row_in_one_file(copy: Copy) -> None:
+    copy.replace("model/guest_kinds.py", ")\n\nGUEST_KINDS: ", GUEST_KIND)
+    assert len(copy.touched) == 1
+    said = copy.script(
+        f"""
+import sys
+from dataclasses import replace
+from pathlib import Path
+from liveupdate.core.errors import ScenarioError
+from liveupdate.judging.judge import judge
+from liveupdate.model.evidence import AgentPing
+from liveupdate.planning.planner import make_plan
+from liveupdate.scenario.load import parse_scenario
+
+sys.path.append({str(PACKAGE.parent)!r})
+from tests.support import evidence_builder as make
+from tests.support.planner_inputs import IMAGES, MACHINE
+
+text = '[[guest]]\\nimage = "/x"\\nliveness = "agent-and-network"\\n'
+try:
+    parse_scenario(text, where="s.toml", base=Path("/"), overrides=())
+except ScenarioError as error:
+    print(error.message)
+scenario = parse_scenario(
+    text + 'address = "192.0.2.1"\\n', where="s.toml", base=Path("/"), overrides=()
+)
+plan = make_plan(scenario, IMAGES, MACHINE)
+print(*(check for check, _ in plan.skips if check.startswith("guest.")))
+plan = make.make_plan(guests=(replace(plan.guests[0], memory_bytes=make.GUEST_BYTES),))
+
+
+def evidence(clock_ns):
+    pings = tuple(
+        AgentPing(
+            host_ns=100 * make.SECOND + at,
+            realtime_ns=100 * make.SECOND + at + (clock_ns if at >= 5 * make.SECOND else 0),
+        )
+        for at in range(0, 8 * make.SECOND, make.SECOND // 4)
+        if make.alive(at)
+    )
+    return make.with_trace(
+        make.make_evidence(),
+        ticks=(), journal=(), journal_before=None, journal_after=None, pattern=None,
+        echoes=tuple(replace(echo, boot=None) for echo in make.make_echoes()),
+        agent_pings=pings,
+    )
+
+
+for clock_ns in (0, 30 * make.SECOND):
+    verdict = judge(plan, evidence(clock_ns))
+    found = {{check.id: check.status.name for check in verdict.checks}}
+    print(found["guest.liveness"], found["guest.clock"], found["guest.storage"])
+"""
+    )
+    assert said.splitlines() == [
+        "s.toml:3: guest 'vm0': liveness 'agent-and-network' needs an address",
+        "guest.storage",
+        "PASS PASS SKIP",
+        "PASS FAIL SKIP",
+    ]
