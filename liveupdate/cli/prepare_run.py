@@ -153,24 +153,12 @@ def find_target(scenario: Scenario, machine: MachineFacts) -> MachineFacts:
     :raises PlanError: nobody is, or what is needed to ask is not installed.
     :raises ScenarioError: a machine of a lab is not described, or wrongly.
     """
-    from liveupdate.model.targets import split_target
+    from liveupdate.model.targets import parse_target
+    from liveupdate.target.base import find_entry
 
-    kind, place = split_target(scenario.target)
-    if kind.name == "libvirt":
-        from liveupdate.target.libvirt import link
-        from liveupdate.target.libvirt.host import DEFAULT_URI
-
-        place = place or os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
-        link.check(place)
-        return replace(machine, place=place)
-    if kind.name == "ssh":
-        from liveupdate.core.paths import config_dir
-        from liveupdate.target.ssh.spec import find_description, read_description
-
-        path = find_description(place, config_dir())
-        lab = read_description(path)
-        return replace(machine, place=str(path), append=lab.append, guest_disks=lab.disks)
-    return machine
+    target = parse_target(scenario.target)
+    found = find_entry(target.kind).locate(target.place)
+    return replace(machine, place=found.place, append=found.append, guest_disks=found.guest_disks)
 
 
 def available_memory(

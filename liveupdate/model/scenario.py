@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from liveupdate.core.units import GIB, MIB
 from liveupdate.model.guest_kinds import GUEST_KINDS, UNKNOWN, GuestKind
+from liveupdate.model.targets import DEFAULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,7 @@ class Scenario:
     """The whole of what the user asked for."""
 
     name: str = "default"
-    target: str = "qemu"
+    target: str = DEFAULT
     accel: str = "auto"
     mechanism: str = "luo-memfd"
     hops: int = 1

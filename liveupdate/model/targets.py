@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 
 class Capability(StrEnum):
@@ -34,6 +35,10 @@ class Capability(StrEnum):
     PROCESS = "process"
     #: a guest can be given a device that is watched
     DEVICES = "devices"
+    #: the machine is made for the run: memory, disks, IOMMU and command line are as planned
+    MADE = "made"
+    #: the machine can be saved with its guests, and loaded for another run
+    SAVE = "save"
 
 
 _ALL = (
@@ -45,7 +50,11 @@ _ALL = (
     Capability.MONITOR,
     Capability.WIRE,
     Capability.CLOCK,
+    Capability.MADE,
 )
+
+DEFAULT = "qemu"
+"""The kind that a scenario without a target takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +62,9 @@ class TargetKind:
     """One kind. ``lacks``: capability to the reason why it is not there."""
 
     name: str
+    #: module of :mod:`liveupdate.target` that finds and makes its hosts, see
+    #: :class:`liveupdate.target.base.Entry`
+    module: str
     capabilities: frozenset[Capability]
     lacks: Mapping[Capability, str]
     #: what stands behind the colon: "" nothing, "optional" or "required"
@@ -63,6 +75,7 @@ class TargetKind:
 
 def _kind(
     name: str,
+    module: str,
     has: tuple[Capability, ...],
     lacks: Mapping[Capability, str],
     place: str = "",
@@ -70,6 +83,7 @@ def _kind(
 ) -> TargetKind:
     return TargetKind(
         name=name,
+        module=module,
         capabilities=frozenset(has),
         lacks=MappingProxyType(lacks),
         place=place,
@@ -78,20 +92,34 @@ def _kind(
 
 
 _TABLE = (
-    _kind("qemu", (*_ALL, Capability.MONITOR_CUT, Capability.PROCESS, Capability.DEVICES), {}),
+    _kind(
+        "qemu",
+        "liveupdate.target.qemu.entry",
+        (
+            *_ALL,
+            Capability.MONITOR_CUT,
+            Capability.PROCESS,
+            Capability.DEVICES,
+            Capability.SAVE,
+        ),
+        {},
+    ),
     _kind(
         "libvirt",
+        "liveupdate.target.libvirt.entry",
         (*_ALL, Capability.PROCESS),
         {
             Capability.MONITOR_CUT: "libvirtd holds the monitor, and a machine ends with our"
             " connection to it",
             Capability.DEVICES: "devices are not part of the domain",
+            Capability.SAVE: "a saved host is loaded into a QEMU command line of ours only",
         },
         "optional",
         "a libvirt URI",
     ),
     _kind(
         "ssh",
+        "liveupdate.target.ssh.entry",
         (Capability.POWER, Capability.CONSOLE, Capability.AGENT, Capability.SSH),
         {
             Capability.PHYSICAL_MEMORY: "memory is not seen from outside",
@@ -102,6 +130,8 @@ _TABLE = (
             Capability.PROCESS: "the machine is not ours to kill, and its disks are not seen from"
             " outside",
             Capability.CLOCK: "a guest's clock is read late, over SSH",
+            Capability.MADE: "a machine of a lab has the memory, disks and IOMMU that it has",
+            Capability.SAVE: "the machine is reset before each run",
         },
         "required",
         "a machine's name or description",
@@ -121,8 +151,20 @@ CHECK_NEEDS: Mapping[str, Capability] = MappingProxyType(
 """The capability of the target without which a check is SKIP."""
 
 
-def split_target(text: str) -> tuple[TargetKind, str]:
-    """Split ``KIND[:PLACE]``.
+class Target(NamedTuple):
+    """What a scenario's ``target`` says."""
+
+    kind: TargetKind
+    #: what stands behind the colon, or ""
+    place: str
+
+    def has(self, capability: Capability) -> bool:
+        """Return whether the kind has a capability."""
+        return capability in self.kind.capabilities
+
+
+def parse_target(text: str) -> Target:
+    """Parse ``KIND[:PLACE]``.
 
     :raises ValueError: no such kind, or a place where none belongs or is missing.
     """
@@ -134,4 +176,4 @@ def split_target(text: str) -> tuple[TargetKind, str]:
         raise ValueError(f"'{name}' alone")
     if bool(colon) != bool(place) or (kind.place == "required" and not place):
         raise ValueError(f"'{name}:' with {kind.place_is} behind it")
-    return kind, place
+    return Target(kind, place)

@@ -10,12 +10,12 @@ from liveupdate.core.errors import ScenarioError
 from liveupdate.faults.base import DEFAULT, Fault, Part
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.scenario import Scenario
-from liveupdate.model.targets import TargetKind, split_target
+from liveupdate.model.targets import Target, TargetKind
 from liveupdate.preserve.base import Requirements
 from liveupdate.scenario.load import where
 
 
-def check_fault(scenario: Scenario, fault: Fault, mechanism: Requirements) -> None:
+def check_fault(scenario: Scenario, fault: Fault, mechanism: Requirements, target: Target) -> None:
     """Refuse a fault that does not apply.
 
     :raises ScenarioError: mechanism, target or scenario lack what it needs.
@@ -28,11 +28,10 @@ def check_fault(scenario: Scenario, fault: Fault, mechanism: Requirements) -> No
             where=place,
             hint=reason,
         )
-    target, _ = split_target(scenario.target)
-    reason = not_of_target(fault, target)
+    reason = not_of_target(fault, target.kind)
     if reason is not None:
         raise ScenarioError(
-            f"target '{target.name}' cannot inject '{fault.name}': {reason}", where=place
+            f"target '{target.kind.name}' cannot inject '{fault.name}': {reason}", where=place
         )
     for part, lacks in _PARTS.items():
         message = lacks(scenario) if part in fault.needs else None

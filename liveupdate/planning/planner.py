@@ -30,7 +30,7 @@ from liveupdate.model.plan import (
     Region,
 )
 from liveupdate.model.scenario import Scenario
-from liveupdate.model.targets import CHECK_NEEDS, Capability, split_target
+from liveupdate.model.targets import CHECK_NEEDS, Capability, Target, parse_target
 from liveupdate.planning.devices import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
 from liveupdate.planning.faults import check_fault
 from liveupdate.planning.kernels import check_kernels
@@ -107,29 +107,14 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
     :raises PlanError: the kernels or the control host cannot do it.
     """
     mechanism = _mechanism(scenario)
-    fault = _fault(scenario, mechanism)
+    target = parse_target(scenario.target)
+    fault = _fault(scenario, mechanism, target)
     check_devices(scenario, mechanism)
     check_kernels(scenario, images, mechanism, fault)
     memory_bytes = host_memory(scenario, mechanism)
-    target, place = split_target(scenario.target)
-    if scenario.devices and Capability.DEVICES not in target.capabilities:
-        raise ScenarioError(
-            f"target '{target.name}' cannot run a scenario with devices:"
-            f" {target.lacks[Capability.DEVICES]}",
-            where=where(scenario, "target"),
-        )
-    if scenario.iommu.kind != "intel" and target.name == "ssh":
-        raise ScenarioError(
-            "target 'ssh' has the IOMMU it has", where=where(scenario, "iommu.kind")
-        )
     region = find_region(scenario, mechanism, memory_bytes)
-    if region is not None and target.name == "ssh":
-        raise ScenarioError(
-            f"mechanism '{mechanism.name}' sets memory aside, and where there is room for it on a"
-            " machine of a lab is not known",
-            where=where(scenario, "mechanism"),
-        )
-    if Capability.PHYSICAL_MEMORY in target.capabilities:
+    _check_target(scenario, target, mechanism, region)
+    if target.has(Capability.MADE):
         _check_room(scenario, machine, memory_bytes)
     elif machine.place:
         _check_lab(scenario, machine)
@@ -171,8 +156,8 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
     _check_append(scenario, boot_append, hops)
     return Plan(
         scenario=scenario.name,
-        target=target.name,
-        place=machine.place or place,
+        target=target.kind.name,
+        place=machine.place or target.place,
         guest_disks=machine.guest_disks,
         mechanism=mechanism.name,
         images=images,
@@ -186,14 +171,13 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         observe=scenario.observe,
         budget=scenario.budget,
         fault=None if fault is None else FaultPlan(name=fault.name, expected=fault.expected),
-        # a saved host is loaded into the very same QEMU command line, and ours only; fragmented
-        # memory is made anew for each run; and QEMU has no way to save every device
+        # fragmented memory is made anew for each run, and QEMU has no way to save every device
         cold=scenario.cold
-        or target.name != "qemu"
+        or not target.has(Capability.SAVE)
         or scenario.host.fragment > 0
         or not can_be_saved(scenario),
         fragment=scenario.host.fragment,
-        skips=_skips(scenario, mechanism),
+        skips=_skips(scenario, mechanism, target),
         seed=_seed(scenario),
         witnesses=mechanism.witnesses,
         region=region,
@@ -257,7 +241,7 @@ def _mechanism(scenario: Scenario) -> Requirements:
     return found
 
 
-def _fault(scenario: Scenario, mechanism: Requirements) -> Fault | None:
+def _fault(scenario: Scenario, mechanism: Requirements, target: Target) -> Fault | None:
     name = scenario.fault
     if name is None:
         return None
@@ -268,8 +252,38 @@ def _fault(scenario: Scenario, mechanism: Requirements) -> Fault | None:
             where=where(scenario, "fault"),
             hint=suggest_or_list(name, FAULTS),
         )
-    check_fault(scenario, found, mechanism)
+    check_fault(scenario, found, mechanism, target)
     return found
+
+
+def _check_target(
+    scenario: Scenario, target: Target, mechanism: Requirements, region: Region | None
+) -> None:
+    """Refuse what the target cannot have.
+
+    :raises ScenarioError: devices, another IOMMU or memory set aside.
+    """
+    kind = target.kind
+    if scenario.devices and not target.has(Capability.DEVICES):
+        raise ScenarioError(
+            f"target '{kind.name}' cannot run a scenario with devices:"
+            f" {kind.lacks[Capability.DEVICES]}",
+            where=where(scenario, "target"),
+        )
+    if target.has(Capability.MADE):
+        return
+    reason = kind.lacks[Capability.MADE]
+    if scenario.iommu.kind != "intel":
+        raise ScenarioError(
+            f"target '{kind.name}' has no choice of an IOMMU: {reason}",
+            where=where(scenario, "iommu.kind"),
+        )
+    if region is not None:
+        raise ScenarioError(
+            f"mechanism '{mechanism.name}' sets memory aside, and target '{kind.name}' has no known"
+            f" place for it: {reason}",
+            where=where(scenario, "mechanism"),
+        )
 
 
 def _check_room(scenario: Scenario, machine: MachineFacts, memory_bytes: int) -> None:
@@ -380,16 +394,17 @@ def _drop(append: str, names: tuple[str, ...]) -> str:
     return " ".join(word for word in append.split() if word.partition("=")[0] not in names)
 
 
-def _skips(scenario: Scenario, mechanism: Requirements) -> tuple[tuple[str, str], ...]:
+def _skips(
+    scenario: Scenario, mechanism: Requirements, target: Target
+) -> tuple[tuple[str, str], ...]:
     """Checks that nothing in this scenario can answer, with the reason."""
     skips: list[tuple[str, str]] = []
     if not scenario.devices:
         skips += [(check, NO_IOMMU) for check in IOMMU_CHECKS]
         skips += [(check, NO_DEVICE) for check in DEVICE_CHECKS]
-    target, _ = split_target(scenario.target)
     for check, need in CHECK_NEEDS.items():
-        if need not in target.capabilities:
-            skips.append((check, f"target '{target.name}': {target.lacks[need]}"))
+        if not target.has(need):
+            skips.append((check, f"target '{target.kind.name}': {target.kind.lacks[need]}"))
     kinds = {guest.kind for guest in scenario.guests}
     if not scenario.observe.memory:
         skips.append(("memory.content", "observe.memory is false"))

@@ -48,7 +48,6 @@ from liveupdate.run.observers.host_queries import (
 from liveupdate.run.observers.iommu import IommuObserver
 from liveupdate.run.testbed import GuestHandle, Testbed, disk_of
 from liveupdate.run.timeline import phases
-from liveupdate.target.ssh.host import SshHost
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.console import ConsoleLine
 from liveupdate.transport.physmem import Page
@@ -352,10 +351,8 @@ class HopRun:
             ) from error
 
     def _place_kernel(self) -> str:
-        """Return the path of the incoming kernel over there; a machine of a lab gets it now."""
-        if isinstance(self._bed.host, SshHost):
-            return self._bed.host.push_kernel(Path(self._hop.incoming.path))
-        return "/kit/kernel-b" if self._n % 2 else "/kit/kernel-a"
+        """Return the path of the incoming kernel on the host, which gets it now if it has not."""
+        return self._bed.host.place_kernel(self._n, Path(self._hop.incoming.path))
 
     def _payload_guests(self) -> list[GuestHandle]:
         return [guest for guest in self._bed.guests if guest.spec.kind.payload]

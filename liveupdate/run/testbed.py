@@ -138,7 +138,7 @@ class Testbed:
     @property
     def machine(self) -> QemuHost | None:
         """The host as a machine that is seen from outside, or None: it is not."""
-        return self.host if isinstance(self.host, QemuHost) else None
+        return self.host.outside
 
     @property
     def own_machine(self) -> QemuHost:

@@ -88,18 +88,19 @@ from types import SimpleNamespace
 from liveupdate.core.errors import ScenarioError
 from liveupdate.faults.table import FAULTS
 from liveupdate.model.scenario import GuestSpec, Scenario
+from liveupdate.model.targets import parse_target
 from liveupdate.planning.faults import check_fault
 from liveupdate.preserve.registry import MECHANISMS
 
 fault, mechanism = FAULTS["guest-nmi"], MECHANISMS["luo-memfd"]
-check_fault(Scenario(fault="guest-nmi"), fault, mechanism)
+check_fault(Scenario(fault="guest-nmi"), fault, mechanism, parse_target("qemu"))
 image = GuestSpec(name="vm0", image="disk.raw", liveness="agent")
 for wrong in (
     Scenario(fault="guest-nmi", target="ssh:there"),
     Scenario(fault="guest-nmi", guests=(image,)),
 ):
     try:
-        check_fault(wrong, fault, mechanism)
+        check_fault(wrong, fault, mechanism, parse_target(wrong.target))
     except ScenarioError as error:
         print(error.message)
 bed = SimpleNamespace(
@@ -201,4 +202,99 @@ for clock_ns in (0, 30 * make.SECOND):
         "guest.storage",
         "PASS PASS SKIP",
         "PASS FAIL SKIP",
+    ]
+
+
+# --- a target
+
+TARGET_ROW = """    _kind(
+        "bench",
+        "liveupdate.target.bench",
+        (Capability.POWER, Capability.CONSOLE, Capability.AGENT, Capability.SSH, Capability.CLOCK),
+        {
+            Capability.PHYSICAL_MEMORY: "no probe is soldered to its memory",
+            Capability.MONITOR: "it has no monitor",
+            Capability.MONITOR_CUT: "it has no monitor",
+            Capability.WIRE: "no wire goes to its guests",
+            Capability.DEVICES: "its slots are empty",
+            Capability.PROCESS: "it is hardware",
+            Capability.MADE: "it is what it is",
+            Capability.SAVE: "it cannot be saved",
+        },
+        "required",
+        "a bench's number",
+    ),
+)
+
+TARGETS: """
+
+TARGET_FILE = """
+from liveupdate.core.errors import PlanError
+from liveupdate.target.base import Located, Order
+
+
+def locate(place: str) -> Located:
+    if place != "7":
+        raise PlanError(f"there is no bench {place}")
+    return Located(place="/dev/bench7", append="console=ttyS1", guest_disks=("scratch",))
+
+
+def make(order: Order) -> str:
+    return f"a host at {order.plan.place} for run {order.run_id}"
+"""
+
+
+def test_a_target_is_one_row_and_one_file(copy: Copy) -> None:
+    copy.replace("model/targets.py", ")\n\nTARGETS: ", TARGET_ROW)
+    copy.write("target/bench.py", TARGET_FILE)
+    assert len(copy.touched) == 2
+    said = copy.script(
+        f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from liveupdate.cli.plan import describe
+from liveupdate.cli.prepare_run import find_target
+from liveupdate.core.errors import LiveUpdateError
+from liveupdate.model.scenario import Scenario
+from liveupdate.planning.planner import make_plan
+from liveupdate.run.bringup import make_host, take_host
+
+sys.path.append({str(PACKAGE.parent)!r})
+from tests.support.planner_inputs import IMAGES, MACHINE
+
+
+def plan(**asked):
+    scenario = Scenario(target="bench:7", **asked)
+    return make_plan(scenario, IMAGES, find_target(scenario, MACHINE))
+
+
+made = plan()
+print(made.place, made.guest_disks, made.boot_append, made.cold)
+print(*sorted(check for check, why in made.skips if why.startswith("target 'bench': ")))
+print(list(describe(made, ""))[2])
+print(take_host(made, SimpleNamespace(run_id="r1", path=Path("/")), Path("/kit")))
+for refused in (
+    lambda: plan(fault="flip-bit"),
+    lambda: plan(mechanism="pool"),
+    lambda: find_target(Scenario(target="bench:8"), MACHINE),
+    lambda: make_host(made, "r1", Path("/"), Path("/kit")),
+):
+    try:
+        print(refused())
+    except LiveUpdateError as error:
+        print(error.message)
+"""
+    )
+    assert said.splitlines() == [
+        "/dev/bench7 ('scratch',) console=ttyS1 kho=on liveupdate=on True",
+        "guest.network guest.storage",
+        "host        bench, /dev/bench7, reset before the run",
+        "a host at /dev/bench7 for run r1",
+        "default scenario: target 'bench' cannot inject 'flip-bit': no probe is soldered to its"
+        " memory",
+        "default scenario: mechanism 'pool' sets memory aside, and target 'bench' has no known"
+        " place for it: it is what it is",
+        "there is no bench 8",
+        "'/dev/bench7' is a machine that is there already",
     ]
