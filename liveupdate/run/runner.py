@@ -15,7 +15,9 @@ from pathlib import Path
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, LostMachine
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
+from liveupdate.formats.malformed import MalformedError
 from liveupdate.judging.judge import judge
+from liveupdate.model.codec import CodecError
 from liveupdate.model.evidence import Evidence, Incident
 from liveupdate.model.plan import Hop, Plan
 from liveupdate.model.scenario import Scenario
@@ -26,7 +28,10 @@ from liveupdate.run.observers.guests import GuestObservers
 from liveupdate.run.provenance import describe
 from liveupdate.run.testbed import Testbed
 from liveupdate.scenario.dump import dump_scenario
+from liveupdate.transport.physmem import NotRam
 
+#: what a host that is not trusted can make of what it is asked: noted like any other error
+_GARBLED = (CodecError, MalformedError, NotRam)
 _TAIL_LINES = 20
 _SWITCH_S = 0.0005
 
@@ -70,7 +75,7 @@ def run(
                 _walk(bed, steps)
             finally:
                 tail = bed.host.console.tail(_TAIL_LINES)
-    except LiveUpdateError as error:
+    except (LiveUpdateError, *_GARBLED) as error:
         # Before the first hop there is no machine whose promise could have been broken.
         record.add_incident(Incident(kind=_kind(error), hop=0, text=str(error)))
     finally:
@@ -98,7 +103,7 @@ def _hop(bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps) -> bool
         bed.record.add_incident(Incident(kind="freeze-refused", hop=hop.number, text=error.message))
         _roll_back(bed, hop, steps)
         return False
-    except LiveUpdateError as error:
+    except (LiveUpdateError, *_GARBLED) as error:
         bed.record.add_incident(_incident(bed, hop, error))
         return False
     finally:
@@ -114,7 +119,7 @@ def _roll_back(bed: Testbed, hop: Hop, steps: Steps) -> None:
         bed.record.set_rolled_back()
 
 
-def _incident(bed: Testbed, hop: Hop, error: LiveUpdateError) -> Incident:
+def _incident(bed: Testbed, hop: Hop, error: Exception) -> Incident:
     """Say what happened by what was seen: a panic on the console explains whatever came after."""
     crash = bed.host.console.find_crash("panic")
     if crash is not None:
@@ -128,7 +133,7 @@ def _incident(bed: Testbed, hop: Hop, error: LiveUpdateError) -> Incident:
     return Incident(kind=_kind(error), hop=hop.number, text=str(error))
 
 
-def _kind(error: LiveUpdateError) -> str:
+def _kind(error: Exception) -> str:
     if isinstance(error, DeadlineExceeded):
         return "deadline"
     if isinstance(error, LostMachine):
