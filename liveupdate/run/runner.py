@@ -22,7 +22,7 @@ from liveupdate.model.evidence import Evidence, Incident
 from liveupdate.model.plan import Hop, Plan
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import Verdict
-from liveupdate.run.bringup import bring_up
+from liveupdate.run.bringup import TakeHost, bring_up
 from liveupdate.run.hop import FreezeRefused, HopRun
 from liveupdate.run.observers.guests import GuestObservers
 from liveupdate.run.provenance import describe
@@ -55,11 +55,12 @@ def run(
     steps: Steps,
     argv: tuple[str, ...] = (),
     accel_reason: str = "",
+    take: TakeHost | None = None,
 ) -> RunResult:
     """Carry a plan out in a new run directory under ``results``.
 
     :param argv: how the tool was called; :param accel_reason: why this accelerator: provenance.
-
+    :param take: as of :func:`~liveupdate.run.bringup.bring_up`.
     :raises PlanError: nothing was started (unwritable directory, missing images).
     :raises KeyboardInterrupt: passed on after everything was taken down and stored.
     """
@@ -69,7 +70,7 @@ def run(
     steps.subscribe(record.log_step)
     tail: tuple[str, ...] = ()
     try:
-        with bring_up(plan, record, steps) as bed:
+        with bring_up(plan, record, steps, take) as bed:
             record.put_provenance(describe(bed, argv=argv, accel_reason=accel_reason))
             try:
                 _walk(bed, steps)

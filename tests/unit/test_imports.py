@@ -28,6 +28,7 @@ PLANTED = [
     ("run.runner", "liveupdate.cli.view"),
     ("images.kit", "liveupdate.agent.base.framing"),
     ("agent.base.framing", "liveupdate.core.units"),
+    ("run.bringup", "liveupdate.target.fake.host"),
     ("target.qemu.host", "subprocess"),
     ("target.ssh.host", "paramiko"),
     ("transport.monitor", "qemu"),
