@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import KIB
@@ -219,7 +221,7 @@ def find_images(scenario: Scenario) -> ImageSet:
     images = catalogue.resolve(paths["kernel"], paths["next_kernel"])
     swapped = fault_kernels(scenario)
     kernels = {side: catalogue.find_kernel(name) for side, name in swapped.items()}
-    return replace(
+    return structs.replace(
         images,
         outgoing=kernels.get("outgoing", images.outgoing),
         incoming=kernels.get("incoming", images.incoming),

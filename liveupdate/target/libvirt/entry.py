@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from liveupdate.core.errors import PlanError
 from liveupdate.target.base import Located, Order
