@@ -16,7 +16,7 @@ from liveupdate.model.verdict import ExitCode
 @json_option
 @common
 def faults(app: App, *, as_json: bool) -> int:
-    """List the faults `run --fault NAME` can inject, and what each must come to."""
+    """List the faults that `run --fault NAME` can inject, and the result that each must have."""
     if as_json:
         say_json([_document(name) for name in FAULTS])
         return ExitCode.PASS
