@@ -29,6 +29,8 @@ PLANTED = [
     ("images.kit", "liveupdate.agent.base.framing"),
     ("agent.base.framing", "liveupdate.core.units"),
     ("run.bringup", "liveupdate.target.fake.host"),
+    ("agent.base.framing", "liveupdate.agent.link.port"),
+    ("agent.device.edu", "liveupdate.agent.guest.spec"),
     ("target.qemu.host", "subprocess"),
     ("target.ssh.host", "paramiko"),
     ("transport.monitor", "qemu"),
