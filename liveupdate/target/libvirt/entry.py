@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Target ``libvirt``: a machine of ours as a domain of a libvirtd on this machine."""
+"""Target ``libvirt``: a machine of this run as a domain of a libvirtd on this machine."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from liveupdate.target.libvirt.host import DEFAULT_URI, LibvirtHost
 def locate(place: str) -> Located:
     """Return the URI of a libvirt that answers.
 
-    :param place: a URI; "": $LIBVIRT_DEFAULT_URI, else the session's.
-    :raises PlanError: none answers, or the binding is not installed.
+    :param place: a URI; "": $LIBVIRT_DEFAULT_URI, else that of the session.
+    :raises PlanError: libvirt does not answer, or the binding is not installed.
     """
     uri = place or os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
     link.check(uri)
