@@ -4,10 +4,24 @@
 from __future__ import annotations
 
 from ..base.fault_tools import move_page
+from ..mechanisms.base import TOKEN_STATE
+from ..mechanisms.fault_tools import take_token
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .guests import Guest
+
+
+def apply_after_pause(guest: Guest, faults: list[dict[str, object]]) -> None:
+    """Apply those of the handover's faults that come between a guest's pause and its saving."""
+    for fault in faults:
+        if fault.get("guest", guest.spec.name) != guest.spec.name:
+            continue
+        if fault.get("fault") == "kill-vmm-at-freeze":
+            guest.vmm.kill()
+            guest.vmm.wait_end(1.0)
+        elif fault.get("fault") == "refuse-state" and guest.session is not None:
+            take_token(guest.session, TOKEN_STATE)
 
 
 def apply_after_retrieve(guest: Guest) -> None:

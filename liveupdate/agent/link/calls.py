@@ -24,31 +24,21 @@ from ..guest.spec import GuestSpec
 from ..guest.vmm_qemu import RUN_DIR, VmmError
 from ..update.adopt import write_state
 from ..update.handover import HandoverError
+from .args import CallError, guest_of, integer, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .args import After, Args
+    from .cost_calls import CostCalls
     from .main import Agent
-
-    Args = dict[str, object]
-    After = Callable[[], None] | None
 
 GUESTS_MAX = 64
 QGA_S = 10.0
 #: of one answer to update_log
 LOG_REPLY_BYTES = 2 << 20
 _LOADERS = {"file": "-s", "legacy": "-c"}
-
-__all__ = ["CallError", "Calls"]
-
-
-class CallError(Exception):
-    """A call that cannot be carried out; ``kind`` is for programs."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class Calls:
@@ -57,9 +47,7 @@ class Calls:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._handover = agent.handover
-        self._pins: object = None
-        self._fragmented: Args | None = None
-        self._hugetlb: Args | None = None
+        self._cost_calls: CostCalls | None = None
         self._table: dict[str, Callable[[Args], Args]] = {
             "ping": self._ping,
             "set_nonce": self._set_nonce,
@@ -79,9 +67,9 @@ class Calls:
             "unload_kernel": self._unload_kernel,
             "prepare": self._prepare,
             "pfns": self._pfns,
-            "fragment": self._fragment,
-            "costs": self._costs,
-            "hugetlb": self._try_hugetlb,
+            "fragment": lambda args: self._costs().fragment(args),
+            "costs": lambda _args: self._costs().of_host(),
+            "hugetlb": lambda args: self._costs().try_hugetlb(args),
             "kho_map": self._kho_map,
             "abandon": lambda _args: self._handover.abandon(),
             "finish": lambda _args: self._handover.finish(),
@@ -102,7 +90,9 @@ class Calls:
             self._handover.check_jump()
             return {}, self._handover.jump
         if name == "inject":
-            return {}, self._inject(args)
+            from .inject import inject
+
+            return {}, inject(self._agent, args)
         if name not in self._table:
             known = " ".join(sorted([*self._table, "jump", "inject"]))
             raise CallError("unknown-call", f"no call '{name}'; there are: {known}")
@@ -115,11 +105,11 @@ class Calls:
 
     def _set_nonce(self, args: Args) -> Args:
         with open(f"{RUN_DIR}/nonce", "w") as file:
-            file.write(_text(args, "nonce"))
+            file.write(text(args, "nonce"))
         return {}
 
     def _set_time(self, args: Args) -> Args:
-        time.clock_settime_ns(time.CLOCK_REALTIME, _integer(args, "realtime_ns"))
+        time.clock_settime_ns(time.CLOCK_REALTIME, integer(args, "realtime_ns"))
         return {}
 
     def _facts(self, _args: Args) -> Args:
@@ -130,13 +120,13 @@ class Calls:
         if not isinstance(loader, str) or loader not in _LOADERS:
             raise CallError("args", f"'loader' is {loader!r}, must be one of {sorted(_LOADERS)}")
         began = time.monotonic_ns()
-        path = _text(args, "path")
+        path = text(args, "path")
         # kexec would load one that is cut short, too
         if "sha256" in args and host.file_sha256(path) != args["sha256"]:
             raise CallError("image", f"'{path}' is not what was copied: its sha256 differs")
         if read_text("/sys/kernel/kexec_loaded") == "1":
             _kexec("-u")
-        words = f"{_text(args, 'append')} {self._handover.next_words()}".rstrip()
+        words = f"{text(args, 'append')} {self._handover.next_words()}".rstrip()
         _kexec(_LOADERS[loader], "-l", path, f"--command-line={words}")
         return {"elapsed_ns": time.monotonic_ns() - began}
 
@@ -158,7 +148,7 @@ class Calls:
 
     def _update_begin(self, args: Args) -> Args:
         lock = self._agent.update.begin(args)
-        self._agent.holder = _text(args, "id")
+        self._agent.holder = text(args, "id")
         return lock
 
     def _update_status(self, _args: Args) -> Args:
@@ -183,7 +173,7 @@ class Calls:
         return {}
 
     def _update_log(self, args: Args) -> Args:
-        return self._agent.update.read(_integer(args, "from"), LOG_REPLY_BYTES)
+        return self._agent.update.read(integer(args, "from"), LOG_REPLY_BYTES)
 
     def _update_end(self, _args: Args) -> Args:
         if self._handover.state != "idle":
@@ -278,7 +268,7 @@ class Calls:
         return said
 
     def _device_frames(self, args: Args) -> Args:
-        name = _text(args, "device")
+        name = text(args, "device")
         device = self._handover.devices.get(name)
         if device is None:
             raise CallError("no-device", f"no device '{name}'")
@@ -293,7 +283,7 @@ class Calls:
         return {**said, **stop_guests(self._agent.guests.values(), ERRORS)}
 
     def _payload(self, args: Args) -> Args:
-        sock = self._guest(args).vmm.payload
+        sock = guest_of(self._agent.guests, args).vmm.payload
         command = args.get("command")
         if sock is None or not isinstance(command, dict):
             raise CallError("args", "'command' must be an object, and the VMM must run")
@@ -308,48 +298,24 @@ class Calls:
 
     def _qga_ping(self, args: Args) -> Args:
         try:
-            return {"realtime_ns": ask_time(self._guest(args), QGA_S)}
+            return {"realtime_ns": ask_time(guest_of(self._agent.guests, args), QGA_S)}
         except GuestAgentError as err:
             raise CallError(err.kind, str(err)) from err
 
     def _pfns(self, args: Args) -> Args:
-        ram = self._guest(args).ram
+        ram = guest_of(self._agent.guests, args).ram
         if ram is None:
             raise CallError("no-guest", "the guest has no memory")
         return _pack_frames(host.page_frames(ram.fd, ram.size, ram.offset))
 
     # --- costs
 
-    def _fragment(self, args: Args) -> Args:
-        from ..update.fragment import FragmentError, fragment
+    def _costs(self) -> CostCalls:
+        from .cost_calls import CostCalls
 
-        share = args.get("share")
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-            raise CallError("args", f"'share' is {share!r}, must be a number above 0, at most 1")
-        if self._fragmented is not None:
-            raise CallError("state", "memory is fragmented once only")
-        try:
-            # the pins have to live as long as this kernel
-            self._pins, self._fragmented = fragment(share)
-        except (FragmentError, OSError) as err:
-            raise CallError("fragment", str(err)) from err
-        return self._fragmented
-
-    def _costs(self, _args: Args) -> Args:
-        from ..update import costs
-
-        guests = [guest for guest in self._agent.guests.values() if guest.error is None]
-        mechanism = self._handover.open()
-        return costs.of_host(mechanism, guests, self._fragmented, self._hugetlb)
-
-    def _try_hugetlb(self, args: Args) -> Args:
-        from ..update import costs
-
-        size = _integer(args, "bytes")
-        if size <= 0 or size % costs.HUGE_BYTES:
-            raise CallError("args", f"'bytes' is {size}, must be a multiple of 2 MiB")
-        self._hugetlb = costs.try_hugetlb(size)
-        return self._hugetlb
+        if self._cost_calls is None:
+            self._cost_calls = CostCalls(self._handover, self._agent.guests)
+        return self._cost_calls
 
     def _kho_map(self, _args: Args) -> Args:
         """Give KHO's root devicetree, "" when there is none to be seen, for who sees all RAM."""
@@ -364,91 +330,6 @@ class Calls:
             "fdt": b2a_base64(fdt, newline=False).decode("ascii"),
             "preserved_bytes": self._handover.preserved_bytes,
         }
-
-    # --- faults
-
-    def _inject(self, args: Args) -> After:
-        fault = args.get("fault")
-        details = args.get("args", {})
-        if not isinstance(details, dict):
-            raise CallError("args", "'args' must be an object")
-        # accept both {"fault": F, "args": {...}} and the details beside the name
-        details = {**{k: v for k, v in args.items() if k not in ("fault", "args")}, **details}
-        record: Args = {"fault": fault, **details}
-        if fault in ("close-session", "kill-vmm-at-freeze", "refuse-state", "spin-at-jump"):
-            if "guest" in details:
-                self._guest(details)
-            self._handover.faults.append(record)
-            return None
-        if fault == "move-page" or (fault == "kill-vmm" and details.get("when") == "resumed"):
-            guest = self._guest(details)
-            if fault == "move-page" and not 0 <= _integer(details, "page") < guest.spec.pages:
-                raise CallError("args", f"'page' must be below {guest.spec.pages}")
-            guest.faults.append(record)
-            return None
-        if fault in ("map-unpreserved", "release-page", "reset-device"):
-            self._inject_device(str(fault), _text(details, "device"))
-            return None
-        if fault == "kill-vmm":
-            return self._guest(details).vmm.kill
-        if fault == "reset-guest":
-            return self._guest(details).vmm.reset
-        if fault == "fill-region":
-            return self._fill_region
-        if fault == "wrong-pointer":
-            self._handover.open().mislead()
-            return None
-        if fault == "spin":
-            return self._spin
-        if fault == "exit":
-            return self._exit
-        raise CallError("args", f"no fault {fault!r}")
-
-    def _inject_device(self, fault: str, name: str) -> None:
-        device = self._handover.devices.get(name)
-        if device is None:
-            raise CallError("no-device", f"no device '{name}'")
-        if fault == "map-unpreserved":
-            device.map_unpreserved()
-        elif fault == "release-page":
-            device.release_page()
-        else:
-            device.spec.fault = fault
-
-    def _fill_region(self) -> None:
-        from ..mechanisms.fault_tools import fill
-
-        fill(self._handover.open())
-
-    def _spin(self) -> None:
-        from ..base.fault_tools import spin
-
-        self._agent.port.drain(1.0)
-        spin()
-
-    def _exit(self) -> None:
-        self._agent.port.drain(1.0)
-        os._exit(1)
-
-    def _guest(self, args: Args) -> Guest:
-        name = _text(args, "guest")
-        if name not in self._agent.guests:
-            raise CallError("no-guest", f"no guest '{name}' in {sorted(self._agent.guests)}")
-        return self._agent.guests[name]
-
-
-def _text(args: Args, key: str) -> str:
-    value = args.get(key)
-    if not isinstance(value, str):
-        raise CallError("args", f"'{key}' must be a string, is {value!r}")
-    return value
-
-
-def _integer(args: Args, key: str) -> int:
-    value = args.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise CallError("args", f"'{key}' must be an integer, is {value!r}")
-    return value
 
 
 def _pack_frames(frames: list[int]) -> Args:

@@ -347,7 +347,8 @@ class Agent:
     # --- the call thread
 
     def _serve(self) -> None:
-        from .calls import CallError, Calls
+        from .args import CallError
+        from .calls import Calls
 
         calls = Calls(self)
         while True:

@@ -21,7 +21,7 @@ from ..base.fast_stdlib import now_ns, read_text, run_parallel
 from ..base.host import boot_id, last_messages
 from ..guest.guests import Guest
 from ..guest.vmm_qemu import VmmError
-from ..mechanisms.base import TOKEN_STATE, MechanismError, open_mechanism
+from ..mechanisms.base import MechanismError, open_mechanism
 from . import manifest
 
 TYPE_CHECKING = False
@@ -366,15 +366,10 @@ class Handover:
                 guest.error = str(error)
 
     def _after_pause(self, guest: Guest) -> None:
-        for fault in self.faults:
-            if fault.get("fault") == "kill-vmm-at-freeze" and _is_for(fault, guest):
-                guest.vmm.kill()
-                guest.vmm.wait_end(1.0)
-            elif fault.get("fault") == "refuse-state" and _is_for(fault, guest):
-                from ..mechanisms import fault_tools
+        if self.faults:
+            from ..guest import fault_tools
 
-                if guest.session is not None:
-                    fault_tools.take_token(guest.session, TOKEN_STATE)
+            fault_tools.apply_after_pause(guest, self.faults)
 
     def _before_kexec(self) -> None:
         for fault in self.faults:
@@ -382,8 +377,8 @@ class Handover:
             if kind == "close-session":
                 if "guest" not in fault and self._session is not None:
                     self._session.close()
-                for guest in self._guests.values():
-                    if _is_for(fault, guest) and guest.session is not None:
+                for name, guest in self._guests.items():
+                    if fault.get("guest", name) == name and guest.session is not None:
                         guest.session.close()
             elif kind == "spin-at-jump":
                 from ..base import fault_tools
@@ -431,10 +426,6 @@ def _bind(func: Callable[[Guest], None], guest: Guest) -> Callable[[], None]:
 
 def _bind_device(func: Callable[[PciDevice], None], device: PciDevice) -> Callable[[], None]:
     return lambda: func(device)
-
-
-def _is_for(fault: dict[str, object], guest: Guest) -> bool:
-    return fault.get("guest", guest.spec.name) == guest.spec.name
 
 
 def _load_reboot() -> Callable[[int], int]:
