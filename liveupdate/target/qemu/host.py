@@ -8,7 +8,6 @@ socket or file behind except the run directory. Must not know what the machine i
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -34,11 +33,11 @@ from liveupdate.target.machines import Machine, Registry, write_owner
 from liveupdate.target.qemu.argv import (
     RAM_ID,
     SSH_NIC,
-    DiskFile,
     MachinePaths,
     build_argv,
     parse_ssh_port,
 )
+from liveupdate.target.qemu.run_files import last_words, make_disk
 from liveupdate.transport.agent_link import AgentLink
 from liveupdate.transport.console import Console
 from liveupdate.transport.guest_network import Wire
@@ -53,9 +52,6 @@ T = TypeVar("T")
 LAUNCH_TIMEOUT_S = 30.0
 #: QEMU ends within milliseconds of `quit` unless it is stuck
 QUIT_TIMEOUT_S = 5.0
-_KILL_TIMEOUT_S = 10.0
-_TAIL_BYTES = 8192
-_TAIL_LINES = 10
 
 
 Starter = Callable[["QemuHost", Deadline], object]
@@ -219,7 +215,7 @@ class QemuHost:
             reason = event.data.get("reason", "unknown")
             return LostMachine(f"the machine ended: {reason}", how="exited")
         if code is not None:
-            tail = self._log_tail()
+            tail = last_words(self._log_file)
             how = self._describe_end(code)
             return LostMachine(f"QEMU ended ({how}){': ' + tail if tail else ''}", how="exited")
         return None
@@ -283,9 +279,18 @@ class QemuHost:
             self._stack.callback(self._registry.remove, self.run_id)
             write_owner(runtime)
             self._make_ram()
-            disks = tuple(self._make_disk(serial, size) for serial, size in self.spec.disks)
+            directory, images = self.run_dir / "disks", self.files.images
+            directory.mkdir(exist_ok=True)
+            disks = tuple(
+                make_disk(directory, serial, size, images.get(serial))
+                for serial, size in self.spec.disks
+            )
             self.namespaces = MappingProxyType(
-                {name: self._make_disk(name, NAMESPACE_BYTES).path for name in self._controllers()}
+                {
+                    name: make_disk(directory, name, NAMESPACE_BYTES).path
+                    for name, kind in self.spec.devices
+                    if kind == "nvme"
+                }
             )
         except OSError as error:
             raise LaunchError(f"cannot prepare the machine: {error}") from error
@@ -405,33 +410,6 @@ class QemuHost:
             )
         )
 
-    def _controllers(self) -> list[str]:
-        return [name for name, kind in self.spec.devices if kind == "nvme"]
-
-    def _make_disk(self, serial: str, size_bytes: int) -> DiskFile:
-        directory = self.run_dir / "disks"
-        directory.mkdir(exist_ok=True)
-        image = self.files.images.get(serial)
-        if image is None:
-            path = directory / f"{serial}.raw"
-            with path.open("wb") as file:
-                file.truncate(size_bytes)
-            return DiskFile(serial=serial, path=path)
-        # The user's image is not changed; the guest writes into an overlay of this run.
-        path = directory / f"{serial}.qcow2"
-        deadline = Deadline.after(_KILL_TIMEOUT_S, "qemu-img")
-        info = json.loads(
-            proc.run(("qemu-img", "info", "--output=json", image), deadline=deadline).stdout
-        )
-        # fmt: off
-        proc.run(
-            ("qemu-img", "create", "-q", "-f", "qcow2",
-             "-b", image.absolute(), "-F", str(info["format"]), path),
-            deadline=deadline,
-        )
-        # fmt: on
-        return DiskFile(serial=serial, path=path, format="qcow2")
-
     def _process_death(self) -> Exception | None:
         """Like :meth:`death`, but the console can still be read after a panic."""
         if self._child is None or self._child.returncode is None:
@@ -458,17 +436,6 @@ class QemuHost:
         if self._ram_fd >= 0:
             os.close(self._ram_fd)
             self._ram_fd = -1
-
-    def _log_tail(self) -> str:
-        """Return QEMU's last output, without the lines that it always prints."""
-        try:
-            with self._log_file.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-                text = file.read().decode(errors="replace")
-        except OSError:
-            return ""
-        lines = [line for line in text.splitlines() if ": warning: TCG doesn't support" not in line]
-        return "\n".join(lines[-_TAIL_LINES:]).strip()
 
 
 def _there(thing: T | None) -> T:
