@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from liveupdate.model.plan import KernelImage, Plan
     from liveupdate.operate.drive import Driver
     from liveupdate.operate.journal import HostView
-    from liveupdate.operate.preflight import Local, Survey
+    from liveupdate.operate.preflight import Local
     from liveupdate.operate.steps import Step
+    from liveupdate.operate.survey import Survey
     from liveupdate.operate.wal import Wal
     from liveupdate.target.ssh.spec import LabMachine
 
@@ -137,7 +138,7 @@ def survey_host(place: Place, limit_s: float = SURVEY_S) -> tuple[Survey, str]:
     from liveupdate.core.deadline import Deadline
     from liveupdate.core.errors import LostMachine
     from liveupdate.model.codec import CodecError
-    from liveupdate.operate.preflight import read_survey
+    from liveupdate.operate.survey import read_survey
     from liveupdate.preserve.registry import MECHANISMS
     from liveupdate.target.ssh.held import ask
     from liveupdate.transport.ssh import Ssh

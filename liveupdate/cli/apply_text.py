@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from liveupdate.model.plan import Plan
     from liveupdate.operate.drive import Ended
     from liveupdate.operate.journal import HostView, Move, Record, State
-    from liveupdate.operate.preflight import Finding, Survey
+    from liveupdate.operate.preflight import Finding
+    from liveupdate.operate.survey import Survey
 
 SCHEMA_VERSION = "1.0"
 

@@ -33,6 +33,7 @@ from liveupdate.model.plan import Hop, Plan
 from liveupdate.operate import host_record, preflight
 from liveupdate.operate.journal import ClockPair, HostView, State, status_view
 from liveupdate.operate.preflight import Local
+from liveupdate.operate.survey import read_survey
 from liveupdate.planning.planner import fill_append
 from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.run.digests import store_digests
@@ -188,7 +189,7 @@ class HostSide:
         """
         options = list(self.local.mechanism.kconfig)
         answer = self.bed.call("survey", {"options": options}, timeout_s=60.0)
-        survey = preflight.read_survey(answer)
+        survey = read_survey(answer)
         refusals = [
             f"{each.subject}: {each.text}".removeprefix(": ")
             for each in preflight.check(survey, self.local)

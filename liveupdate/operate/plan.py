@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
 from liveupdate.model.scenario import Budget, GuestSpec, HostSpec, Observation, Scenario, Timeouts
-from liveupdate.operate.preflight import GuestFacts, Local, Survey
+from liveupdate.operate.preflight import Local
+from liveupdate.operate.survey import GuestFacts, Survey
 from liveupdate.planning.planner import MachineFacts, make_plan
 
 NAME = "apply"

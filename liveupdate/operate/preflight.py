@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """May this host be updated now: from what its agent surveyed and what the incoming kernel is. Pure.
 
-The survey comes from the host and is untrusted: it is decoded strictly, and only ever makes this
-tool refuse, or say what it was told.
+A survey only ever makes this tool refuse, or say what it was told.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from liveupdate.core.units import MIB, PAGE_BYTES, format_size
-from liveupdate.model import codec
-from liveupdate.model.base import Value
-from liveupdate.model.evidence import KernelFacts
 from liveupdate.model.plan import KernelImage
+from liveupdate.operate.survey import GuestFacts, Survey
 from liveupdate.preserve.base import Requirements
 
 #: a VMM's own memory while it saves its state, and what the agent needs beside it
@@ -50,79 +47,6 @@ class Finding:
     hint: str = ""
 
 
-class GuestSpecFacts(Value, frozen=True, kw_only=True):
-    """A guest as the agent runs it (liveupdate/agent/update/survey.py, SPEC_KEYS)."""
-
-    name: str
-    memory_bytes: int
-    vcpus: int
-    pattern_bytes: int
-    disk: str
-    image: str
-    qga: bool
-
-
-class GuestFacts(Value, frozen=True, kw_only=True):
-    spec: GuestSpecFacts
-    pid: int
-    status: str | None
-    adapter: str | None
-    disk: str | None
-    ram_bytes: int | None
-    error: str | None
-
-
-class Opener(Value, frozen=True, kw_only=True):
-    pid: int
-    name: str
-
-
-class Stranger(Value, frozen=True, kw_only=True):
-    """A virtual machine that the agent does not run."""
-
-    pid: int
-    name: str
-    guest: str
-    libvirt: bool
-
-
-class VfioFacts(Value, frozen=True, kw_only=True):
-    bdf: str
-    keep: str | None
-
-
-class KexecFacts(Value, frozen=True, kw_only=True):
-    program: bool
-    loaded: bool | None
-    disabled: bool | None
-
-
-class AgentFacts(Value, frozen=True, kw_only=True):
-    pid: int
-    handover: str
-    #: id, owner, since, digest, watch of the update that holds the host
-    update: Mapping[str, object] | None
-    #: started by systemd
-    unit: bool
-
-
-class Survey(Value, frozen=True, kw_only=True):
-    """What the agent's ``survey`` answers (liveupdate/agent/update/survey.py)."""
-
-    facts: KernelFacts
-    abi: tuple[str, ...]
-    options: Mapping[str, str] | None
-    kexec: KexecFacts
-    owners: tuple[Opener, ...]
-    memory: Mapping[str, int]
-    run_free_bytes: int
-    guests: Mapping[str, GuestFacts]
-    strangers: tuple[Stranger, ...]
-    devices: Mapping[str, Mapping[str, object]]
-    vfio: tuple[VfioFacts, ...]
-    agent: AgentFacts
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
     """What the control host knows. ``console``: why there is none, "" if there is."""
@@ -139,14 +63,6 @@ class Local:
     own: str = ""
     digests: bool = True
     mechanism: Requirements = field(kw_only=True)
-
-
-def read_survey(answer: Mapping[str, object]) -> Survey:
-    """Decode the agent's answer.
-
-    :raises codec.CodecError: it is not what the protocol says.
-    """
-    return codec.decode(Survey, dict(answer), "survey")
 
 
 def check(survey: Survey, local: Local) -> tuple[Finding, ...]:

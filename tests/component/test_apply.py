@@ -28,8 +28,9 @@ from liveupdate.operate.bundle import make_bundle, unpack
 from liveupdate.operate.drive import Driver, Ended, Refused, StepFailed, Stopped, reset_host
 from liveupdate.operate.hostside import HostSide
 from liveupdate.operate.plan import plan_update
-from liveupdate.operate.preflight import Local, read_survey
+from liveupdate.operate.preflight import Local
 from liveupdate.operate.steps import FORWARD, Step
+from liveupdate.operate.survey import read_survey
 from liveupdate.operate.wal import Wal, read_journal
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.target.ssh.host import HostLocked

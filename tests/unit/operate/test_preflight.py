@@ -17,20 +17,16 @@ from liveupdate.model import codec
 from liveupdate.model.evidence import KernelFacts
 from liveupdate.model.plan import KernelImage
 from liveupdate.operate import preflight
-from liveupdate.operate.preflight import (
+from liveupdate.operate.preflight import Finding, Level, Local, check, is_refused
+from liveupdate.operate.survey import (
     AgentFacts,
-    Finding,
     GuestFacts,
     GuestSpecFacts,
     KexecFacts,
-    Level,
-    Local,
     Opener,
     Stranger,
     Survey,
     VfioFacts,
-    check,
-    is_refused,
     read_survey,
 )
 from liveupdate.preserve.registry import MECHANISMS
