@@ -55,6 +55,11 @@ class App:
     #: map what cannot be judged to 125, for `git bisect run`
     bisect: bool = False
 
+    @property
+    def command_line(self) -> tuple[str, ...]:
+        """The whole command line, as provenance.json and hints to reproduce a run show it."""
+        return (PROGRAM, *self.argv)
+
 
 class Verbs(click.Group):
     """A group that imports a verb's module when the verb is used."""

@@ -51,7 +51,7 @@ def run(
     outcomes.write_reports(outcome, junit, ktap)
     code = outcomes.show(outcome, app, as_json=as_json)
     if code != ExitCode.PASS:
-        outcomes.explain_failure(outcome, app.argv, console)
+        outcomes.explain_failure(outcome, app.command_line, console)
     return code
 
 
@@ -73,6 +73,8 @@ def carry_out(
             prepared.scenario,
             results=prepared.results,
             steps=steps,
+            argv=app.command_line,
+            accel_reason=prepared.accel_reason,
         )
     outcome = Outcome(
         plan=prepared.plan,

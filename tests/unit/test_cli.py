@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import click
@@ -29,6 +30,7 @@ from liveupdate.runner import RunResult
 from liveupdate.scenario_dump import dump_scenario
 from liveupdate.steps import Steps
 from liveupdate.store import RunDir
+from tests.unit import evidence_builder as make
 
 ABI = ("kho-v4", "luo-v5", "memfd-v2")
 
@@ -82,8 +84,18 @@ def verdict_of(outcome: Outcome, *, rolled_back: bool = False, timed_out: bool =
 def fake_run(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
     """Put a runner in place that makes a run directory and comes to ``verdict``."""
 
-    def run(plan: Plan, scenario: Scenario, *, results: Path, steps: Steps) -> RunResult:
+    def run(
+        plan: Plan,
+        scenario: Scenario,
+        *,
+        results: Path,
+        steps: Steps,
+        argv: tuple[str, ...],
+        accel_reason: str,
+    ) -> RunResult:
         record = RunDir.create(results, plan=plan, scenario=dump_scenario(scenario))
+        origin = replace(make.make_provenance(), argv=argv, accel_reason=accel_reason)
+        record.put_provenance(origin)
         with steps.step("hop", hop=1):
             steps.note("resumed", guest="vm0")
         console = record.path / "boot-1" / "console.log"
@@ -91,7 +103,7 @@ def fake_run(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
         console.write_bytes(b"line one\n\x1b[31mline two\n")
         record.close()
         return RunResult(
-            verdict=verdict, evidence=Evidence(provenance=None, hops=()), run_dir=record.path
+            verdict=verdict, evidence=Evidence(provenance=origin, hops=()), run_dir=record.path
         )
 
     monkeypatch.setattr(runner, "run", run)
@@ -437,6 +449,24 @@ def test_run_leaves_earlier_runs_alone_and_writes_its_reports(
     assert Path("j.xml").read_text().startswith("<?xml")
     assert Path("k.tap").read_text().startswith("KTAP version 1\n")
     assert "resumed: guest vm0" in capsys.readouterr().err
+
+
+def test_run_stores_its_command_line_and_why_the_accelerator_was_chosen(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_run(monkeypatch, verdict_of(Outcome.PASS))
+    argv = ["run", "--results", str(lab), "--hops", "2", "--json", "--junit", "a b.xml"]
+    assert main(argv) == 0
+    stored = RunDir.open(lab / "latest").load_evidence().provenance
+    assert stored is not None
+    assert stored.argv == ("liveupdate", *argv)
+    assert stored.accel_reason == "no /dev/kvm here"
+    origin = json.loads(capsys.readouterr().out)["provenance"]
+    assert (origin["argv"], origin["accel_reason"]) == (list(stored.argv), stored.accel_reason)
+    shown = f"liveupdate run --results {lab} --hops 2 --json --junit 'a b.xml'"
+    assert escape(shown) in (lab / "latest" / "report.html").read_text()
+    for report in ("report.html", "junit.xml"):
+        assert "no /dev/kvm here" in (lab / "latest" / report).read_text()
 
 
 def test_stored_scenario_runs_again(
