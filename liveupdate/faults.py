@@ -13,6 +13,9 @@ from types import MappingProxyType
 
 from liveupdate.model.plan import Expected
 
+DEFAULT = "default"
+"""The scenario of a run that names none: one guest, one kexec."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
@@ -22,8 +25,8 @@ class Fault:
     what: str
     where: str
     expected: Expected
-    #: the shipped scenario that has what it strikes
-    scenario: str = "default"
+    #: the shipped scenario that has what it strikes; a run that names no scenario takes it
+    scenario: str = DEFAULT
 
 
 def _fault(name: str, where: str, what: str, check: str, status: str, exit_code: int) -> Fault:
@@ -39,6 +42,12 @@ def _device_fault(
     name: str, where: str, what: str, check: str, status: str, exit_code: int
 ) -> Fault:
     return replace(_fault(name, where, what, check, status, exit_code), scenario="vfio-continuous")
+
+
+def _region_fault(
+    name: str, where: str, what: str, check: str, status: str, exit_code: int
+) -> Fault:
+    return replace(_fault(name, where, what, check, status, exit_code), scenario="reserved-region")
 
 
 _TABLE = (
@@ -137,7 +146,7 @@ _TABLE = (
         "cold-reset", "jump", "the machine is reset instead of kexec'ed", "handover.kho", "FAIL", 1
     ),
     # --- memory that was set aside
-    _fault(
+    _region_fault(
         "region-missing",
         "plan",
         "the incoming kernel is not told of the reserved region",
@@ -145,7 +154,7 @@ _TABLE = (
         "FAIL",
         1,
     ),
-    _fault(
+    _region_fault(
         "region-size",
         "plan",
         "the incoming kernel is told a smaller region",
@@ -153,7 +162,7 @@ _TABLE = (
         "FAIL",
         1,
     ),
-    _fault(
+    _region_fault(
         "region-corrupt",
         "blackout",
         "one bit of what describes the region's content is flipped from outside",
@@ -161,7 +170,7 @@ _TABLE = (
         "FAIL",
         1,
     ),
-    _fault(
+    _region_fault(
         "region-version",
         "blackout",
         "what describes the region's content says another version, changed from outside",
@@ -169,7 +178,7 @@ _TABLE = (
         "FAIL",
         1,
     ),
-    _fault(
+    _region_fault(
         "region-full",
         "brownout",
         "the region is full when the VM state has to go in",
@@ -177,7 +186,7 @@ _TABLE = (
         "FAIL",
         5,
     ),
-    _fault(
+    _region_fault(
         "wrong-pointer",
         "brownout",
         "the incoming kernel is pointed a page beside what the outgoing one has left",

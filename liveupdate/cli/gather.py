@@ -76,12 +76,27 @@ def prepare(
 
 
 def load(wish: Wish) -> Scenario:
-    """Read the wished scenario; a name without a file is one of the shipped ones."""
+    """Read the wished scenario; a name without a file is one of the shipped ones.
+
+    A wish that names a fault and no scenario gets the scenario that the fault needs.
+    """
     from liveupdate.load import Override, load_scenario
 
     overrides = [Override(key=key, value=value, option=opt) for key, value, opt in wish.overrides]
-    path = None if wish.scenario is None else find_scenario(wish.scenario)
+    name = wish.scenario or scenario_of_fault(wish)
+    path = None if name is None else find_scenario(name)
     return load_scenario(path, overrides)
+
+
+def scenario_of_fault(wish: Wish) -> str | None:
+    """Return the shipped scenario that the wished fault needs; None: the default will do."""
+    from liveupdate.faults import DEFAULT, FAULTS
+
+    for key, value, _ in wish.overrides:
+        # the planner refuses a fault that does not exist, and knows where its name came from
+        if key == "fault" and value in FAULTS and FAULTS[value].scenario != DEFAULT:
+            return FAULTS[value].scenario
+    return None
 
 
 def find_scenario(name: str) -> Path:

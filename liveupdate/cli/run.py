@@ -38,8 +38,8 @@ def run(
 ) -> int:  # fmt: skip
     """Update a host under its guests and judge the result.
 
-    SCENARIO is a TOML file (docs/scenario.md) or the name of a shipped one; without it, one guest
-    goes through one kexec.
+    SCENARIO is a TOML file (docs/scenario.md) or the name of a shipped one. Without it, one guest
+    goes through one kexec, or a fault gets the scenario that it needs (see `liveupdate faults`).
     """
     from liveupdate.cli import results as outcomes
     from liveupdate.cli.gather import prepare

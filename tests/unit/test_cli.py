@@ -209,6 +209,48 @@ def test_faults_are_listed_with_what_they_must_come_to(
     assert "flip-bit" in capsys.readouterr().out
 
 
+def images_for(scenario: Scenario) -> ImageSet:
+    """Built images, with the kernel in place that a fault of kernels needs."""
+    built = replace(
+        IMAGES,
+        outgoing=replace(IMAGES.outgoing, modules="/k/modules-a"),
+        incoming=replace(IMAGES.incoming, modules="/k/modules-b"),
+    )
+    special = {"kernel-without-kho": (), "luo-abi-skew": ("kho-v4", "luo-v6", "memfd-v2")}
+    abi = special.get(scenario.fault or "")
+    return built if abi is None else replace(built, incoming=kernel("special", abi))
+
+
+def test_every_fault_can_be_planned_without_a_scenario_and_is_listed_with_the_one_it_takes(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gather, "find_images", images_for)
+    assert main(["faults", "--json"]) == 0
+    listed = {row["name"]: row["scenario"] for row in json.loads(capsys.readouterr().out)}
+    assert listed["stock-kernel"] == "vfio-continuous"
+    assert listed["region-full"] == "reserved-region"
+    assert main(["faults"]) == 0
+    assert "scenario vfio-continuous" in capsys.readouterr().out
+    for name in FAULTS:
+        assert main(["plan", "--json", "--fault", name]) == 0, name
+        planned = json.loads(capsys.readouterr().out)
+        assert (planned["fault"]["name"], planned["scenario"]) == (name, listed[name])
+    assert main(["plan", "--json", "--set", "fault=stock-kernel"]) == 0
+    assert json.loads(capsys.readouterr().out)["scenario"] == "vfio-continuous"
+
+
+def test_a_scenario_that_is_named_wins_over_the_one_of_the_fault(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gather, "find_images", images_for)
+    assert main(["plan", "two-guests", "--fault", "stock-kernel"]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "--fault: fault 'stock-kernel' strikes a device, and the scenario has none" in said
+    assert "run it with scenario 'vfio-continuous'" in said
+    assert main(["plan", "vfio-kinds", "--json", "--fault", "stock-kernel"]) == 0
+    assert json.loads(capsys.readouterr().out)["scenario"] == "vfio-kinds"
+
+
 # --- errors to exit codes
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from liveupdate.faults import DEVICE_FAULTS, FAULTS, Fault
-from liveupdate.preserve.registry import MECHANISMS
 from tests.vm import cli
 
 #: a hang is only known by its deadline: shorter ones here than a user would want
@@ -36,11 +35,7 @@ def test_fault_comes_to_its_stated_verdict(fault: Fault, tmp_path: Path) -> None
     extra: tuple[str, ...] = _HANGS if fault.name.startswith("hang-") else ()
     # what a fault comes to must not hang on a busy machine, where a ring gets full
     extra += _SLOW if fault.name in DEVICE_FAULTS else ()
-    # the default, unless the fault says nothing about it
-    mechanism = next(m.name for m in MECHANISMS.values() if fault.name not in m.immune)
-    said = cli.run(
-        tmp_path, fault.scenario, "--fault", fault.name, "--mechanism", mechanism, *extra
-    )
+    said = cli.run(tmp_path, "--fault", fault.name, *extra)
     expected = fault.expected
     assert said.returncode == expected.exit_code, said.explain()
     check = said.check(expected.check)
