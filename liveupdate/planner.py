@@ -149,9 +149,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
     :raises ScenarioError: an unknown mechanism or fault, or wishes that contradict each other.
     :raises PlanError: the kernels or the control host cannot do it.
     """
-    mechanism = _mechanism(scenario)
-    fault = _fault(scenario, mechanism)
-    check_devices(scenario, mechanism)
+    mechanism, fault = check_scenario(scenario)
     check_kernels(scenario, images, mechanism, fault)
     memory_bytes = host_memory(scenario, mechanism)
     target, place = split_target(scenario.target)
@@ -230,6 +228,17 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         witnesses=mechanism.witnesses,
         region=region,
     )
+
+
+def check_scenario(scenario: Scenario) -> tuple[Requirements, Fault | None]:
+    """Return mechanism and fault, after the checks that need neither image nor machine.
+
+    :raises ScenarioError: as :func:`make_plan`.
+    """
+    mechanism = _mechanism(scenario)
+    fault = _fault(scenario, mechanism)
+    check_devices(scenario, mechanism)
+    return mechanism, fault
 
 
 def fill_append(append: str, tsc_khz: int | None) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From what was typed to a plan: reads scenario, images and this machine, and starts nothing.
 
-The one exception is the accelerator's probe guest, which comes last, when everything else is known
-to be right.
+There are two exceptions: images that are missing are built, unless the plan is all that is wanted;
+and the accelerator's probe guest comes last, when everything else is known to be right.
 """
 
 from __future__ import annotations
@@ -10,23 +10,32 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from liveupdate.errors import PlanError, ScenarioError
+from liveupdate.errors import BuildError, PlanError, ScenarioError
 from liveupdate.units import KIB
 
 if TYPE_CHECKING:
+    from liveupdate.cli.app import App
     from liveupdate.cli.options import Wish
     from liveupdate.model.plan import ImageSet, Plan
     from liveupdate.model.scenario import Scenario
     from liveupdate.planner import MachineFacts
 
-#: kernel variants that stand in for the incoming kernel when a fault needs them
-FAULT_VARIANTS = {"kernel-without-kho": "nokho", "luo-abi-skew": "skew"}
+#: kernels that a fault needs in place of the usual ones, by their place in :class:`ImageSet`
+FAULT_KERNELS: Mapping[str, Mapping[str, str]] = {
+    "kernel-without-kho": {"incoming": "kernel-nokho"},
+    "luo-abi-skew": {"incoming": "kernel-skew"},
+    # An outgoing kernel that can keep DMA would leave it running into one that cannot.
+    "stock-kernel": {"outgoing": "kernel-stock", "incoming": "kernel-stock"},
+}
 QCOW2_MAGIC = b"QFI\xfb"
+Build = Callable[[str, Sequence[str]], None]
+"""Called with what needs images, for people, and the names of those that are missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +49,22 @@ class Prepared:
 
 
 def prepare(
-    wish: Wish, results: Path | None, *, reports: Sequence[Path | None] = (), dry: bool = False
+    app: App,
+    wish: Wish,
+    results: Path | None,
+    *,
+    reports: Sequence[Path | None] = (),
+    dry: bool = False,
 ) -> Prepared:
-    """Load, check and plan.
+    """Load, check, build the images that are missing, and plan.
 
     :param reports: files that will be written at the end, if any.
-    :param dry: do not make the results directory.
+    :param dry: neither make the results directory nor build.
     :raises ScenarioError, PlanError: one line each, before anything is started.
+    :raises BuildError: an image is missing and cannot be built.
     """
     from liveupdate.paths import results_dir
-    from liveupdate.planner import make_plan
+    from liveupdate.planner import check_scenario, make_plan
 
     scenario = load(wish)
     directory = results_dir(results)
@@ -59,7 +74,9 @@ def prepare(
         if report is not None:
             check_report(report)
     machine = machine_facts(scenario, directory)
-    images = find_images(scenario)
+    # a build takes minutes: what is wrong without a look at an image is said before it
+    check_scenario(scenario)
+    images = find_images(scenario, None if dry else partial(build_missing, app))
     # all that can be refused is refused before the probe guest is started
     make_plan(scenario, images, machine)
     machine = find_target(scenario, machine)
@@ -224,11 +241,13 @@ def image_size(path: Path, where: str) -> int:
     return size
 
 
-def find_images(scenario: Scenario) -> ImageSet:
+def find_images(scenario: Scenario, build: Build | None = None) -> ImageSet:
     """Find the built images, with the user's own kernels in their place.
 
+    :param build: builds images that are missing; None: they are an error.
     :raises PlanError: images have not been built, or a kernel of the user's is none. Not the
         scenario's fault: while bisecting, a kernel that did not build is to be skipped.
+    :raises BuildError: what is missing cannot be built.
     """
     from liveupdate.images import catalogue
 
@@ -241,15 +260,55 @@ def find_images(scenario: Scenario) -> ImageSet:
             except PlanError as error:
                 place = scenario.origins.get(key, key)
                 raise PlanError(f"{place}: {error.message}", hint=error.hint) from error
+    swapped = fault_kernels(scenario)
+    if build is not None:
+        needed = catalogue.needed(paths["kernel"], paths["next_kernel"])
+        build("a run", catalogue.find_missing(needed))
+        if swapped:
+            names = tuple(dict.fromkeys(swapped.values()))
+            build(f"fault '{scenario.fault}'", catalogue.find_missing(names))
     images = catalogue.resolve(paths["kernel"], paths["next_kernel"])
-    variant = FAULT_VARIANTS.get(scenario.fault or "")
-    if variant is not None and scenario.next_kernel is None:
-        images = replace(images, incoming=catalogue.find_kernel(f"kernel-{variant}"))
-    if scenario.fault == "stock-kernel" and scenario.kernel is scenario.next_kernel is None:
-        # An outgoing kernel that can keep DMA would leave it running into one that cannot.
-        stock = catalogue.find_kernel("kernel-stock")
-        images = replace(images, outgoing=stock, incoming=stock)
-    return images
+    kernels = {side: catalogue.find_kernel(name) for side, name in swapped.items()}
+    return replace(
+        images,
+        outgoing=kernels.get("outgoing", images.outgoing),
+        incoming=kernels.get("incoming", images.incoming),
+    )
+
+
+def fault_kernels(scenario: Scenario) -> Mapping[str, str]:
+    """Return the kernels that the fault needs; none where the user has named a kernel for it."""
+    kernels = FAULT_KERNELS.get(scenario.fault or "", {})
+    own = {"outgoing": scenario.kernel, "incoming": scenario.next_kernel}
+    return {} if any(own[side] is not None for side in kernels) else kernels
+
+
+def build_missing(app: App, purpose: str, names: Sequence[str]) -> None:
+    """Build images and show it on stderr.
+
+    :param purpose: what needs them, for people.
+    :param names: images that are not in the cache; none: nothing is to do.
+    :raises BuildError: they cannot be built here.
+    """
+    from liveupdate.cli.output import log
+    from liveupdate.cli.view import show_steps
+    from liveupdate.images import catalogue
+    from liveupdate.steps import Steps
+
+    if not names:
+        return
+    listed = ", ".join(names)
+    try:
+        catalogue.need_compiler()
+    except BuildError as error:
+        raise BuildError(
+            f"{purpose} needs {listed}, not built yet: {error.message}", hint=error.hint
+        ) from error
+    if app.verbosity >= 0:
+        log(f"liveupdate: {purpose} needs {listed}, not built yet: building now")
+    steps = Steps()
+    with show_steps(steps, app, os.environ):
+        catalogue.build(names, steps=steps)
 
 
 def choose_accel(requested: str, images: ImageSet, *, use_cache: bool = True) -> tuple[str, str]:

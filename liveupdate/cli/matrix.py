@@ -226,7 +226,7 @@ def run_here(
 
     wish = Wish(scenario=scenario, overrides=(*cell.overrides(), *more))
     try:
-        carry_out(app, prepare(wish, directory), frozenset())
+        carry_out(app, prepare(app, wish, directory), frozenset())
     except (PlanError, ScenarioError):
         raise
     except LiveUpdateError as error:

@@ -33,7 +33,7 @@ def plan(app: App, *, wish: Wish, results: Path | None, as_json: bool) -> int:
     from liveupdate.cli.gather import prepare
     from liveupdate.model import codec
 
-    prepared = prepare(wish, results, dry=True)
+    prepared = prepare(app, wish, results, dry=True)
     if as_json:
         say_json(codec.encode(prepared.plan))
         return ExitCode.PASS

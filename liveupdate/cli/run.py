@@ -46,7 +46,7 @@ def run(
 
     app.bisect = bisect
     required = outcomes.required_checks()
-    prepared = prepare(wish, results, reports=(junit, ktap))
+    prepared = prepare(app, wish, results, reports=(junit, ktap))
     outcome, console = carry_out(app, prepared, required)
     outcomes.write_reports(outcome, junit, ktap)
     code = outcomes.show(outcome, app, as_json=as_json)

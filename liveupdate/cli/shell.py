@@ -34,7 +34,7 @@ def shell(app: App, *, wish: Wish, command: str | None) -> int:
     from liveupdate.cli.gather import prepare
 
     with tempfile.TemporaryDirectory(prefix="liveupdate-shell-") as directory:
-        prepared = prepare(wish, Path(directory))
+        prepared = prepare(app, wish, Path(directory))
         log(f"liveupdate: accelerator {prepared.plan.machine.accel}: {prepared.accel_reason}")
         return log_in(app, prepared, Path(directory), command)
 

@@ -52,13 +52,15 @@ IMAGES = ImageSet(
     ssh_host_key_pub="ssh-ed25519 AAAA",
 )
 
+FIND_IMAGES = gather.find_images
+
 
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine with images and TCG, and a clean environment; returns the results directory."""
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "CI", "LIVEUPDATE_REQUIRE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(gather, "find_images", lambda scenario: IMAGES)
+    monkeypatch.setattr(gather, "find_images", lambda scenario, build=None: IMAGES)
     monkeypatch.setattr(
         gather, "choose_accel", lambda requested, images: ("tcg", "no /dev/kvm here")
     )
@@ -209,7 +211,7 @@ def test_faults_are_listed_with_what_they_must_come_to(
     assert "flip-bit" in capsys.readouterr().out
 
 
-def images_for(scenario: Scenario) -> ImageSet:
+def images_for(scenario: Scenario, build: gather.Build | None = None) -> ImageSet:
     """Built images, with the kernel in place that a fault of kernels needs."""
     built = replace(
         IMAGES,
@@ -273,7 +275,7 @@ def test_expected_error_is_one_line_without_traceback(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(scenario: Scenario) -> ImageSet:
+    def fail(scenario: Scenario, build: gather.Build | None) -> ImageSet:
         raise error
 
     monkeypatch.setattr(gather, "find_images", fail)
@@ -288,7 +290,7 @@ def test_expected_error_is_one_line_without_traceback(
 def test_unexpected_error_is_a_traceback_and_three(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(scenario: Scenario) -> ImageSet:
+    def fail(scenario: Scenario, build: gather.Build | None) -> ImageSet:
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(gather, "find_images", fail)
@@ -304,7 +306,7 @@ def test_signal_unwinds_once_and_gives_its_status(
 ) -> None:
     cleaned = []
 
-    def wait(scenario: Scenario) -> ImageSet:
+    def wait(scenario: Scenario, build: gather.Build | None) -> ImageSet:
         try:
             os.kill(os.getpid(), number)
             raise AssertionError("the signal came too late")
@@ -666,6 +668,109 @@ def test_faults_of_kernels_take_the_kernels_made_for_them(
     assert found == replace(IMAGES, incoming=kernel("kernel-nokho", ()))
     own = gather.find_images(Scenario(fault="kernel-without-kho", next_kernel="/own"))
     assert own == IMAGES
+
+
+def test_kernels_that_the_user_names_are_not_swapped() -> None:
+    stock = {"outgoing": "kernel-stock", "incoming": "kernel-stock"}
+    assert gather.fault_kernels(Scenario(fault="stock-kernel")) == stock
+    assert gather.fault_kernels(Scenario(fault="stock-kernel", kernel="/own")) == {}
+    assert gather.fault_kernels(Scenario(fault="luo-abi-skew", kernel="/own")) != {}
+    assert gather.fault_kernels(Scenario(fault="luo-abi-skew", next_kernel="/own")) == {}
+    assert gather.fault_kernels(Scenario()) == {}
+
+
+# --- images that are missing
+
+
+@pytest.fixture
+def cache(lab: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], list[tuple[str, ...]]]:
+    """Put a cache in place: names of the images it has, and what builds were asked for."""
+    from liveupdate.images import catalogue
+
+    had, builds = set(catalogue.DEFAULT), []
+
+    def build(names: tuple[str, ...], *, steps: Steps) -> tuple[Path, ...]:
+        builds.append(names)
+        with steps.step(f"build {' '.join(names)}"):
+            had.update(names)
+        return tuple(Path(name) for name in names)
+
+    def find_kernel(name: str) -> KernelImage:
+        if name not in had:
+            raise errors.PlanError(f"image '{name}' has not been built")
+        return kernel(name)
+
+    monkeypatch.setattr(gather, "find_images", FIND_IMAGES)
+    monkeypatch.setattr(catalogue, "need_compiler", lambda: "gcc")
+    monkeypatch.setattr(
+        catalogue, "find_missing", lambda names: tuple(n for n in names if n not in had)
+    )
+    monkeypatch.setattr(catalogue, "build", build)
+    monkeypatch.setattr(catalogue, "resolve", lambda outgoing, incoming: IMAGES)
+    monkeypatch.setattr(catalogue, "find_kernel", find_kernel)
+    return had, builds
+
+
+Cache = tuple[set[str], list[tuple[str, ...]]]
+
+
+def test_an_image_that_is_missing_is_built_once_and_said(
+    cache: Cache, lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_run(monkeypatch, verdict_of(Outcome.PASS))
+    had, builds = cache
+    had -= {"rootfs", "modules-b"}
+    argv = ["run", "--json", "--results", str(lab), "--fault", "stock-kernel"]
+    assert main(argv) == 0
+    assert builds == [("rootfs", "modules-b"), ("kernel-stock",)]
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["outcome"] == "PASS"
+    said = captured.err.splitlines()
+    assert said[0] == "liveupdate: a run needs rootfs, modules-b, not built yet: building now"
+    assert (
+        "liveupdate: fault 'stock-kernel' needs kernel-stock, not built yet: building now" in said
+    )
+    assert any(line.startswith("build kernel-stock") for line in said)
+    assert main(argv) == 0
+    assert len(builds) == 2
+
+
+def test_plan_builds_nothing(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--fault", "stock-kernel"]) == ExitCode.ERROR
+    assert "image 'kernel-stock' has not been built" in capsys.readouterr().err
+    assert cache[1] == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--fault", "stock-kernle"],
+        ["two-guests", "--fault", "stock-kernel"],
+        ["--fault", "stock-kernel", "--mechanism", "pool"],
+    ],
+)
+def test_nothing_is_built_for_a_scenario_that_is_wrong(
+    argv: list[str], cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache[0].clear()
+    assert main(["run", *argv]) == ExitCode.USAGE
+    assert cache[1] == []
+
+
+def test_an_image_that_cannot_be_built_here_is_said_in_one_line(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from liveupdate.images import kernel as kernels
+
+    monkeypatch.setattr(gather, "find_images", FIND_IMAGES)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(lab.parent / "cache"))
+    monkeypatch.setattr(kernels, "compiler_version", lambda: "none")
+    assert main(["run", "--results", str(lab)]) == ExitCode.ERROR
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("liveupdate: error: a run needs rootfs, guest, kernel-a, ")
+    assert first.endswith("not built yet: gcc and ld are needed to build images")
+    assert second == "liveupdate: hint: run 'make setup'"
+    assert not list(lab.iterdir())
 
 
 def test_main_is_what_the_script_calls() -> None:

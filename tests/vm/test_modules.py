@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from liveupdate.bringup import make_host
+from liveupdate.cli.app import App
 from liveupdate.cli.gather import prepare
 from liveupdate.cli.options import Wish
 from liveupdate.deadline import Deadline
@@ -86,6 +87,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         ["kunit.enable=1 kunit.autorun=1", *filter(None, (row.append for row in ROWS))]
     )
     prepared = prepare(
+        App(),
         Wish(
             scenario=None,
             overrides=(
