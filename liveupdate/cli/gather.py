@@ -187,12 +187,7 @@ def find_target(scenario: Scenario, machine: MachineFacts) -> MachineFacts:
 
     kind, place = split_target(scenario.target)
     if kind.name == "libvirt":
-        from liveupdate.target import libvirt_link
-        from liveupdate.target.libvirt import DEFAULT_URI
-
-        place = place or os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
-        libvirt_link.check(place)
-        return replace(machine, place=place)
+        return replace(machine, place=find_libvirt(place))
     if kind.name == "ssh":
         from liveupdate.paths import config_dir
         from liveupdate.target.ssh_spec import find_description, read_description
@@ -201,6 +196,31 @@ def find_target(scenario: Scenario, machine: MachineFacts) -> MachineFacts:
         lab = read_description(path)
         return replace(machine, place=str(path), append=lab.append, guest_disks=lab.disks)
     return machine
+
+
+def find_libvirt(uri: str) -> str:
+    """Return the URI of a libvirt that answers.
+
+    :param uri: as the user named it; "": $LIBVIRT_DEFAULT_URI, else the session's, else, for root,
+        a daemon of liveupdate's own.
+    :raises PlanError: none answers, or the binding is not installed.
+    """
+    from liveupdate.cli.output import log
+    from liveupdate.target import libvirt_daemon, libvirt_link
+    from liveupdate.target.libvirt import DEFAULT_URI
+
+    named = uri or os.environ.get("LIBVIRT_DEFAULT_URI")
+    try:
+        libvirt_link.check(named or DEFAULT_URI)
+        return named or DEFAULT_URI
+    except libvirt_link.NoAnswer:
+        # libvirt starts a session's daemon for every other user
+        if named or os.geteuid() != 0:
+            raise
+    own = libvirt_daemon.ensure()
+    log(f"liveupdate: no libvirt answers at {DEFAULT_URI}; a libvirtd of its own answers at {own}")
+    libvirt_link.check(own)
+    return own
 
 
 def available_memory(
