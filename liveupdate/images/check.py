@@ -3,8 +3,8 @@
 
 Each patch is applied in turn to the pinned source; checkpatch.pl --strict has to be content with
 it; and the directories it touches are compiled, its own objects with W=1 and no warning allowed,
-once with the option of the series and once without. Then each variant is configured. Fails with
-the name of the patch or option.
+once with the option of the series and once without. A fix (``fixes/``) has no option and is in both
+builds. Then each variant is configured. Fails with the name of the patch or option.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from liveupdate.errors import BuildError, CommandFailed, LiveUpdateError
 from liveupdate.images import catalogue, kernel, source
 from liveupdate.steps import StepEvent, Steps
 
+#: patches below it correct a defect of Linux: all variants have them, no option turns them off
+FIXES = "fixes/"
 #: Every patch says where it comes from and whether it is meant for the kernel.
 REQUIRED_HEADERS = ("From", "Subject", "Patch-mainline", "Forwarded")
 OBJECTS_S = 1200.0
@@ -37,6 +39,20 @@ def check_headers(name: str, text: str) -> None:
     missing = [key for key in REQUIRED_HEADERS if not re.search(rf"^{key}: \S", head, re.MULTILINE)]
     if missing:
         raise BuildError(f"patch '{name}' has no '{missing[0]}:' line")
+
+
+def check_fix(name: str, text: str) -> None:
+    """Check what a patch below :data:`FIXES` must fulfil; other patches pass.
+
+    :raises BuildError: it does not name the commit it corrects, or it adds an option, which would
+        be off in some variant.
+    """
+    if not name.startswith(FIXES):
+        return
+    if not re.search(r'^Fixes: [0-9a-f]{12,40} \("\S.*"\)$', text, re.MULTILINE):
+        raise BuildError(f"fix '{name}' has no 'Fixes:' line")
+    if re.search(r"^\+\+\+ b/(\S+/)?Kconfig\b", text, re.MULTILINE):
+        raise BuildError(f"fix '{name}' touches a Kconfig file: it would not be in all variants")
 
 
 def touched_files(text: str, src: Path) -> tuple[Path, ...]:
@@ -58,6 +74,7 @@ def check_kernels(directory: Path, steps: Steps) -> None:
         for count, name in enumerate(series, start=1):
             text = (directory / name).read_text()
             check_headers(name, text)
+            check_fix(name, text)
             with steps.step(f"patch {name}"):
                 tree.apply(directory, series[:count])
                 check_style(name, directory / name, tree.src)
@@ -85,6 +102,8 @@ def check_style(name: str, patch: Path, src: Path) -> None:
     :raises BuildError: it is not content.
     """
     argv = ["perl", str(src / "scripts/checkpatch.pl"), "--strict", "--terse", "--no-tree"]
+    # The source is a tarball without history, so no commit of a "Fixes:" line can be found.
+    argv += ["--ignore", "UNKNOWN_COMMIT_ID"]
     try:
         proc.run([*argv, str(patch)], deadline=Deadline.after(STYLE_S, f"checkpatch of {name}"))
     except CommandFailed as error:

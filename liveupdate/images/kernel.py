@@ -66,7 +66,8 @@ VARIANTS = (
         localversion="-lu-skew",
         patches=("debug/0001-liveupdate-announce-another-abi.patch",),
     ),
-    # for tests: built as if our series were not there, so that no DMA outlives a kexec
+    # for tests: the options of our series are off, so that no DMA outlives a kexec. What is left of
+    # the series are the fixes, which have no option: this kernel runs on the testbed, too
     Variant(name="stock", localversion="-lu-stock", fragments=("base", "host")),
     # for tests: boots like any other, and has lost everything. Last: it touches most objects
     Variant(name="nokho", localversion="-lu-nokho", fragments=("base", "host", "tcg", "nokho")),

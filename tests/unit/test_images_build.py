@@ -227,7 +227,32 @@ def test_changed_patch_of_the_same_name_is_applied_anew(tmp_path: Path) -> None:
 def test_patches_of_the_checkout_have_their_headers() -> None:
     names = {name for variant in kernel.VARIANTS for name in variant.patches}
     for name in (*source.read_series(KERNEL_DIR / "series"), *sorted(names)):
-        check.check_headers(name, (KERNEL_DIR / name).read_text())
+        text = (KERNEL_DIR / name).read_text()
+        check.check_headers(name, text)
+        check.check_fix(name, text)
+
+
+FIX = 'Fixes: 0123456789ab ("mm: add a defect")\n---\n+++ b/mm/memfd.c\n'
+
+
+def test_fix_names_what_it_corrects_and_has_no_option() -> None:
+    check.check_fix("fixes/0001-x.patch", FIX)
+    for text, wrong in (
+        ("Fixes: a defect\n---\n+++ b/mm/memfd.c\n", "has no 'Fixes:' line"),
+        (f"{FIX}+++ b/mm/Kconfig\n", "touches a Kconfig file"),
+    ):
+        with pytest.raises(BuildError, match=f"fix 'fixes/0001-x.patch' {wrong}"):
+            check.check_fix("fixes/0001-x.patch", text)
+        check.check_fix("patches/0001-x.patch", text)
+
+
+def test_every_variant_has_every_fix() -> None:
+    fixes = [name for name in source.read_series(KERNEL_DIR / "series") if "fixes/" in name]
+    assert fixes == [str(p.relative_to(KERNEL_DIR)) for p in sorted(KERNEL_DIR.glob("fixes/*"))]
+    for variant in kernel.VARIANTS:
+        with_fixes = kernel.inputs_of(KERNEL_DIR, variant, "gcc")["patches"]
+        series = source.read_series(KERNEL_DIR / "series")
+        assert with_fixes == source.series_digest(KERNEL_DIR, (*series, *variant.patches))
 
 
 def test_patch_without_origin_is_refused() -> None:
