@@ -10,7 +10,7 @@ PY	:= $(VENV)/bin/python
 SHELLS	:= liveupdate/setup.sh .ci/run ci/lab-job.sh ci/examples/nightly.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint unit component vm bench images kernel-check modules-check clean
+.PHONY: help setup run test check lint unit component vm bench images tools kernel-check modules-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -30,7 +30,14 @@ test: ## everything: set up for tests, lint, all tests, real machines too
 check: lint ## what needs neither root, network nor images: linters, unit and component tests
 	$(PY) -m pytest $(PYTEST)
 
-lint: ## ruff, mypy, shellcheck, ansible-lint
+# Linters and pytest are no part of what a run needs, so `make run` leaves them out.
+tools:
+	@$(PY) -c 'import sys; from importlib.util import find_spec; \
+		sys.exit(not (find_spec("pytest") and find_spec("mypy")))' 2>/dev/null || \
+	{ echo "make: no pytest or mypy in $(VENV); run 'liveupdate/setup.sh --tests --no-images'" >&2; \
+	exit 3; }
+
+lint: tools ## ruff, mypy, shellcheck, ansible-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -38,13 +45,13 @@ lint: ## ruff, mypy, shellcheck, ansible-lint
 	else shellcheck $(SHELLS); fi
 	cd ansible && PATH="$(abspath $(VENV))/bin:$$PATH" ansible-lint --offline -q
 
-unit: ## pure tests, under 10 s
+unit: tools ## pure tests, under 10 s
 	$(PY) -m pytest -m unit $(PYTEST)
 
-component: ## a local sshd, fake peers, a QEMU without a guest
+component: tools ## a local sshd, fake peers, a QEMU without a guest
 	$(PY) -m pytest -m component $(PYTEST)
 
-vm: images ## the real thing: hosts under update with guests
+vm: tools images ## the real thing: hosts under update with guests
 	$(PY) -m pytest -m vm $(PYTEST)
 
 bench: images ## measure the budgets and print their table
