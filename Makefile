@@ -6,6 +6,8 @@ VENV	?= .venv
 # arguments of `make run`, such as RUN='--guests 2 --guest-memory 512M'
 RUN	?=
 PYTEST	?=
+# a commit for `make bench` to measure against
+BASE	?=
 PY	:= $(VENV)/bin/python
 SHELLS	:= liveupdate/setup.sh .ci/run ci/lab-job.sh ci/examples/nightly.sh
 
@@ -54,8 +56,8 @@ component: tools ## a local sshd, fake peers, a QEMU without a guest
 vm: tools images ## the real thing: hosts under update with guests
 	$(PY) -m pytest -m vm $(PYTEST)
 
-bench: images ## measure the budgets and print their table
-	$(PY) -m tests.bench
+bench: images ## measure the budgets and print their table; BASE=COMMIT: against that commit
+	$(PY) -m tests.bench $(if $(BASE),--base $(BASE))
 
 images: ## build what is missing of all images, those for tests too
 	$(VENV)/bin/liveupdate images build --tests
