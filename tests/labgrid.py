@@ -16,8 +16,8 @@ from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
 
 BIN = Path(sys.executable).parent
 START_S = 30.0

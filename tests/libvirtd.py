@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.target import libvirt_daemon
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.target.libvirt import daemon
 
 START_S = 30.0
 
@@ -29,7 +29,7 @@ class Daemon:
 
 def missing() -> str:
     """Say what is not there, or ""."""
-    if libvirt_daemon.find_program() is None:
+    if daemon.find_program() is None:
         return "no libvirtd; run 'make setup'"
     if importlib.util.find_spec("libvirt") is None:
         return "no libvirt-python; run 'make setup'"
@@ -39,11 +39,11 @@ def missing() -> str:
 @contextmanager
 def serve() -> Iterator[Daemon]:
     """Run a libvirtd for the length of a block."""
-    program = libvirt_daemon.find_program()
+    program = daemon.find_program()
     assert program is not None
     # short: what is made below it has to fit into a socket's address
     directory = Path(tempfile.mkdtemp(prefix="lu-virt-", dir="/tmp"))
-    command = libvirt_daemon.prepare(program, directory, "stderr")
+    command = daemon.prepare(program, directory, "stderr")
     log = directory / "log"
     try:
         with (

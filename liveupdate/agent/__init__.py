@@ -8,5 +8,5 @@ It starts in the blackout, so it is bound by two rules that the rest of the pack
   needs is imported inside the function that needs it.
 - It runs from a bare directory (``python3 -I -S /kit/agent``). ``__main__`` makes that
   directory a package under its own name, so modules use relative imports and are the same
-  whether loaded as ``agent.wire`` there or as ``liveupdate.agent.wire`` in tests.
+  whether loaded as ``agent.wire`` there or as ``liveupdate.agent.base.framing`` in tests.
 """

@@ -10,4 +10,4 @@ import sys
 if __name__ == "__main__":
     parent, _, package = sys.path[0].rstrip("/").rpartition("/")
     sys.path.append(parent or "/")
-    sys.exit(__import__(package + ".main", fromlist=["main"]).main())
+    sys.exit(__import__(package + ".link.main", fromlist=["main"]).main())

@@ -17,7 +17,7 @@ import click
 from liveupdate import __version__
 from liveupdate.cli.output import PROGRAM, complain, log, log_error, setup_logging
 from liveupdate.cli.signals import Interrupted, handle_signals
-from liveupdate.errors import DeadlineExceeded, LiveUpdateError, ScenarioError
+from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, ScenarioError
 from liveupdate.model.verdict import ExitCode
 
 COMPLETION_VARIABLE = "_LIVEUPDATE_COMPLETE"

@@ -16,11 +16,11 @@ from liveupdate.cli.options import common, json_option, results_option
 from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
-    from liveupdate.apply.preflight import Finding, Local
-    from liveupdate.apply.wal import Wal
-    from liveupdate.cli.applying import Place
+    from liveupdate.cli.apply_session import Place
+    from liveupdate.evidence import RunDir
     from liveupdate.model.plan import Plan
-    from liveupdate.store import RunDir
+    from liveupdate.operate.preflight import Finding, Local
+    from liveupdate.operate.wal import Wal
 
 PATIENCE_S = 120.0
 
@@ -97,34 +97,34 @@ def apply(
     allow-list ~/.config/liveupdate/apply.toml. Exit status as of `run`; 5 is rolled back, with the
     guests running on as before; 3 also when the preflight refuses, in which case nothing was done.
     """
-    from liveupdate.apply.plan import plan_update
-    from liveupdate.apply.preflight import check, is_refused
-    from liveupdate.cli import apply_says, applying
-    from liveupdate.cli.gather import check_results
+    from liveupdate.cli import apply_session, apply_text
     from liveupdate.cli.output import log, say, say_json
+    from liveupdate.cli.prepare_run import check_results
+    from liveupdate.core.paths import results_dir
     from liveupdate.images.catalogue import read_kernel
     from liveupdate.model.scenario import Budget, Observation, Timeouts
-    from liveupdate.paths import results_dir
+    from liveupdate.operate.plan import plan_update
+    from liveupdate.operate.preflight import check, is_refused
 
-    place = applying.find_place(host)
+    place = apply_session.find_place(host)
     if not dry_run:
-        applying.check_allowed(place)
+        apply_session.check_allowed(place)
         if by_step or not is_sure:
-            applying.need_terminal("--step" if by_step else "--yes")
+            apply_session.need_terminal("--step" if by_step else "--yes")
     kernel = read_kernel(incoming)
     running = read_kernel(outgoing) if outgoing is not None else None
     directory = results_dir(results)
-    survey, console = applying.survey_host(place, min(applying.SURVEY_S, patience_s))
-    local = applying.local_facts(kernel, running, directory, console, digests)
+    survey, console = apply_session.survey_host(place, min(apply_session.SURVEY_S, patience_s))
+    local = apply_session.local_facts(kernel, running, directory, console, digests)
     findings = check(survey, local)
     if not as_json:
-        say("preflight\n" + apply_says.show_findings(findings))
+        say("preflight\n" + apply_text.show_findings(findings))
     if is_refused(findings):
         said = "; ".join(each.text for each in findings if each.level.value == "refuse")
         if as_json:
             code = int(ExitCode.ERROR)
             say_json(
-                apply_says.document(
+                apply_text.document(
                     "apply", host, outcome="refused", exit_code=code, why=said, findings=findings
                 )
             )
@@ -142,16 +142,16 @@ def apply(
         budget=Budget(blackout_s=blackout_s),
     )
     if not as_json:
-        say("\n" + apply_says.show_plan(plan, survey, place))
+        say("\n" + apply_text.show_plan(plan, survey, place))
     if dry_run:
         if as_json:
             say_json(
-                apply_says.document(
+                apply_text.document(
                     "apply", host, outcome="dry-run", exit_code=0, findings=findings
                 )
             )
         return ExitCode.PASS
-    applying.confirm(f"update '{host}' now?", is_sure=is_sure)
+    apply_session.confirm(f"update '{host}' now?", is_sure=is_sure)
     check_results(directory)
     record, journal = _begin(app, place, plan, local, directory)
     with journal:
@@ -163,9 +163,9 @@ def apply(
 
 def _begin(app: App, place: Place, plan: Plan, local: Local, directory: Path) -> tuple[RunDir, Wal]:
     """Make the run directory and begin the journal."""
-    from liveupdate.apply.wal import Wal
-    from liveupdate.cli import applying
-    from liveupdate.store import RunDir
+    from liveupdate.cli import apply_session
+    from liveupdate.evidence import RunDir
+    from liveupdate.operate.wal import Wal
 
     record = RunDir.create(directory, plan=plan, scenario='name = "apply"\n')
     journal = Wal(record.path, create=True)
@@ -175,7 +175,7 @@ def _begin(app: App, place: Place, plan: Plan, local: Local, directory: Path) ->
         host=place.name,
         place=str(place.path),
         address=place.address,
-        owner=applying.owner(),
+        owner=apply_session.owner(),
         argv=list(app.argv),
         outgoing=local.outgoing.path if local.outgoing is not None else "",
     )
@@ -222,32 +222,32 @@ def _go_on(
     app: App, verb: str, run_dir: Path | None, *, by_step: bool, reset: bool, patience_s: float,
     as_json: bool,
 ) -> int:  # fmt: skip
-    from liveupdate.apply.drive import reset_host
-    from liveupdate.apply.wal import Wal
-    from liveupdate.cli import applying
+    from liveupdate.cli import apply_session
+    from liveupdate.core.paths import results_dir
+    from liveupdate.evidence import RunDir
     from liveupdate.images.catalogue import read_kernel
-    from liveupdate.paths import results_dir
-    from liveupdate.store import RunDir
+    from liveupdate.operate.drive import reset_host
+    from liveupdate.operate.wal import Wal
 
     if by_step:
-        applying.need_terminal("--step")
+        apply_session.need_terminal("--step")
     path = (run_dir or results_dir() / "latest").resolve()
     with Wal(path) as journal:
         begin = journal.state.begin or {}
-        place = applying.find_place(str(begin.get("place", "")))
+        place = apply_session.find_place(str(begin.get("place", "")))
         place = replace(place, name=str(begin.get("host", place.name)))
         record = RunDir.reopen(path)
         plan = record.load_plan()
         outgoing = str(begin.get("outgoing") or "")
-        local = applying.local_facts(
+        local = apply_session.local_facts(
             plan.hops[0].incoming,
             read_kernel(Path(outgoing)) if outgoing else None,
             path.parent,
-            applying.console_trouble(place.machine),
+            apply_session.console_trouble(place.machine),
             plan.observe.memory,
         )
         if journal.state.outcome is None:
-            journal.append("note", text=f"{verb} by {applying.owner()}, pid {os.getpid()}")
+            journal.append("note", text=f"{verb} by {apply_session.owner()}, pid {os.getpid()}")
         return _work(
             app, verb, place, plan, record, journal, local, by_step=by_step,
             patience_s=patience_s, as_json=as_json, before=reset_host if reset else None,
@@ -260,22 +260,22 @@ def _work(
     before: object = None,
 ) -> int:  # fmt: skip
     """Drive the update in this process, and say what came of it."""
-    from liveupdate.apply.drive import Refused, StepFailed, Stopped, reset_host
-    from liveupdate.cli import apply_says, applying
+    from liveupdate.cli import apply_session, apply_text
     from liveupdate.cli.output import log, log_error, say_json
     from liveupdate.cli.view import show_steps
-    from liveupdate.errors import DeadlineExceeded, LiveUpdateError
-    from liveupdate.steps import Steps
+    from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError
+    from liveupdate.core.steps import Steps
+    from liveupdate.operate.drive import Refused, StepFailed, Stopped, reset_host
 
     steps = Steps()
     steps.subscribe(record.log_step)
     try:
         with (
-            applying.at_work(
+            apply_session.at_work(
                 app, place, plan, record, journal, local, steps=steps, by_step=by_step,
                 patience_s=patience_s,
             ) as work,
-            applying.shown(show_steps(steps, app, os.environ), by_step=by_step),
+            apply_session.shown(show_steps(steps, app, os.environ), by_step=by_step),
         ):  # fmt: skip
             if before is not None:
                 reset_host(journal, work.driver.host, work.driver.say)
@@ -287,20 +287,20 @@ def _work(
         code = ExitCode.TIMEOUT if isinstance(error, DeadlineExceeded) else ExitCode.ERROR
         if as_json:
             say_json(
-                apply_says.document(
+                apply_text.document(
                     verb, place.name, outcome=outcome, exit_code=int(code), why=str(error),
                     run_dir=record.path, findings=findings, records=journal.records,
                     state=journal.state,
                 )
             )  # fmt: skip
         log_error(error)
-        apply_says.say_what_next(record.path, journal.state)
+        apply_text.say_what_next(record.path, journal.state)
         return code
     except BaseException:
         log("liveupdate: interrupted; the host stays as it is")
-        apply_says.say_what_next(record.path, journal.state)
+        apply_text.say_what_next(record.path, journal.state)
         raise
-    return apply_says.finish(
+    return apply_text.finish(
         app, verb, place.name, record.path, journal.records, journal.state, ended,
         as_json=as_json, findings=findings,
     )  # fmt: skip
@@ -316,12 +316,12 @@ def status(app: App, *, run_dir: Path | None, offline: bool, as_json: bool) -> i
 
     Changes nothing, and disturbs no update that is under way. Exits 0 when it could be said.
     """
-    from liveupdate.apply.journal import decide, replay
-    from liveupdate.apply.wal import read_journal
-    from liveupdate.cli import apply_says, applying
+    from liveupdate.cli import apply_session, apply_text
     from liveupdate.cli.output import say, say_json
-    from liveupdate.errors import LiveUpdateError
-    from liveupdate.paths import results_dir
+    from liveupdate.core.errors import LiveUpdateError
+    from liveupdate.core.paths import results_dir
+    from liveupdate.operate.journal import decide, replay
+    from liveupdate.operate.wal import read_journal
 
     path = (run_dir or results_dir() / "latest").resolve()
     records = read_journal(path)
@@ -331,17 +331,17 @@ def status(app: App, *, run_dir: Path | None, offline: bool, as_json: bool) -> i
     view, trouble = None, "not asked"
     if not offline and state.outcome is None:
         try:
-            view = applying.view_host(applying.find_place(str(begin.get("place", ""))))
+            view = apply_session.view_host(apply_session.find_place(str(begin.get("place", ""))))
         except LiveUpdateError as error:
             trouble = str(error)
     moves = {verb: decide(state, verb, view) for verb in ("resume", "abort")} if view else {}
     if as_json:
-        document = apply_says.document(
+        document = apply_text.document(
             "status", name, outcome=state.outcome or "in-progress", exit_code=0,
             why=state.why, run_dir=path, records=records, state=state,
         )  # fmt: skip
-        document["now"] = apply_says.now_document(view, trouble, moves)
+        document["now"] = apply_text.now_document(view, trouble, moves)
         say_json(document)
     else:
-        say(apply_says.show_status(name, records, state, view, trouble, moves))
+        say(apply_text.show_status(name, records, state, view, trouble, moves))
     return ExitCode.PASS

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LiveUpdateError
-from liveupdate.units import GIB, MIB, format_size
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LiveUpdateError
+from liveupdate.core.units import GIB, MIB, format_size
 
 OK, WARN, BAD = "ok", "warn", "bad"
 PROBE_S = 20.0
@@ -61,7 +61,7 @@ def check_python() -> Finding:
 
 def check_tools() -> Finding:
     """Programs that a run needs, and those that building images needs."""
-    from liveupdate.proc import find_program
+    from liveupdate.core.proc import find_program
 
     missing = [(name, pkg) for name, pkg in RUN_TOOLS.items() if find_program(name) is None]
     if missing:
@@ -104,7 +104,7 @@ def check_qemu() -> Finding:
 
 def ask_qemu(deadline: Deadline) -> tuple[str, frozenset[str], bool]:
     """Start a QEMU without a guest and ask for its version, device types, and SVM under TCG."""
-    from liveupdate import proc
+    from liveupdate.core import proc
     from liveupdate.transport.qmp import Qmp
 
     with tempfile.TemporaryDirectory(prefix="lu-") as directory:
@@ -155,7 +155,7 @@ def _version(greeting: object) -> str:
 
 def check_accel() -> Finding:
     """Whether KVM really works, by a probe guest; an open /dev/kvm proves nothing."""
-    from liveupdate.cli.gather import choose_accel
+    from liveupdate.cli.prepare_run import choose_accel
     from liveupdate.images import catalogue
 
     try:
@@ -189,7 +189,7 @@ def check_images() -> Finding:
 
 
 def check_memory() -> Finding:
-    from liveupdate.cli.gather import available_memory
+    from liveupdate.cli.prepare_run import available_memory
 
     free = available_memory()
     what = f"{format_size(free)} available, {format_size(RUN_RAM_BYTES)} needed by default"
@@ -200,7 +200,7 @@ def check_memory() -> Finding:
 
 def check_disk() -> Finding:
     """Room for building, where the image cache is, and for runs, in the working directory."""
-    from liveupdate.paths import cache_dir, results_dir
+    from liveupdate.core.paths import cache_dir, results_dir
 
     cache, runs = (_nearest(path) for path in (cache_dir(), results_dir()))
     for path, needed, what in ((runs, RUN_BYTES, "runs"), (cache, BUILD_BYTES, "building images")):
@@ -243,7 +243,7 @@ def check_user_namespaces() -> Finding:
     """Needed to build the root disk without being root."""
     if os.geteuid() == 0:
         return Finding(name="userns", state=OK, what="not needed: this is root")
-    from liveupdate import proc
+    from liveupdate.core import proc
 
     try:
         proc.run(["unshare", "-Ur", "true"], deadline=Deadline.after(PROBE_S, "unshare"))
@@ -258,7 +258,7 @@ def check_user_namespaces() -> Finding:
 
 
 def check_runtime() -> Finding:
-    from liveupdate.paths import SUN_PATH_BYTES, runtime_dir
+    from liveupdate.core.paths import SUN_PATH_BYTES, runtime_dir
 
     try:
         path = runtime_dir()

@@ -8,7 +8,7 @@ import click
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option
 from liveupdate.cli.output import say, say_json
-from liveupdate.faults import DEFAULT, FAULTS
+from liveupdate.faults.table import DEFAULT, FAULTS
 from liveupdate.model.verdict import ExitCode
 
 

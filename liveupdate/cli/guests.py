@@ -11,7 +11,7 @@ import click
 
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option
-from liveupdate.errors import ScenarioError
+from liveupdate.core.errors import ScenarioError
 from liveupdate.model.verdict import ExitCode
 
 START_S = 180.0
@@ -29,13 +29,13 @@ def guests() -> None:
 @common
 def list_(app: App, *, host: str, as_json: bool) -> int:
     """List the guests of HOST, and say of each whether it can be preserved."""
-    from liveupdate.apply.preflight import why_not
-    from liveupdate.cli import applying
+    from liveupdate.cli import apply_session
     from liveupdate.cli.output import printable, say, say_json
+    from liveupdate.core.units import format_size
     from liveupdate.model.codec import encode
-    from liveupdate.units import format_size
+    from liveupdate.operate.preflight import why_not
 
-    survey, _ = applying.survey_host(applying.find_place(host))
+    survey, _ = apply_session.survey_host(apply_session.find_place(host))
     if as_json:
         say_json({name: encode(guest) for name, guest in sorted(survey.guests.items())})
         return ExitCode.PASS
@@ -52,14 +52,14 @@ def list_(app: App, *, host: str, as_json: bool) -> int:
 @common
 def start(app: App, *, host: str, file: Path) -> int:
     """Have the agent of HOST start the guests that the TOML file FILE describes (docs/apply.md)."""
-    from liveupdate.cli import applying
+    from liveupdate.cli import apply_session
     from liveupdate.cli.output import say
-    from liveupdate.deadline import Deadline
-    from liveupdate.target.ssh_held import ask
+    from liveupdate.core.deadline import Deadline
+    from liveupdate.target.ssh.held import ask
     from liveupdate.transport.ssh import Ssh
 
-    place = applying.find_place(host)
-    applying.check_allowed(place)
+    place = apply_session.find_place(host)
+    apply_session.check_allowed(place)
     wanted = read_guests(file)
     machine = place.machine
     deadline = Deadline.after(START_S, "the guests to be started")
@@ -78,7 +78,7 @@ def read_guests(path: Path) -> list[dict[str, object]]:
 
     :raises ScenarioError: it cannot be read, or there is no guest in it.
     """
-    from liveupdate.units import parse_size
+    from liveupdate.core.units import parse_size
 
     try:
         with path.open("rb") as file:

@@ -32,9 +32,9 @@ def images() -> None:
 def build(app: App, *, names: tuple[str, ...], tests: bool, kernel_tree: Path | None) -> int:
     """Build what is not in the cache yet, and print where it is."""
     from liveupdate.cli.view import show_steps
-    from liveupdate.errors import ScenarioError
+    from liveupdate.core.errors import ScenarioError
+    from liveupdate.core.steps import Steps
     from liveupdate.images import catalogue
-    from liveupdate.steps import Steps
 
     if kernel_tree is not None and not (kernel_tree / "Kbuild").is_file():
         raise ScenarioError(f"'{kernel_tree}' is no kernel source tree", where="--kernel-tree")
@@ -52,8 +52,8 @@ def build(app: App, *, names: tuple[str, ...], tests: bool, kernel_tree: Path | 
 @common
 def list_images(app: App, *, as_json: bool) -> int:
     """List the cache; `*` marks what a run would take now."""
+    from liveupdate.core.units import format_size
     from liveupdate.images import catalogue
-    from liveupdate.units import format_size
 
     found = catalogue.listing()
     if as_json:
@@ -91,8 +91,8 @@ def list_images(app: App, *, as_json: bool) -> int:
 @common
 def gc(app: App, *, days: float | None, everything: bool, as_json: bool) -> int:
     """Remove images that no run has used for a while; current ones stay."""
+    from liveupdate.core.units import format_size
     from liveupdate.images import catalogue
-    from liveupdate.units import format_size
 
     keep = catalogue.KEEP_DAYS if days is None else days
     done = catalogue.gc(keep_days=keep, everything=everything)

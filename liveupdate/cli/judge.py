@@ -26,9 +26,9 @@ def judge(app: App, *, run_dir: Path, as_json: bool, junit: Path | None, ktap: P
     """
     import tempfile
 
-    from liveupdate.apply.bundle import is_bundle, unpack
     from liveupdate.cli import results
-    from liveupdate.cli.gather import check_report
+    from liveupdate.cli.prepare_run import check_report
+    from liveupdate.operate.bundle import is_bundle, unpack
 
     for path in filter(None, (junit, ktap)):
         check_report(path)

@@ -18,8 +18,8 @@ GC_S = 30.0
 @common
 def ps(app: App, *, as_json: bool) -> int:
     """List machines of ours: running, orphaned (their run is gone) or dead."""
-    from liveupdate.paths import runtime_dir
-    from liveupdate.registry import Registry
+    from liveupdate.core.paths import runtime_dir
+    from liveupdate.target.machines import Registry
 
     found = Registry(runtime_dir()).list()
     if as_json:
@@ -28,7 +28,7 @@ def ps(app: App, *, as_json: bool) -> int:
                 {
                     "run": item.machine.run_id,
                     "pid": item.machine.pid,
-                    "state": item.life.value,
+                    "state": item.state.value,
                     "accel": item.machine.accel,
                     "run_dir": item.machine.run_dir,
                 }
@@ -40,7 +40,7 @@ def ps(app: App, *, as_json: bool) -> int:
     else:
         for item in found:
             machine = item.machine
-            say(f"{machine.run_id}  {machine.pid:>8}  {item.life.value:<8} {machine.run_dir}")
+            say(f"{machine.run_id}  {machine.pid:>8}  {item.state.value:<8} {machine.run_dir}")
     return ExitCode.PASS
 
 
@@ -50,10 +50,10 @@ def ps(app: App, *, as_json: bool) -> int:
 @common
 def gc(app: App, *, everything: bool, as_json: bool) -> int:
     """End machines whose run is gone, and remove the sockets and files they left."""
-    from liveupdate.bringup import WARM_BYTES
-    from liveupdate.deadline import Deadline
-    from liveupdate.paths import cache_dir, runtime_dir
-    from liveupdate.registry import Registry
+    from liveupdate.core.deadline import Deadline
+    from liveupdate.core.paths import cache_dir, runtime_dir
+    from liveupdate.run.bringup import WARM_BYTES
+    from liveupdate.target.machines import Registry
     from liveupdate.target.warm import WarmStore
 
     deadline = Deadline.after(GC_S, "machines to end")

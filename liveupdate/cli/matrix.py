@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from liveupdate.cli.app import App
-from liveupdate.cli.options import Wish, common, json_option
+from liveupdate.cli.options import ScenarioArgs, common, json_option
 from liveupdate.cli.output import log, say, write_file
-from liveupdate.errors import LiveUpdateError, PlanError, ScenarioError
+from liveupdate.core.errors import LiveUpdateError, PlanError, ScenarioError
 from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
-    from liveupdate.matrix import Cell, Document, Row
+    from liveupdate.planning.matrix import Cell, Document, Row
     from liveupdate.report.matrix import Mechanisms
 
 Override = tuple[str, str, str]
@@ -98,10 +98,10 @@ def matrix(
     Broken off, it goes on where it stopped. Writes matrix.json, matrix.md and plots beside the
     runs.
     """
-    from liveupdate import matrix as cells
     from liveupdate.cli.matrix_jobs import fill_all
-    from liveupdate.load import set_override
+    from liveupdate.planning import matrix as cells
     from liveupdate.report import matrix as report
+    from liveupdate.scenario.load import set_override
 
     names = _find_mechanisms(mechanisms)
     _check_sizes(guest_memory)
@@ -151,7 +151,7 @@ def _find_mechanisms(wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_sizes(sizes: Iterable[str]) -> None:
-    from liveupdate.units import parse_size
+    from liveupdate.core.units import parse_size
 
     for size in sizes:
         try:
@@ -172,8 +172,8 @@ def _find_kernels(wanted: str | None) -> tuple[str, ...]:
 
 def describe(names: Iterable[str]) -> Mechanisms:
     """Return what is known of mechanisms without a run; their kernel code is counted now."""
+    from liveupdate.core.paths import guest_images_dir
     from liveupdate.images.codelines import count_lines
-    from liveupdate.paths import guest_images_dir
     from liveupdate.preserve.registry import MECHANISMS
     from liveupdate.report.matrix import Mechanism
 
@@ -206,7 +206,7 @@ def exit_code(rows: Sequence[Row]) -> ExitCode:
 
 def summarise(cell: Cell, results: Path, refused: str) -> Row:
     """Reduce what is on disk of a cell; errors count while there is nothing better."""
-    from liveupdate import matrix as cells
+    from liveupdate.planning import matrix as cells
 
     found = read_results(results / cell.name)
     observed = [each for each in found if cells.is_observed(each[1])]
@@ -221,12 +221,12 @@ def run_here(
     :return: why it could not be made, or "".
     :raises PlanError, ScenarioError: this combination cannot be, however often it is tried.
     """
-    from liveupdate.cli.gather import prepare
+    from liveupdate.cli.prepare_run import prepare
     from liveupdate.cli.run import carry_out
 
-    wish = Wish(scenario=scenario, overrides=(*cell.overrides(), *more))
+    scenario_args = ScenarioArgs(scenario=scenario, overrides=(*cell.overrides(), *more))
     try:
-        carry_out(app, prepare(app, wish, directory), frozenset())
+        carry_out(app, prepare(app, scenario_args, directory), frozenset())
     except (PlanError, ScenarioError):
         raise
     except LiveUpdateError as error:
@@ -236,7 +236,7 @@ def run_here(
 
 def count_missing(cell: Cell, runs: int, results: Path) -> int:
     """Return how many runs a cell still lacks."""
-    from liveupdate import matrix as cells
+    from liveupdate.planning import matrix as cells
 
     found = read_results(results / cell.name)
     return max(0, runs - sum(cells.is_observed(document) for _, document in found))

@@ -17,13 +17,13 @@ from typing import IO, TYPE_CHECKING
 from liveupdate.cli.app import App
 from liveupdate.cli.matrix import Override, count_missing, run_here
 from liveupdate.cli.output import log
-from liveupdate.deadline import Deadline
-from liveupdate.errors import DeadlineExceeded, PlanError, ScenarioError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import DeadlineExceeded, PlanError, ScenarioError
 from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
-    from liveupdate.matrix import Cell
-    from liveupdate.proc import Child
+    from liveupdate.core.proc import Child
+    from liveupdate.planning.matrix import Cell
 
 #: a child keeps to its scenario's own deadlines, whose sum is not known here
 RUN_S = 4 * 3600.0
@@ -134,7 +134,7 @@ def _fill_with_children(
 def _start(
     cell: Cell, scenario: str | None, more: Sequence[Override], results: Path, stack: ExitStack
 ) -> _Job:
-    from liveupdate import proc
+    from liveupdate.core import proc
 
     directory = results / cell.name
     directory.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class ScenarioArgs:
     """A scenario as named on the command line: file or shipped name, and (key, value, option)."""
 
     scenario: str | None
@@ -56,7 +56,7 @@ def common(function: F) -> F:
 
 
 def scenario_options(function: F) -> F:
-    """Add ``[SCENARIO]`` and everything that overrides it; passed on as ``wish``."""
+    """Add ``[SCENARIO]`` and everything that overrides it; passed on as ``scenario_args``."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -69,8 +69,8 @@ def scenario_options(function: F) -> F:
             overrides.append(("cold", "true", "--cold"))
         for text in kwargs.pop("sets"):
             overrides.append(_split_set(text))
-        wish = Wish(scenario=kwargs.pop("scenario"), overrides=tuple(overrides))
-        return function(*args, wish=wish, **kwargs)
+        scenario_args = ScenarioArgs(scenario=kwargs.pop("scenario"), overrides=tuple(overrides))
+        return function(*args, scenario_args=scenario_args, **kwargs)
 
     decorated: Any = click.option(
         "--set",
@@ -92,7 +92,7 @@ def _parameter(option: str) -> str:
 
 
 def _split_set(text: str) -> tuple[str, str, str]:
-    from liveupdate.load import set_override
+    from liveupdate.scenario.load import set_override
 
     override = set_override(text)
     return (override.key, override.value, override.option)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from liveupdate.errors import LiveUpdateError, ScenarioError
+from liveupdate.core.errors import LiveUpdateError, ScenarioError
 
 PROGRAM = "liveupdate"
 

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from liveupdate.cli.app import App
-from liveupdate.cli.options import Wish, common, json_option, results_option, scenario_options
+from liveupdate.cli.options import (
+    ScenarioArgs,
+    common,
+    json_option,
+    results_option,
+    scenario_options,
+)
 from liveupdate.cli.output import say, say_json
 from liveupdate.model.verdict import ExitCode
 
@@ -24,16 +30,16 @@ if TYPE_CHECKING:
 @results_option
 @json_option
 @common
-def plan(app: App, *, wish: Wish, results: Path | None, as_json: bool) -> int:
+def plan(app: App, *, scenario_args: ScenarioArgs, results: Path | None, as_json: bool) -> int:
     """Show what `run` would do with the same arguments, and do nothing.
 
     SCENARIO is a file, or the name of a shipped one. Ends like `run` would for bad input. The
     accelerator is found out by a probe guest, as a run does.
     """
-    from liveupdate.cli.gather import prepare
+    from liveupdate.cli.prepare_run import prepare
     from liveupdate.model import codec
 
-    prepared = prepare(app, wish, results, dry=True)
+    prepared = prepare(app, scenario_args, results, dry=True)
     if as_json:
         say_json(codec.encode(prepared.plan))
         return ExitCode.PASS
@@ -44,7 +50,7 @@ def plan(app: App, *, wish: Wish, results: Path | None, as_json: bool) -> int:
 
 def describe(plan: Plan, accel_reason: str) -> Iterator[str]:
     """Say a plan in lines for people."""
-    from liveupdate.units import format_size
+    from liveupdate.core.units import format_size
 
     machine = plan.machine
     images = plan.images

@@ -38,7 +38,7 @@ class Outcome:
 
 def required_checks(env: Mapping[str, str] = os.environ) -> frozenset[str]:
     """Checks that LIVEUPDATE_REQUIRE does not let be skipped; read before anything is started."""
-    from liveupdate.require import VARIABLE, parse_required
+    from liveupdate.judging.require import VARIABLE, parse_required
 
     return parse_required(env.get(VARIABLE, ""))
 
@@ -48,9 +48,9 @@ def judge_directory(path: Path, required: frozenset[str]) -> Outcome:
 
     :raises EvidenceError: it is no run directory, or its plan cannot be used.
     """
-    from liveupdate.judge import judge
-    from liveupdate.require import apply_required
-    from liveupdate.store import RunDir
+    from liveupdate.evidence import RunDir
+    from liveupdate.judging.judge import judge
+    from liveupdate.judging.require import apply_required
 
     record = RunDir.open(path)
     plan = record.load_plan()
@@ -63,8 +63,8 @@ def render(outcome: Outcome, kind: str, *, color: bool = False) -> str:
     """Render a report in one of :data:`FORMATS`; ``color`` is for text only."""
     arguments = (outcome.plan, outcome.evidence, outcome.verdict)
     if kind == "json":
+        from liveupdate.evidence import RunDir
         from liveupdate.report.json_result import render_json
-        from liveupdate.store import RunDir
 
         return render_json(*arguments, RunDir.open(outcome.run_dir).artifacts())
     if kind == "junit":
@@ -108,9 +108,9 @@ def store_reports(outcome: Outcome) -> Outcome:
     """
     from dataclasses import replace
 
+    from liveupdate.evidence import RunDir, StoreError
     from liveupdate.model import layout
     from liveupdate.model.verdict import Outcome as Status
-    from liveupdate.store import RunDir, StoreError
 
     reports = (("json", layout.RESULT), ("junit", layout.JUNIT), ("html", layout.REPORT))
     try:

@@ -11,7 +11,7 @@ import click
 
 from liveupdate.cli.app import App
 from liveupdate.cli.options import (
-    Wish,
+    ScenarioArgs,
     common,
     json_option,
     report_files,
@@ -21,7 +21,7 @@ from liveupdate.cli.options import (
 from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
-    from liveupdate.cli.gather import Prepared
+    from liveupdate.cli.prepare_run import Prepared
     from liveupdate.cli.results import Outcome
 
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--bisect", is_flag=True, help="Exit 125 when it cannot be judged (git bisect run).")
 @common
 def run(
-    app: App, *, wish: Wish, results: Path | None, as_json: bool,
+    app: App, *, scenario_args: ScenarioArgs, results: Path | None, as_json: bool,
     junit: Path | None, ktap: Path | None, bisect: bool,
 ) -> int:  # fmt: skip
     """Update a host under its guests and judge the result.
@@ -42,11 +42,11 @@ def run(
     goes through one kexec, or a fault gets the scenario that it needs (see `liveupdate faults`).
     """
     from liveupdate.cli import results as outcomes
-    from liveupdate.cli.gather import prepare
+    from liveupdate.cli.prepare_run import prepare
 
     app.bisect = bisect
     required = outcomes.required_checks()
-    prepared = prepare(app, wish, results, reports=(junit, ktap))
+    prepared = prepare(app, scenario_args, results, reports=(junit, ktap))
     outcome, console = carry_out(app, prepared, required)
     outcomes.write_reports(outcome, junit, ktap)
     code = outcomes.show(outcome, app, as_json=as_json)
@@ -59,11 +59,11 @@ def carry_out(
     app: App, prepared: Prepared, required: frozenset[str]
 ) -> tuple[Outcome, tuple[str, ...]]:
     """Run the plan under the view; return the outcome and the console's last lines."""
-    from liveupdate import runner
     from liveupdate.cli.results import Outcome, store_reports
     from liveupdate.cli.view import show_steps
-    from liveupdate.require import apply_required
-    from liveupdate.steps import Steps
+    from liveupdate.core.steps import Steps
+    from liveupdate.judging.require import apply_required
+    from liveupdate.run import runner
 
     steps = Steps()
     with show_steps(steps, app, os.environ):

@@ -23,7 +23,7 @@ def setup(app: App, *, run_it: bool) -> int:
     import os
     import subprocess
 
-    from liveupdate.paths import checkout_root
+    from liveupdate.core.paths import checkout_root
 
     argv = ["make", "-C", os.fspath(checkout_root()), "setup"]
     if not run_it:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from liveupdate.cli.app import App
-from liveupdate.cli.options import Wish, common, scenario_options
+from liveupdate.cli.options import ScenarioArgs, common, scenario_options
 from liveupdate.cli.output import log
 from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
-    from liveupdate.cli.gather import Prepared
+    from liveupdate.cli.prepare_run import Prepared
 
 #: opening a session on a host whose agent has already answered
 LOGIN_S = 30.0
@@ -26,15 +26,15 @@ LOGIN_S = 30.0
 @scenario_options
 @click.option("-c", "--command", metavar="COMMAND", help="Run this instead of a shell.")
 @common
-def shell(app: App, *, wish: Wish, command: str | None) -> int:
+def shell(app: App, *, scenario_args: ScenarioArgs, command: str | None) -> int:
     """Boot a host under update, without guests, and log in as root; it ends with the shell.
 
     Exits like ssh: with the status of the shell or the command over there.
     """
-    from liveupdate.cli.gather import prepare
+    from liveupdate.cli.prepare_run import prepare
 
     with tempfile.TemporaryDirectory(prefix="liveupdate-shell-") as directory:
-        prepared = prepare(app, wish, Path(directory))
+        prepared = prepare(app, scenario_args, Path(directory))
         log(f"liveupdate: accelerator {prepared.plan.machine.accel}: {prepared.accel_reason}")
         return log_in(app, prepared, Path(directory), command)
 
@@ -43,11 +43,11 @@ def log_in(app: App, prepared: Prepared, directory: Path, command: str | None) -
     """Boot in ``directory``, connect the terminal, and return the remote status."""
     import secrets
 
-    from liveupdate.bringup import make_host
     from liveupdate.cli.view import show_steps
-    from liveupdate.deadline import Deadline
+    from liveupdate.core.deadline import Deadline
+    from liveupdate.core.steps import Steps
     from liveupdate.images.catalogue import make_kit
-    from liveupdate.steps import Steps
+    from liveupdate.run.bringup import make_host
 
     plan = prepared.plan
     host = make_host(plan, secrets.token_hex(3), directory, make_kit(plan.images))

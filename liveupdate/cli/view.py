@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from liveupdate.cli.output import log, one_line, wants_color, wants_live
-from liveupdate.steps import StepEvent, Steps
-from liveupdate.units import format_ns, format_size
+from liveupdate.core.steps import StepEvent, Steps
+from liveupdate.core.units import format_ns, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console

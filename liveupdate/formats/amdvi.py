@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import (
     READ,
     WRITE,
@@ -27,7 +28,6 @@ from liveupdate.formats.iommu import (
     Translation,
 )
 from liveupdate.formats.iommu_walk import ADDRESS_MASK, DecodedTables, Walk, WalkLimits
-from liveupdate.units import PAGE_BYTES
 
 DTE_BYTES = 32
 _DTE = struct.Struct("<4Q")

@@ -3,7 +3,7 @@
 
 Ethernet header, EtherType 0x88B5 (IEEE 802, local experiments); then little-endian: u32 magic, u64
 stream (random for each run, so that nothing old is taken for new), u64 number, zeros; the last four
-bytes are the CRC-32 of all before them. The receiver is ``liveupdate/agent/ring.py``.
+bytes are the CRC-32 of all before them. The receiver is ``liveupdate/agent/device/ring.py``.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from liveupdate.core.units import format_addr
 from liveupdate.formats.malformed import MalformedError
-from liveupdate.units import format_addr
 
 _LINE = re.compile(r"([0-9a-f]{8,16}):((?: 0x[0-9a-f]+)+)", re.IGNORECASE)
 _BYTES_OF_DIGITS = {2: 1, 4: 2, 8: 4, 16: 8}

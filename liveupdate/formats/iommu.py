@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from liveupdate.errors import LiveUpdateError
+from liveupdate.core.errors import LiveUpdateError
+from liveupdate.core.units import PAGE_BYTES, format_addr
 from liveupdate.formats.malformed import MalformedError
-from liveupdate.units import PAGE_BYTES, format_addr
 
 #: access bits of a run; SUPERVISOR: first-stage pages closed to requests of user privilege
 READ = 1

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import (
     UNREADABLE,
     ByteReader,
@@ -22,7 +23,6 @@ from liveupdate.formats.iommu import (
     TableFault,
 )
 from liveupdate.formats.iommu_watch import TableFingerprint, TablePage
-from liveupdate.units import PAGE_BYTES
 
 #: entries of a paging table
 ENTRIES = 512

@@ -13,8 +13,8 @@ import hashlib
 import struct
 from dataclasses import dataclass, replace
 
+from liveupdate.core.units import format_addr
 from liveupdate.formats.iommu import UNREADABLE, ByteReader
-from liveupdate.units import format_addr
 
 _U64 = struct.Struct("<Q")
 #: changed entries named per page; a page that was reused for something else differs everywhere

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from liveupdate.formats.malformed import MalformedError
 from liveupdate.model.evidence import JournalSample
-from liveupdate.model.use import JournalFacts
+from liveupdate.model.guest_device_use import JournalFacts
 
 MAGIC = b"LUJRNL01"
 SECTOR_BYTES = 512

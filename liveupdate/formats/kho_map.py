@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from liveupdate.units import PAGE_BYTES
+from liveupdate.core.units import PAGE_BYTES
 
 COMPATIBLE = b"kho-v4\0"
 _FDT_MAGIC = 0xD00DFEED

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 
-from liveupdate.units import PAGE_BYTES
+from liveupdate.core.units import PAGE_BYTES
 
 WORDS_PER_PAGE = PAGE_BYTES // 8
 STEP = 0x9E3779B97F4A7C15

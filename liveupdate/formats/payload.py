@@ -12,9 +12,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from liveupdate.core.units import Gpa
 from liveupdate.formats.malformed import MalformedError
 from liveupdate.model.evidence import PatternFacts
-from liveupdate.units import Gpa
 
 MAX_LINE_BYTES = 64 << 10
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate.errors import BuildError
+from liveupdate.core.errors import BuildError
 
 #: hex digits of a SHA-256 that make a directory's name
 DIGEST_DIGITS = 24

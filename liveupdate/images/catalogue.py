@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from liveupdate import paths
-from liveupdate.errors import BuildError, PlanError
+from liveupdate.core import paths
+from liveupdate.core.errors import BuildError, PlanError
+from liveupdate.core.steps import Steps
 from liveupdate.images import debianhost, guest, kernel, kit, modules, rootfs
 from liveupdate.images.cache import Cache, days_ago, digest_of, file_sha256, tree_bytes
 from liveupdate.model.plan import ImageSet, KernelImage
-from liveupdate.steps import Steps
 
 DEFAULT = ("kernel-a", "kernel-b", "modules-a", "modules-b", "rootfs", "guest")
 """What a run needs; built by ``images build``."""

@@ -14,11 +14,11 @@ import re
 import sys
 from pathlib import Path
 
-from liveupdate import paths, proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import BuildError, CommandFailed, LiveUpdateError
+from liveupdate.core import paths, proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import BuildError, CommandFailed, LiveUpdateError
+from liveupdate.core.steps import StepEvent, Steps
 from liveupdate.images import catalogue, kernel, source
-from liveupdate.steps import StepEvent, Steps
 
 #: patches below it correct a defect of Linux: all variants have them, no option turns them off
 FIXES = "fixes/"

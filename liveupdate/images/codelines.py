@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from liveupdate.errors import BuildError
+from liveupdate.core.errors import BuildError
 
 #: tests are no part of what a mechanism needs
 _TESTS = re.compile(r"kunit|test")

@@ -13,10 +13,10 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import BuildError
-from liveupdate.units import MIB
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import BuildError
+from liveupdate.core.units import MIB
 
 MAKE_S = 300.0
 #: 2026-01-01, seconds since the epoch: what all that we make is stamped with

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import BuildError, CommandFailed
+from liveupdate.core.steps import Steps
 from liveupdate.images.cache import Cache, file_sha256, tree_sha256
-from liveupdate.steps import Steps
 
 BUILD_S = 300.0
 IMAGE = "initramfs.cpio.gz"

@@ -17,16 +17,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import BuildError, CommandFailed
+from liveupdate.core.steps import Steps
 from liveupdate.formats import kconfig
 from liveupdate.formats.kernelimage import KernelImageError, read_kernel_image
 from liveupdate.images import source
 from liveupdate.images.cache import Cache, SourcesChanged, file_sha256
 from liveupdate.images.tree import BuildTree
 from liveupdate.model.plan import KernelImage
-from liveupdate.steps import Steps
 
 BUILD_S = 3600.0
 CONFIG_S = 300.0

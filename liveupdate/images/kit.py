@@ -14,13 +14,13 @@ import os
 import shutil
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import BuildError, CommandFailed
+from liveupdate.core.units import MIB
 from liveupdate.images import ext4
 from liveupdate.images.cache import Cache, file_sha256, tree_sha256
 from liveupdate.model.plan import ImageSet
-from liveupdate.units import MIB
 
 FORMAT = 1
 IMAGE = "kit.ext4"

@@ -14,13 +14,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import BuildError, CommandFailed
+from liveupdate.core.steps import Steps
 from liveupdate.images import kernel, source
 from liveupdate.images.cache import Cache, SourcesChanged, digest_of, tree_sha256
 from liveupdate.images.tree import BuildTree
-from liveupdate.steps import Steps
 
 KIND = "modules"
 #: the variants that modules are built for

@@ -14,12 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from liveupdate import paths, proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import BuildError, LiveUpdateError
+from liveupdate.core import paths, proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import BuildError, LiveUpdateError
+from liveupdate.core.steps import Steps
 from liveupdate.images import catalogue, kernel, modules, source
 from liveupdate.images.check import print_step
-from liveupdate.steps import Steps
 
 STYLE_S = 120.0
 #: scripts/checker-valid.sh of Linux 7.3 takes no sparse that does not know __typeof_unqual__

@@ -14,14 +14,14 @@ import re
 import shutil
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import BuildError, CommandFailed
+from liveupdate.core.steps import Steps
+from liveupdate.core.units import MIB
 from liveupdate.images import ext4
 from liveupdate.images.cache import Cache, file_sha256
 from liveupdate.images.source import MIRROR
-from liveupdate.steps import Steps
-from liveupdate.units import MIB
 
 SUITE = "trixie"
 BACKPORTS = f"{SUITE}-backports"

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import BuildError, CommandFailed
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import BuildError, CommandFailed
 from liveupdate.images.cache import file_sha256
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
 from liveupdate.images import source
 
 

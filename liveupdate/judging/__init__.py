@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The judge's parts, one module per family of checks; :mod:`liveupdate.judge` is the way in."""
+"""The judge and its parts; :mod:`liveupdate.judging.judge` is the way in."""

@@ -3,7 +3,8 @@
 
 Absent evidence is ERROR. One thing only turns it into SKIP: a guest or a whole handover that is
 already known to be lost, because some other check says FAIL for it. What nobody could have seen any
-more must not read like a broken harness; :mod:`liveupdate.judge` makes sure that the FAIL is there.
+more must not read like a broken harness; :mod:`liveupdate.judging.judge` makes sure that the FAIL
+is there.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def failed(
     )
 
 
-def unknown(reason: str, *, observed: str = "", evidence: tuple[str, ...] = ()) -> Finding:
+def error_finding(reason: str, *, observed: str = "", evidence: tuple[str, ...] = ()) -> Finding:
     """Make an ERROR: it could not be found out."""
     return Finding(status=Outcome.ERROR, reason=reason, observed=observed, evidence=evidence)
 
@@ -209,14 +210,18 @@ class Context:
         for path in paths:
             why = self.evidence.unreadable.get(path)
             if why is not None:
-                return unknown(f"{where}: {what}: {path} cannot be used: {why}", evidence=(path,))
+                return error_finding(
+                    f"{where}: {what}: {path} cannot be used: {why}", evidence=(path,)
+                )
         loss = self.loss(hop, guest)
         if loss is not None:
             return skipped(f"{where}: {what} could not be seen any more ({loss})")
         troubles = self.troubles(until=hop)
         if troubles:
-            return unknown(f"{where}: no evidence of {what}, because {say_incident(troubles[0])}")
-        return unknown(f"{where}: no evidence of {what}")
+            return error_finding(
+                f"{where}: no evidence of {what}, because {say_incident(troubles[0])}"
+            )
+        return error_finding(f"{where}: no evidence of {what}")
 
 
 def session_name(guest: str) -> str:

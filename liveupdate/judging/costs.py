@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from liveupdate.core.units import GIB, MIB, PAGE_BYTES
 from liveupdate.judging.context import Context
 from liveupdate.model.costs import CostFacts, RamFacts
 from liveupdate.model.evidence import HopEvidence
 from liveupdate.model.verdict import Metric
-from liveupdate.units import GIB, MIB, PAGE_BYTES
 
 #: phases of the blackout that are the mechanism's own work, of each guest
 _OWN_PHASES = ("preserve-state", "retrieve")

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import MappingSet, Run
-from liveupdate.units import PAGE_BYTES
 
 Sets = tuple[MappingSet, ...]
 

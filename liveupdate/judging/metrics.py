@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from liveupdate.clockfit import fit_clock, fit_slope
-from liveupdate.compare import Gap, network_gap, storage_gap, vcpu_gap
 from liveupdate.formats.iommu import IommuFormatError, unpack_runs
+from liveupdate.judging.checks.guest import blackout_ns, clock_gap, readings
+from liveupdate.judging.clockfit import fit_clock, fit_slope
+from liveupdate.judging.compare import Gap, network_gap, storage_gap, vcpu_gap
 from liveupdate.judging.context import Context
 from liveupdate.judging.costs import measure_costs
-from liveupdate.judging.guest import blackout_ns, clock_gap, readings
 from liveupdate.model.evidence import HopEvidence, KernelFacts, MappingFacts
 from liveupdate.model.verdict import Metric
 

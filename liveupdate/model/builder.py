@@ -40,7 +40,7 @@ from liveupdate.model.evidence import (
     Watched,
     WatchedDevice,
 )
-from liveupdate.model.use import JournalFacts
+from liveupdate.model.guest_device_use import JournalFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

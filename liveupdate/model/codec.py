@@ -3,7 +3,7 @@
 
 Strict in both directions: an unknown key, a missing one, a bool where an int belongs or a document
 of another kind is a :class:`CodecError` that names the place. ``bytes`` never go into JSON; they
-are files of their own (:mod:`liveupdate.store`).
+are files of their own (:mod:`liveupdate.evidence`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from liveupdate.model.costs import HopCosts, KeptTables
-from liveupdate.model.use import GuestUse, JournalFacts
+from liveupdate.model.guest_device_use import GuestUse, JournalFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

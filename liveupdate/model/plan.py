@@ -86,7 +86,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultPlan:
-    """The fault to inject; ``name`` is a key of :data:`liveupdate.faults.FAULTS`."""
+    """The fault to inject; ``name`` is a key of :data:`liveupdate.faults.table.FAULTS`."""
 
     name: str
     expected: Expected

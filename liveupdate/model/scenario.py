@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user asked for. Frozen, made from TOML by :mod:`liveupdate.load`; no machines."""
+"""What the user asked for: frozen, made from TOML by :mod:`liveupdate.scenario.load`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from liveupdate.units import GIB, MIB
+from liveupdate.core.units import GIB, MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outcomes, checks, verdicts and exit codes. Values; policy is in :mod:`liveupdate.judge`."""
+"""Outcomes, checks, verdicts, exit codes. Values; policy: :mod:`liveupdate.judging.judge`."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ part: both kernels are told the same range, and the rest is in it.
 
 from __future__ import annotations
 
+from liveupdate.core.units import MIB
 from liveupdate.preserve.base import (
     NO_KHO,
     NO_MEMFD,
@@ -17,7 +18,6 @@ from liveupdate.preserve.base import (
     Trait,
     Traits,
 )
-from liveupdate.units import MIB
 
 REQUIREMENTS = Requirements(
     name="pkernfs",

@@ -8,6 +8,7 @@ which needs no handover at all, and the memory has no struct pages.
 
 from __future__ import annotations
 
+from liveupdate.core.units import MIB
 from liveupdate.preserve.base import (
     NO_KHO,
     NO_MEMFD,
@@ -19,7 +20,6 @@ from liveupdate.preserve.base import (
     Trait,
     Traits,
 )
-from liveupdate.units import MIB
 
 #: files that hold the pool's code, below guest-images/
 POOL_CODE = (

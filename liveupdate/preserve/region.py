@@ -8,8 +8,8 @@ and what does not fit above it (hw/i386/pc_q35.c).
 
 from __future__ import annotations
 
+from liveupdate.core.units import GIB, MIB
 from liveupdate.model.plan import Region
-from liveupdate.units import GIB, MIB
 
 #: memory hotplug works in sections: a region that shares one with other RAM is asking for trouble
 SECTION_BYTES = 128 * MIB

@@ -7,6 +7,7 @@ part: what carries the memory is that both kernels are told to leave the same ra
 
 from __future__ import annotations
 
+from liveupdate.core.units import MIB
 from liveupdate.preserve.base import (
     NO_KHO,
     NO_MEMFD,
@@ -17,7 +18,6 @@ from liveupdate.preserve.base import (
     Trait,
     Traits,
 )
-from liveupdate.units import MIB
 
 REQUIREMENTS = Requirements(
     name="reserved-dax",

@@ -16,7 +16,7 @@ PATIENCE_S = 1.0
 
 
 class TakesFrames(Protocol):
-    """Of :class:`liveupdate.transport.wire.Wire`, what this probe needs."""
+    """Of :class:`liveupdate.transport.guest_network.Wire`, what this probe needs."""
 
     def send_within(self, frame: bytes, patience_s: float) -> int | None: ...
 

@@ -5,7 +5,7 @@ Registers and configuration space go through QEMU's monitor, tables through the 
 :class:`IommuWatcher` walks everything before the freeze and after the resume, and between the two
 samples what is cheap: registers, the entries of the watched devices, and whether any byte of their
 page tables changed. Nothing in here says what ought to be. What differs between VT-d and AMD-Vi is
-in :mod:`liveupdate.probes.units`.
+in :mod:`liveupdate.probes.iommu_units`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import (
     Binding,
@@ -41,8 +41,8 @@ from liveupdate.model.evidence import (
     WatchedDevice,
 )
 from liveupdate.probes.base import Sampler
+from liveupdate.probes.iommu_units import Monitor, Unit, soon
 from liveupdate.probes.qemu_machine import Machine, TraceFile
-from liveupdate.probes.units import Monitor, Unit, soon
 
 #: 80 Hz, for 50 to be left on a busy machine: a sample that comes late is not made up for
 INTERVAL_S = 0.0125

@@ -17,8 +17,9 @@ import zlib
 from collections.abc import Iterable
 from itertools import chain
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import EvidenceError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import EvidenceError
+from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import (
     READ,
     WRITE,
@@ -29,11 +30,10 @@ from liveupdate.formats.iommu import (
     Translation,
 )
 from liveupdate.formats.malformed import MalformedError
-from liveupdate.formats.vtd_debugfs import parse_dmar_translation, parse_domain_translation
+from liveupdate.formats.vtd.debugfs import parse_dmar_translation, parse_domain_translation
 from liveupdate.model.evidence import MappingFacts
 from liveupdate.probes.iommu import to_facts
 from liveupdate.transport.ssh import Ssh
-from liveupdate.units import PAGE_BYTES
 
 DEBUGFS = "/sys/kernel/debug/iommu/intel"
 #: 65,000 mappings are 8 MB of text

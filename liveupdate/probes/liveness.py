@@ -15,16 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
 from liveupdate.formats import arp, echo, journal, tickpage
 from liveupdate.model.evidence import Echo, JournalSample, Tick, Watched
-from liveupdate.model.use import JournalFacts
+from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.probes.base import Sampler
-from liveupdate.transport.wire import Frame
+from liveupdate.transport.guest_network import Frame
 
 
 class SendsFrames(Protocol):
-    """Of :class:`liveupdate.transport.wire.Wire`, what this probe needs."""
+    """Of :class:`liveupdate.transport.guest_network.Wire`, what this probe needs."""
 
     def send(self, frame: bytes) -> int | None: ...
 

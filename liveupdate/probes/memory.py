@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from liveupdate.physmem import Page, digest_selected
-from liveupdate.units import GIB, MIB, PAGE_BYTES, Gpa, PhysAddr
+from liveupdate.core.units import GIB, MIB, PAGE_BYTES, Gpa, PhysAddr
+from liveupdate.transport.physmem import Page, digest_selected
 
 #: q35 with this much RAM or more keeps only 2 GiB below the PCI hole
 #: (QEMU hw/i386/pc_q35.c, pc_q35_init)

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate.errors import EvidenceError, LiveUpdateError
+from liveupdate.core.errors import EvidenceError, LiveUpdateError
 from liveupdate.formats import pci_config, qemu_trace
 from liveupdate.formats.iommu import Requester
 from liveupdate.model.evidence import DeviceEvent, UnitSample
-from liveupdate.physmem import MtreeError, find_region
-from liveupdate.probes.units import AmdUnit, Monitor, Unit, VtdUnit, read_physical, soon
+from liveupdate.probes.iommu_units import AmdUnit, Monitor, Unit, VtdUnit, read_physical, soon
+from liveupdate.transport.physmem import MtreeError, find_region
 
 #: the regions of registers and the configuration window, as ``info mtree`` names them
 VTD_REGION = "intel_iommu"

@@ -6,10 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from liveupdate.core.units import format_ns, format_size
 from liveupdate.model.evidence import Artifact, Evidence, HopEvidence, KernelFacts
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import ExitCode, Metric, Verdict
-from liveupdate.units import format_ns, format_size
 
 #: everything but tab that a terminal or XML 1.0 should not see; texts may come from a console
 _UNSAFE = re.compile(

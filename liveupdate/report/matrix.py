@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from liveupdate.matrix import (
+from liveupdate.core.units import format_ns, format_size
+from liveupdate.planning.matrix import (
     ALL_COLUMNS,
     CHECKS,
     COLUMNS,
@@ -22,7 +23,6 @@ from liveupdate.matrix import (
 )
 from liveupdate.preserve.base import Trait, Traits
 from liveupdate.report.common import clean
-from liveupdate.units import format_ns, format_size
 
 SCHEMA_VERSION = "2.0"
 _EMPTY = "-"

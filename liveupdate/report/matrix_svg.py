@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from liveupdate.matrix import COLUMNS, Figure, Row, fit_slope
+from liveupdate.core.units import format_ns, format_size, parse_size
+from liveupdate.planning.matrix import COLUMNS, Figure, Row, fit_slope
 from liveupdate.report.common import clean
-from liveupdate.units import format_ns, format_size, parse_size
 
 _WIDTH, _LEFT, _RIGHT = 760, 120, 110
 _TOP, _ROW, _BOTTOM = 44, 18, 30
@@ -23,7 +23,7 @@ _COLOURS = (
 def render_bars(rows: Sequence[Row], key: str) -> str:
     """Render one figure of every cell as bars of the median, with the spread as a whisker.
 
-    :param key: of :data:`liveupdate.matrix.COLUMNS`.
+    :param key: of :data:`liveupdate.planning.matrix.COLUMNS`.
     """
     column = next(each for each in COLUMNS if each.key == key)
     shown = [(row, row.figures[key]) for row in rows if key in row.figures]
@@ -87,7 +87,7 @@ def _grid(most: float, scale: float, height: float, unit: str) -> Iterator[str]:
 def render_lines(rows: Sequence[Row], key: str) -> str:
     """Render one figure over the size of a guest, a line for each mechanism, with its slope.
 
-    :param key: of :data:`liveupdate.matrix.COLUMNS`.
+    :param key: of :data:`liveupdate.planning.matrix.COLUMNS`.
     """
     column = next(each for each in COLUMNS if each.key == key)
     shown = [row for row in rows if key in row.figures]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from liveupdate.core.units import format_ns, format_size
 from liveupdate.model.evidence import Evidence, HopEvidence
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import Outcome, Verdict
@@ -18,7 +19,6 @@ from liveupdate.report.common import (
     say_metric,
     say_outcome,
 )
-from liveupdate.units import format_ns, format_size
 
 _WIDTH = 100
 _ID_WIDTH = 22

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
-from liveupdate.compare import Gap, network_gap, storage_gap, vcpu_gap
+from liveupdate.core.units import format_ns
+from liveupdate.judging.compare import Gap, network_gap, storage_gap, vcpu_gap
 from liveupdate.model.evidence import GuestTrace, HopEvidence
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import Verdict
 from liveupdate.report.common import clean, guests_of
-from liveupdate.units import format_ns
 
 _WIDTH = 1000
 _LEFT = 190

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-from liveupdate.deadline import Deadline
-from liveupdate.physmem import PhysMem
-from liveupdate.transport.agent import AgentLink
+from liveupdate.core.deadline import Deadline
+from liveupdate.transport.agent_link import AgentLink
 from liveupdate.transport.console import Console
+from liveupdate.transport.guest_network import Wire
+from liveupdate.transport.physmem import PhysMem
 from liveupdate.transport.ssh import Ssh
-from liveupdate.transport.wire import Wire
 
 
 class Process(Protocol):

@@ -16,10 +16,10 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import CommandFailed, DeadlineExceeded, LaunchError, LiveUpdateError
-from liveupdate.target.ssh_spec import LabgridSpec
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import CommandFailed, DeadlineExceeded, LaunchError, LiveUpdateError
+from liveupdate.target.ssh.spec import LabgridSpec
 
 #: labgrid's own variable and default, see labgrid-client(1)
 COORDINATOR_ENV = "LG_COORDINATOR"

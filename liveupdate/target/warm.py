@@ -28,9 +28,9 @@ from typing import cast
 
 import xxhash
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LaunchError, LiveUpdateError
-from liveupdate.target.qemu import QemuHost
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LaunchError, LiveUpdateError
+from liveupdate.target.qemu.host import QemuHost
 from liveupdate.transport.monitor import Monitor
 
 log = logging.getLogger(__name__)

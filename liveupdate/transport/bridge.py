@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from liveupdate.errors import LiveUpdateError
+from liveupdate.core.errors import LiveUpdateError
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LostMachine
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LostMachine
 from liveupdate.transport.unix import Watch, check_watch, connect_unix
 
 T = TypeVar("T")

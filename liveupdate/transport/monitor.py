@@ -12,8 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LostMachine
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LostMachine
 from liveupdate.transport.unix import Watch, check_watch
 
 _EVENTS_KEPT = 10_000

@@ -31,8 +31,8 @@ from qemu.qmp import (
     StateError,
 )
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import LostMachine, OutcomeUnknown, RemoteError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import LostMachine, OutcomeUnknown, RemoteError
 from liveupdate.transport.monitor import Monitor
 from liveupdate.transport.unix import Watch, connect_unix
 

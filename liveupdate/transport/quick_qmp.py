@@ -14,8 +14,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import LostMachine
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import LostMachine
 from liveupdate.transport.qmp import QmpRefused
 from liveupdate.transport.unix import connect_unix
 

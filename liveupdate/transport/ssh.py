@@ -28,8 +28,8 @@ from typing import TypeVar
 
 import paramiko
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import CommandFailed, LostMachine, OutcomeUnknown
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import CommandFailed, LostMachine, OutcomeUnknown
 from liveupdate.transport.unix import Watch, check_watch
 
 T = TypeVar("T")

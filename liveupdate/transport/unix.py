@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LostMachine
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LostMachine
 
 Watch = Callable[[], Exception | None]
 """Says why waiting is in vain (the process has ended, the kernel panicked), or None."""

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from liveupdate.paths import cache_dir
-from liveupdate.provenance import control_host
+from liveupdate.core.paths import cache_dir
+from liveupdate.run.provenance import control_host
 from tests.bench import base, rows
 from tests.bench.subject import Failed, Subject
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from liveupdate.compare_iommu import diff_mappings
 from liveupdate.formats.amdvi import decode_device_table
 from liveupdate.formats.iommu import parse_bdf
 from liveupdate.formats.iommu_walk import DecodedTables
-from liveupdate.formats.vtd_debugfs import parse_domain_translation
-from liveupdate.formats.vtd_tables import decode_unit
+from liveupdate.formats.vtd.debugfs import parse_domain_translation
+from liveupdate.formats.vtd.tables import decode_unit
+from liveupdate.judging.compare_iommu import diff_mappings
 from tests.unit.iommu_debugfs import print_domain
 from tests.unit.iommu_tables import AmdDeviceTable, AmdPageTable, Memory, VtdPageTable, VtdUnit
 

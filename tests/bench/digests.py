@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import xxhash
 
-from liveupdate.physmem import PhysMem, RamRange
-from liveupdate.units import MIB, PAGE_BYTES, PhysAddr
+from liveupdate.core.units import MIB, PAGE_BYTES, PhysAddr
+from liveupdate.transport.physmem import PhysMem, RamRange
 
 SIZE_BYTES = 512 * MIB
 _REPEAT = 3

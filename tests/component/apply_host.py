@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host under an operator's update, faked at the agent's seam: calls in, answers and events out.
 
-What the agent remembers of an update is the real thing (``liveupdate.agent.update``), and so are
-the digests; guests are threads that tick in a memfd. A kexec is a change of boot id.
+What the agent remembers of an update is the real thing (``liveupdate.agent.update.lock_record``),
+and so are the digests; guests are threads that tick in a memfd. A kexec is a change of boot id.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from liveupdate.agent import digest, wire
-from liveupdate.agent.carrier import Ram
-from liveupdate.agent.spec import GuestSpec
-from liveupdate.agent.survey import SPEC_KEYS
-from liveupdate.agent.update import Update, UpdateError
-from liveupdate.deadline import Deadline
-from liveupdate.errors import DeadlineExceeded, LaunchError, OutcomeUnknown, RemoteError
+from liveupdate.agent.base import framing
+from liveupdate.agent.guest import digest
+from liveupdate.agent.guest.spec import GuestSpec
+from liveupdate.agent.mechanisms.base import Ram
+from liveupdate.agent.update.lock_record import Update, UpdateError
+from liveupdate.agent.update.survey import SPEC_KEYS
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import DeadlineExceeded, LaunchError, OutcomeUnknown, RemoteError
 from liveupdate.formats.tickpage import TickPage, encode_tick
-from liveupdate.target.ssh import HostLocked
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.target.ssh.host import HostLocked
+from liveupdate.transport.agent_link import AgentEvent
 
 PAGE = 4096
 MEMORY = 16 << 20
@@ -145,7 +146,7 @@ class FakeHost:
 
     def emit(self, name: str, **data: object) -> None:
         self._n += 1
-        self.update.note(name, wire.encode_event(self._n, name, data))
+        self.update.note(name, framing.encode_event(self._n, name, data))
         self.events.append(
             AgentEvent(name=name, n=self._n, boot=1, at_ns=time.monotonic_ns(), t_ns=0, data=data)
         )

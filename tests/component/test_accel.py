@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate import accel
-from liveupdate.deadline import Deadline
-from liveupdate.errors import PlanError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import PlanError
+from liveupdate.target import accel
 
 # The first lines of each fake: find the serial file and the QMP socket, then misbehave.
 FAKE = """#!{python}

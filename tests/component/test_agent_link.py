@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import DeadlineExceeded, LostMachine, OutcomeUnknown, RemoteError
-from liveupdate.transport.agent import AgentLink
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import DeadlineExceeded, LostMachine, OutcomeUnknown, RemoteError
+from liveupdate.transport.agent_link import AgentLink
 from tests.component.fake_peer import Peer, Script, serve
 
 

@@ -17,22 +17,22 @@ from typing import Any
 
 import pytest
 
-from liveupdate.apply.bundle import make_bundle, unpack
-from liveupdate.apply.drive import Driver, Ended, Refused, StepFailed, Stopped, reset_host
-from liveupdate.apply.hostside import HostSide
-from liveupdate.apply.plan import plan_update
-from liveupdate.apply.preflight import Local, read_survey
-from liveupdate.apply.steps import FORWARD, Step
-from liveupdate.apply.wal import Wal, read_journal
-from liveupdate.errors import DeadlineExceeded, EvidenceError, LaunchError, RemoteError
-from liveupdate.judge import judge
+from liveupdate.core.errors import DeadlineExceeded, EvidenceError, LaunchError, RemoteError
+from liveupdate.core.steps import Steps
+from liveupdate.evidence import RunDir
+from liveupdate.judging.judge import judge
 from liveupdate.model.plan import KernelImage, Plan
 from liveupdate.model.scenario import Budget, Observation, Timeouts
 from liveupdate.model.verdict import Outcome, Verdict
+from liveupdate.operate.bundle import make_bundle, unpack
+from liveupdate.operate.drive import Driver, Ended, Refused, StepFailed, Stopped, reset_host
+from liveupdate.operate.hostside import HostSide
+from liveupdate.operate.plan import plan_update
+from liveupdate.operate.preflight import Local, read_survey
+from liveupdate.operate.steps import FORWARD, Step
+from liveupdate.operate.wal import Wal, read_journal
 from liveupdate.preserve.registry import MECHANISMS
-from liveupdate.steps import Steps
-from liveupdate.store import RunDir
-from liveupdate.target.ssh import HostLocked
+from liveupdate.target.ssh.host import HostLocked
 from liveupdate.transport.ssh import WrongHostKey
 from tests.component.apply_host import FakeHeld, FakeHost
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import port as agent_port
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import CommandFailed, LostMachine
-from liveupdate.target.ssh import _RELAY, _CommandStream, _TtyStream
+from liveupdate.agent.link import port as agent_port
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import CommandFailed, LostMachine
+from liveupdate.target.ssh.host import _RELAY, _CommandStream, _TtyStream
 from liveupdate.transport.bridge import Bridge
 from liveupdate.transport.unix import connect_unix
 from tests.processes import is_running

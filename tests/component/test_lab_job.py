@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate import paths
-from liveupdate.deadline import Deadline, wait_until
+from liveupdate.core import paths
+from liveupdate.core.deadline import Deadline, wait_until
 from tests import labgrid
 from tests.processes import is_running
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LaunchError
-from liveupdate.registry import Registry
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LaunchError
 from liveupdate.target.labgrid import Place, PlaceLost
-from liveupdate.target.ssh import SshHost
-from liveupdate.target.ssh_spec import ConsoleSpec, LabgridSpec, LabMachine
+from liveupdate.target.machines import Registry
+from liveupdate.target.ssh.host import SshHost
+from liveupdate.target.ssh.spec import ConsoleSpec, LabgridSpec, LabMachine
 from tests import labgrid
 
 pytest.importorskip("labgrid", reason="pip install -e '.[labgrid]'")
@@ -31,7 +31,7 @@ PLACE = "box"
 HOLD = """
 import sys, time
 from liveupdate.target.labgrid import Place
-from liveupdate.target.ssh_spec import LabgridSpec
+from liveupdate.target.ssh.spec import LabgridSpec
 with Place(LabgridSpec(place=sys.argv[1], coordinator=sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.cli import gather
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import PlanError
-from liveupdate.target import libvirt_daemon, libvirt_link
+from liveupdate.cli import prepare_run
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import PlanError
+from liveupdate.target.libvirt import daemon, link
 from tests import libvirtd
 
 pytestmark = pytest.mark.skipif(bool(libvirtd.missing()), reason=libvirtd.missing())
@@ -47,21 +47,21 @@ def is_gone(pid: int) -> bool:
 
 
 def test_it_is_shared_and_started_again_when_it_was_killed(runtime: Path) -> None:
-    uri = libvirt_daemon.ensure()
-    libvirt_link.check(uri)
+    uri = daemon.ensure()
+    link.check(uri)
     first = pid_of(runtime)
-    assert libvirt_daemon.ensure() == uri
+    assert daemon.ensure() == uri
     assert pid_of(runtime) == first
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: is_gone(first) or None, Deadline.after(10, "it to be gone"))
     # its socket and its pid file are still there
-    assert libvirt_daemon.ensure() == uri
-    libvirt_link.check(uri)
+    assert daemon.ensure() == uri
+    link.check(uri)
     assert pid_of(runtime) != first
 
 
 def test_it_ends_itself_when_nobody_uses_it(runtime: Path) -> None:
-    libvirt_daemon.ensure(idle_s=1)
+    daemon.ensure(idle_s=1)
     pid = pid_of(runtime)
     assert not is_gone(pid)
     wait_until(lambda: is_gone(pid) or None, Deadline.after(20, "it to end itself"))
@@ -73,24 +73,24 @@ def test_root_gets_one_only_where_no_other_is_named(
 ) -> None:
     def nobody(uri: str) -> None:
         if uri == "qemu:///session":
-            raise libvirt_link.NoAnswer("no libvirt at 'qemu:///session'")
+            raise link.NoAnswer("no libvirt at 'qemu:///session'")
         real(uri)
 
-    real = libvirt_link.check
-    monkeypatch.setattr(libvirt_link, "check", nobody)
+    real = link.check
+    monkeypatch.setattr(link, "check", nobody)
     with pytest.raises(PlanError, match="no libvirt at"):
-        gather.find_libvirt(f"qemu+unix:///session?socket={runtime}/none")
+        prepare_run.find_libvirt(f"qemu+unix:///session?socket={runtime}/none")
     assert not runtime.exists()
-    uri = gather.find_libvirt("")
+    uri = prepare_run.find_libvirt("")
     assert uri.endswith(f"socket={runtime}/libvirt-sock")
 
 
 def test_one_that_does_not_start_is_a_plan_error_with_its_own_words(
     runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(libvirt_daemon, "_CONFIG", "no such key = nothing\n")
+    monkeypatch.setattr(daemon, "_CONFIG", "no such key = nothing\n")
     with pytest.raises(PlanError, match=r"(?s)libvirtd does not start: .*daemon\.conf"):
-        libvirt_daemon.ensure()
-    monkeypatch.setattr(libvirt_daemon, "find_program", lambda: None)
+        daemon.ensure()
+    monkeypatch.setattr(daemon, "find_program", lambda: None)
     with pytest.raises(PlanError, match="needs libvirtd, and there is none"):
-        libvirt_daemon.ensure()
+        daemon.ensure()

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import DeadlineExceeded, LaunchError, LostMachine, PlanError
-from liveupdate.registry import Life, Registry
-from liveupdate.target import libvirt_link
-from liveupdate.target.libvirt import LibvirtHost
-from liveupdate.target.libvirt_link import Link
-from liveupdate.target.qemu import HostFiles
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import DeadlineExceeded, LaunchError, LostMachine, PlanError
+from liveupdate.target.libvirt import link
+from liveupdate.target.libvirt.host import LibvirtHost
+from liveupdate.target.libvirt.link import Link
+from liveupdate.target.machines import MachineState, Registry
+from liveupdate.target.qemu.host import HostFiles
 from liveupdate.transport.qmp import QmpRefused
 from tests import libvirtd
 from tests.component.test_qemu_host import SPEC, files, is_gone, root, soon
@@ -97,7 +97,7 @@ def test_start_and_shutdown_leave_nothing(
         assert "guest=lu-t1,debug-threads=on" in host.argv
         assert "<memoryBacking>" in (tmp_path / "t1" / "domain.xml").read_text()
         (listed,) = Registry(root).list()
-        assert (listed.machine.run_id, listed.life) == ("t1", Life.RUNNING)
+        assert (listed.machine.run_id, listed.state) == ("t1", MachineState.RUNNING)
     finally:
         assert host.shutdown() == ()
     assert host.shutdown() == ()
@@ -163,8 +163,8 @@ def test_a_hung_qemu_costs_a_deadline_and_is_ended(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("liveupdate.target.qemu.QUIT_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("liveupdate.target.libvirt._DESTROY_TIMEOUT_S", 20.0)
+    monkeypatch.setattr("liveupdate.target.qemu.host.QUIT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("liveupdate.target.libvirt.host._DESTROY_TIMEOUT_S", 20.0)
     host = make_host(shared, files, root, tmp_path)
     host.start(soon())
     pid = host.pid
@@ -198,8 +198,8 @@ def test_a_libvirtd_that_ends_is_a_lost_monitor(
 OWNER = """
 import sys, time
 from pathlib import Path
-from liveupdate.deadline import Deadline
-from liveupdate.target.qemu import HostFiles
+from liveupdate.core.deadline import Deadline
+from liveupdate.target.qemu.host import HostFiles
 from tests.component.test_libvirt_host import make_host
 tmp = Path(sys.argv[2])
 files = HostFiles(kernel=tmp / "kernel", rootfs=tmp / "root", kit=tmp / "kit",
@@ -230,4 +230,4 @@ def test_kill_minus_9_of_the_owner_ends_the_domain(
 
 def test_nobody_at_the_uri_is_said_before_anything_is_started(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no libvirt at"):
-        libvirt_link.check(f"qemu+unix:///session?socket={tmp_path}/none")
+        link.check(f"qemu+unix:///session?socket={tmp_path}/none")

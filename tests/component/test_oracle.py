@@ -11,10 +11,10 @@ from typing import cast
 
 import pytest
 
-from liveupdate import testbed
+from liveupdate.core.steps import Steps
 from liveupdate.model.evidence import Incident
-from liveupdate.oracle import DeviceOracle
-from liveupdate.steps import Steps
+from liveupdate.run import testbed
+from liveupdate.run.observers.iommu import IommuObserver
 from tests.component.fake_peer import Peer, serve
 from tests.component.test_quick_qmp import greeted
 from tests.unit import iommu_evidence as seen
@@ -54,7 +54,7 @@ def test_machine_that_cannot_be_watched_is_one_incident(
     tmp_path: Path, script: Callable[[Peer], None]
 ) -> None:
     record = Record(tmp_path)
-    oracle = DeviceOracle(make_bed(tmp_path, record), 1, Steps())
+    oracle = IommuObserver(make_bed(tmp_path, record), 1, Steps())
     with serve(tmp_path / "q", script):
         oracle.begin()
         oracle.end()
@@ -68,7 +68,7 @@ def test_without_devices_nothing_is_even_connected(tmp_path: Path) -> None:
     record = Record(tmp_path)
     bed = make_bed(tmp_path, record)
     bed.plan = replace(bed.plan, devices=())
-    oracle = DeviceOracle(bed, 1, Steps())
+    oracle = IommuObserver(bed, 1, Steps())
     oracle.begin()
     oracle.end()
     oracle.store()

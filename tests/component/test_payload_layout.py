@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.proc import run
 from liveupdate.formats import echo, journal, tickpage
 from liveupdate.formats.pattern import WORDS_PER_PAGE, expected_page
-from liveupdate.proc import run
 
 GUEST = Path(__file__).parents[2] / "guest-images" / "guest"
 STRUCTS = {

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import CommandFailed, DeadlineExceeded
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import CommandFailed, DeadlineExceeded
 from tests.processes import is_running
 
 
@@ -148,8 +148,8 @@ def test_child_survives_the_thread_that_spawned_it() -> None:
 
 PARENT = """
 import subprocess, sys
-from liveupdate import proc
-from liveupdate.deadline import Deadline
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
 script = 'echo $$ >> {pids}; sh -c "echo \\$\\$ >> {pids}; sleep 60; true"; true'
 if {tree}:
     proc.run(["sh", "-c", script], deadline=Deadline.after(60, "x"), tree=True)

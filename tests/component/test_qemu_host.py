@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import LaunchError, LostMachine
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LaunchError, LostMachine
 from liveupdate.model.plan import MachineSpec
-from liveupdate.registry import Life, Registry
-from liveupdate.target.qemu import HostFiles, QemuHost
+from liveupdate.target.machines import MachineState, Registry
+from liveupdate.target.qemu.host import HostFiles, QemuHost
 from liveupdate.target.warm import WarmStateError, WarmStore, make_key
 
 pytestmark = pytest.mark.skipif(
@@ -91,7 +91,7 @@ def test_start_and_shutdown_leave_nothing(files: HostFiles, root: Path, tmp_path
         assert host.qemu_version.count(".") == 2
         assert host.kvm_enabled is False
         (listed,) = Registry(root).list()
-        assert (listed.machine.run_id, listed.life) == ("t1", Life.RUNNING)
+        assert (listed.machine.run_id, listed.state) == ("t1", MachineState.RUNNING)
         assert (root / "t1").stat().st_mode & 0o777 == 0o700
     finally:
         assert host.shutdown() == ()
@@ -187,7 +187,7 @@ def test_qemu_killed_is_a_lost_machine(files: HostFiles, root: Path, tmp_path: P
 def test_qemu_that_ignores_quit_is_killed_and_reported(
     files: HostFiles, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liveupdate.target.qemu.QUIT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("liveupdate.target.qemu.host.QUIT_TIMEOUT_S", 0.3)
     host = make_host(files, root, tmp_path)
     host.start(soon())
     pid = host.pid
@@ -214,9 +214,9 @@ def test_lost_qmp_does_not_keep_the_machine_alive(
 OWNER = """
 import sys, time
 from pathlib import Path
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
 from tests.component.test_qemu_host import make_host
-from liveupdate.target.qemu import HostFiles
+from liveupdate.target.qemu.host import HostFiles
 tmp = Path(sys.argv[2])
 files = HostFiles(kernel=tmp / "kernel", rootfs=tmp / "root", kit=tmp / "kit",
                   ssh_client_key=tmp / "none", ssh_host_key_pub=tmp / "none")
@@ -236,13 +236,13 @@ def test_kill_minus_9_of_the_owner_leaves_no_process_and_gc_the_rest(
     with out.open("wb") as output, proc.spawn(argv, stdout=output, stderr=2, env=env) as owner:
         pid = int(wait_until(lambda: out.read_text().strip() or None, soon(30)))
         (listed,) = Registry(root).list()
-        assert listed.life is Life.RUNNING
+        assert listed.state is MachineState.RUNNING
         with socket.create_connection(("127.0.0.1", listed.machine.ssh_port or 0), 5):
             pass
         os.kill(owner.pid, signal.SIGKILL)
         wait_until(lambda: is_gone(pid), soon(10))
     (listed,) = Registry(root).list()
-    assert listed.life is Life.DEAD
+    assert listed.state is MachineState.DEAD
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", listed.machine.ssh_port or 0), 5)
     swept = Registry(root).sweep(soon())

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline
-from liveupdate.errors import DeadlineExceeded, LostMachine, OutcomeUnknown
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import DeadlineExceeded, LostMachine, OutcomeUnknown
 from liveupdate.transport.qmp import Qmp, QmpRefused
 from tests.component.fake_peer import Peer, serve
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import DeadlineExceeded, EvidenceError, LostMachine
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import DeadlineExceeded, EvidenceError, LostMachine
 from liveupdate.formats.qemu_trace import RESET
+from liveupdate.probes.iommu_units import read_physical
 from liveupdate.probes.qemu_machine import Machine, TraceFile
-from liveupdate.probes.units import read_physical
 from liveupdate.transport.qmp import QmpRefused
 from liveupdate.transport.quick_qmp import QuickQmp
 from tests.component.fake_peer import Peer, serve

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import CommandFailed, DeadlineExceeded, LostMachine, OutcomeUnknown
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import CommandFailed, DeadlineExceeded, LostMachine, OutcomeUnknown
 from liveupdate.transport.ssh import Ssh, WrongHostKey, read_public_key
 
 SSHD = proc.find_program("sshd")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.cli.applying import console_trouble
-from liveupdate.deadline import Deadline
-from liveupdate.errors import LaunchError
-from liveupdate.registry import Registry
-from liveupdate.target.ssh_held import NO_CONSOLE, HeldHost
-from liveupdate.target.ssh_spec import ConsoleSpec, LabgridSpec, LabMachine
+from liveupdate.cli.apply_session import console_trouble
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import LaunchError
+from liveupdate.target.machines import Registry
+from liveupdate.target.ssh.held import NO_CONSOLE, HeldHost
+from liveupdate.target.ssh.spec import ConsoleSpec, LabgridSpec, LabMachine
 
 
 @pytest.fixture

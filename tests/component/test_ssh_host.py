@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import DeadlineExceeded, LaunchError, StateError
-from liveupdate.registry import Registry
-from liveupdate.target.ssh import SshHost
-from liveupdate.target.ssh_spec import ConsoleSpec, LabMachine
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import DeadlineExceeded, LaunchError, StateError
+from liveupdate.target.machines import Registry
+from liveupdate.target.ssh.host import SshHost
+from liveupdate.target.ssh.spec import ConsoleSpec, LabMachine
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_power_command_that_hangs_costs_its_deadline(machine: LabMachine, root
 def test_a_console_that_is_not_there_is_said(
     machine: LabMachine, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liveupdate.target.ssh._CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("liveupdate.target.ssh.host._CONNECT_TIMEOUT_S", 0.3)
     gone = replace(machine, console=ConsoleSpec(socket=str(root / "nowhere")))
     with pytest.raises(DeadlineExceeded, match="the console"):
         make_host(gone, root).__enter__()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import stream
-from liveupdate.deadline import Deadline
-from liveupdate.proc import run
+from liveupdate.agent.mechanisms import stream
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.proc import run
 
 HEADERS = Path(__file__).parents[2] / "guest-images/modules/include/uapi"
 RECORD = stream.RECORD.size

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import replace
 
+from liveupdate.core.units import MIB, PAGE_BYTES
 from liveupdate.model import layout
 from liveupdate.model.costs import CostFacts, FragmentFacts, HandedOver, RamFacts
 from liveupdate.model.evidence import (
@@ -31,11 +32,10 @@ from liveupdate.model.evidence import (
     Tick,
     Watched,
 )
+from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Hop, ImageSet, KernelImage, MachineSpec, Plan
 from liveupdate.model.scenario import Budget, GuestSpec, Observation, Timeouts
-from liveupdate.model.use import JournalFacts
 from liveupdate.model.verdict import CHECK_IDS
-from liveupdate.units import MIB, PAGE_BYTES
 
 MS = 1_000_000
 SECOND = 1_000_000_000

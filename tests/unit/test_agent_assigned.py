@@ -10,14 +10,14 @@ from typing import cast
 
 import pytest
 
-from liveupdate.agent import guests as module
-from liveupdate.agent.assigned import DEVICES_MAX, Assigned, stop_guests
-from liveupdate.agent.carrier import Bundle, Ram
-from liveupdate.agent.files import FileCarrier
-from liveupdate.agent.guests import AWAKE, Guest
-from liveupdate.agent.pin import Pin, PinError
-from liveupdate.agent.spec import GuestSpec, SpecError
-from liveupdate.agent.vmm_qemu import QemuVmm, VmmError, VmmFds, build_argv
+from liveupdate.agent.device.driver_binding import Pin, PinError
+from liveupdate.agent.guest import guests as module
+from liveupdate.agent.guest.guests import AWAKE, Guest
+from liveupdate.agent.guest.passthrough import DEVICES_MAX, Assigned, stop_guests
+from liveupdate.agent.guest.spec import GuestSpec, SpecError
+from liveupdate.agent.guest.vmm_qemu import QemuVmm, VmmError, VmmFds, build_argv
+from liveupdate.agent.mechanisms.base import PreservedSet, Ram
+from liveupdate.agent.mechanisms.files import FileMechanism
 
 NIC = {"name": "nic0", "kind": "igb", "bdf": "0000:01:00.0"}
 DISK = {"name": "disk0", "kind": "nvme", "bdf": "0000:02:00.0", "access": "cdev"}
@@ -111,11 +111,11 @@ def events() -> list[str]:
 
 
 def make_guest(events: list[str], *devices: dict[str, str], **how: bool) -> tuple[Guest, FakeVmm]:
-    session = cast(Bundle, SimpleNamespace(preserve=lambda *_: None, seal=lambda: None))
+    session = cast(PreservedSet, SimpleNamespace(preserve=lambda *_: None, seal=lambda: None))
     network = SimpleNamespace(open_tap=lambda _name: os.open("/dev/null", os.O_RDONLY))
     guest = Guest(
         spec(*devices),
-        FileCarrier("none", "/nonexistent"),
+        FileMechanism("none", "/nonexistent"),
         network,  # type: ignore[arg-type]
         lambda name, _data: events.append(name),
         lambda _guest: None,

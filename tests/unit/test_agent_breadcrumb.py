@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's carrier of the breadcrumb: what one kernel leaves, the next one finds, once."""
+"""The agent's mechanism of the breadcrumb: what one kernel leaves, the next one finds, once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import os
 
 import pytest
 
-from liveupdate.agent import breadcrumb, faults, modules, stream
-from liveupdate.agent import pool as pool_module
-from liveupdate.agent.breadcrumb import BreadcrumbCarrier
-from liveupdate.agent.carrier import TOKEN_STATE, CarrierError
+from liveupdate.agent.base import fault_tools, modules
+from liveupdate.agent.mechanisms import breadcrumb, stream
+from liveupdate.agent.mechanisms import pool as pool_module
+from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError
+from liveupdate.agent.mechanisms.breadcrumb import BreadcrumbMechanism
+from liveupdate.core.units import MIB
 from liveupdate.preserve.registry import MECHANISMS
-from liveupdate.units import MIB
 from tests.unit.test_agent_pool import FakePool, memfd
 
 START = 0x100000000
@@ -30,9 +31,9 @@ class Kernels:
         monkeypatch.setattr(modules, "load", lambda *_: None)
         monkeypatch.setattr(pool_module, "Pool", lambda: self.pool)
 
-    def boot(self, words: str = "") -> BreadcrumbCarrier:
+    def boot(self, words: str = "") -> BreadcrumbMechanism:
         self._monkeypatch.setattr(breadcrumb, "read_text", lambda path: f"{REGION} {words}")
-        return BreadcrumbCarrier()
+        return BreadcrumbMechanism()
 
 
 @pytest.fixture
@@ -40,16 +41,16 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     return Kernels(monkeypatch)
 
 
-def leave(kernels: Kernels, carrier: BreadcrumbCarrier) -> str:
+def leave(kernels: Kernels, mechanism: BreadcrumbMechanism) -> str:
     """Have a guest and the agent's manifest in the stream, as a jump does."""
-    ram = carrier.allocate_ram("vm0", 2 * MIB)
-    agent, guest = carrier.create("lu.agent"), carrier.create("lu.guest.vm0")
+    ram = mechanism.allocate_ram("vm0", 2 * MIB)
+    agent, guest = mechanism.create("lu.agent"), mechanism.create("lu.guest.vm0")
     agent.preserve(memfd(b"manifest"), 1)
     guest.preserve_ram(ram)
     guest.preserve(memfd(STATE), TOKEN_STATE)
     guest.seal()
     agent.seal()
-    return carrier.next_words()
+    return mechanism.next_words()
 
 
 def head(kernels: Kernels) -> bytes:
@@ -86,13 +87,13 @@ def test_kernel_that_was_told_of_none_believes_none(kernels: Kernels) -> None:
 @pytest.mark.parametrize("wrong", ["0x100000000", "0x0", "0xffffffffffffffffffff", "-0x1"])
 def test_pointer_to_something_else_is_refused(kernels: Kernels, wrong: str) -> None:
     leave(kernels, kernels.boot())
-    with pytest.raises(CarrierError, match="the pool has no stream there"):
+    with pytest.raises(MechanismError, match="the pool has no stream there"):
         kernels.boot(f"lu.breadcrumb={wrong if wrong != '0x100000000' else hex(START + 4096)}")
 
 
 @pytest.mark.parametrize("words", ["lu.breadcrumb=x", "lu.breadcrumb=", "lu.breadcrumb=1 " * 2])
 def test_word_that_is_no_pointer_is_refused(kernels: Kernels, words: str) -> None:
-    with pytest.raises(CarrierError, match="is not one address"):
+    with pytest.raises(MechanismError, match="is not one address"):
         kernels.boot(words)
 
 
@@ -104,7 +105,7 @@ def test_stream_that_cannot_be_believed_is_left_alone(kernels: Kernels) -> None:
     assert int.from_bytes(found[:8], "little") == mechanism.marker
     for place, text in ((mechanism.corrupt_at, "checksum"), (mechanism.version_at, "version 3")):
         os.pwrite(kernels.pool.fd, bytes([found[place] ^ 2]), at + place)
-        with pytest.raises(CarrierError, match=f"is refused: .*{text}.*; it is left alone"):
+        with pytest.raises(MechanismError, match=f"is refused: .*{text}.*; it is left alone"):
             kernels.boot(words)
         assert os.pread(kernels.pool.fd, 8, at) == found[:8]
         os.pwrite(kernels.pool.fd, found[place : place + 1], at + place)
@@ -114,17 +115,17 @@ def test_stream_that_cannot_be_believed_is_left_alone(kernels: Kernels) -> None:
 def test_ram_must_be_an_object_of_the_pool(kernels: Kernels) -> None:
     words = leave(kernels, kernels.boot())
     guest = kernels.boot(words).retrieve("lu.guest.vm0")
-    with pytest.raises(CarrierError, match="the manifest says 4194304"):
+    with pytest.raises(MechanismError, match="the manifest says 4194304"):
         guest.retrieve_ram(4 * MIB)
     size, offset = kernels.pool.held.pop("lu.guest.vm0/ram")
     kernels.pool.held["elsewhere"] = (size, offset + 4096)
-    with pytest.raises(CarrierError, match="the pool has no object of 2097152 bytes at"):
+    with pytest.raises(MechanismError, match="the pool has no object of 2097152 bytes at"):
         guest.retrieve_ram(2 * MIB)
 
 
 def test_stream_of_an_update_that_is_given_up_is_none(kernels: Kernels) -> None:
-    carrier = kernels.boot()
-    out = carrier.create("lu.agent")
+    mechanism = kernels.boot()
+    out = mechanism.create("lu.agent")
     out.preserve(memfd(b"manifest"), 1)
     out.seal()
     assert head(kernels) != bytes(8)
@@ -133,12 +134,12 @@ def test_stream_of_an_update_that_is_given_up_is_none(kernels: Kernels) -> None:
     with pytest.raises(OSError, match="given up"):
         out.preserve(memfd(b"x"), 2)
     with pytest.raises(FileNotFoundError):
-        kernels.boot(carrier.next_words()).retrieve("lu.agent")
+        kernels.boot(mechanism.next_words()).retrieve("lu.agent")
 
 
 def test_token_that_is_taken_and_a_full_stream_are_refused(kernels: Kernels) -> None:
-    carrier = kernels.boot()
-    out = carrier.create("lu.agent")
+    mechanism = kernels.boot()
+    out = mechanism.create("lu.agent")
     out.preserve(memfd(b"manifest"), 1)
     with pytest.raises(FileExistsError):
         out.preserve(memfd(b"again"), 1)
@@ -146,42 +147,42 @@ def test_token_that_is_taken_and_a_full_stream_are_refused(kernels: Kernels) -> 
     os.ftruncate(large, breadcrumb.ROOM_BYTES)
     with pytest.raises(OSError, match="No space left"):
         out.preserve(large, 2)
-    carrier.exhaust()
+    mechanism.exhaust()
     with pytest.raises(OSError, match="No space left"):
         out.preserve(memfd(b"small"), 2)
 
 
 def test_filling_the_region_fills_the_stream(kernels: Kernels) -> None:
-    carrier = kernels.boot()
+    mechanism = kernels.boot()
 
     def refuse(guest: str, size: int) -> None:
         raise OSError(28, "No space left on device")
 
-    carrier.allocate_ram = refuse  # type: ignore[method-assign, assignment]
-    assert faults.fill(carrier) == 0
+    mechanism.allocate_ram = refuse  # type: ignore[method-assign, assignment]
+    assert fault_tools.fill(mechanism) == 0
     with pytest.raises(OSError, match="No space left"):
-        carrier.create("lu.guest.vm0").preserve(memfd(STATE), TOKEN_STATE)
+        mechanism.create("lu.guest.vm0").preserve(memfd(STATE), TOKEN_STATE)
 
 
 def test_kernel_that_is_misled_is_pointed_at_no_stream(kernels: Kernels) -> None:
-    carrier = kernels.boot()
-    words = leave(kernels, carrier)
-    carrier.mislead()
-    assert carrier.next_words() != words
-    with pytest.raises(CarrierError, match="the pool has no stream there"):
-        kernels.boot(carrier.next_words())
+    mechanism = kernels.boot()
+    words = leave(kernels, mechanism)
+    mechanism.mislead()
+    assert mechanism.next_words() != words
+    with pytest.raises(MechanismError, match="the pool has no stream there"):
+        kernels.boot(mechanism.next_words())
     assert head(kernels) != bytes(8)  # left alone
 
 
 def test_hops_in_a_row_use_one_object(kernels: Kernels) -> None:
-    carrier, words = kernels.boot(), ""
+    mechanism, words = kernels.boot(), ""
     for hop in range(3):
-        out = carrier.create("lu.agent")
+        out = mechanism.create("lu.agent")
         out.preserve(memfd(b"manifest %d" % hop), 1)
         out.seal()
-        words = carrier.next_words()
-        carrier = kernels.boot(words)
-        incoming = carrier.retrieve("lu.agent")
+        words = mechanism.next_words()
+        mechanism = kernels.boot(words)
+        incoming = mechanism.retrieve("lu.agent")
         assert os.pread(incoming.retrieve(1), 99, 0) == b"manifest %d" % hop
         incoming.finish()
         incoming.close()

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import costs, fragment
-from liveupdate.agent.carrier import Ram, populate
-from liveupdate.agent.pins import PIPE_PAGES, Pins, address_of
-from liveupdate.units import MIB, PAGE_BYTES
+from liveupdate.agent.base.page_pins import PIPE_PAGES, Pins, address_of
+from liveupdate.agent.mechanisms.base import Ram, populate
+from liveupdate.agent.update import costs, fragment
+from liveupdate.core.units import MIB, PAGE_BYTES
 
 BUDDYINFO = """\
 Node 0, zone      DMA      1      0      0      1      2      1      1      0      1      1      2

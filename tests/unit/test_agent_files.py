@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's carriers on file systems: what goes in comes out once, and nothing stale does."""
+"""The agent's mechanisms on file systems: what goes in comes out once, and nothing stale does."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import dax
-from liveupdate.agent.carrier import TOKEN_STATE, CarrierError, open_carrier, wanted
-from liveupdate.agent.faults import fill, take_token
-from liveupdate.agent.files import FileCarrier
-from liveupdate.units import MIB
+from liveupdate.agent.base.fault_tools import fill, take_token
+from liveupdate.agent.mechanisms import dax
+from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError, open_mechanism, wanted
+from liveupdate.agent.mechanisms.files import FileMechanism
+from liveupdate.core.units import MIB
 
 SIZE = 4 * MIB
 
 
 @pytest.fixture
-def carrier(tmp_path: Path) -> FileCarrier:
-    return FileCarrier("test", str(tmp_path))
+def mechanism(tmp_path: Path) -> FileMechanism:
+    return FileMechanism("test", str(tmp_path))
 
 
 def memfd(content: bytes) -> int:
@@ -28,35 +28,37 @@ def memfd(content: bytes) -> int:
     return fd
 
 
-def test_ram_and_state_come_back(carrier: FileCarrier, tmp_path: Path) -> None:
-    ram = carrier.allocate_ram("vm0", SIZE)
+def test_ram_and_state_come_back(mechanism: FileMechanism, tmp_path: Path) -> None:
+    ram = mechanism.allocate_ram("vm0", SIZE)
     assert os.fstat(ram.fd).st_blocks * 512 >= SIZE  # no holes
     os.pwrite(ram.fd, b"guest", 12345)
-    out = carrier.create("lu.guest.vm0")
+    out = mechanism.create("lu.guest.vm0")
     out.preserve_ram(ram)
     out.preserve(memfd(b"state" * 1000), TOKEN_STATE)
     out.seal()
     ram.close()
 
-    incoming = FileCarrier("test", str(tmp_path)).retrieve("lu.guest.vm0")
+    incoming = FileMechanism("test", str(tmp_path)).retrieve("lu.guest.vm0")
     back = incoming.retrieve_ram(SIZE)
     assert os.pread(back.fd, 5, 12345) == b"guest"
     assert os.pread(incoming.retrieve(TOKEN_STATE), 10**6, 0) == b"state" * 1000
     assert (out.tokens, incoming.tokens) == (2, 2)
 
 
-def test_what_was_written_after_preserve_is_carried_by_seal(carrier: FileCarrier) -> None:
+def test_what_was_written_after_preserve_is_carried_by_seal(mechanism: FileMechanism) -> None:
     fd = memfd(b"empty...")
-    out = carrier.create("lu.agent")
+    out = mechanism.create("lu.agent")
     out.preserve(fd, 1)
     os.pwrite(fd, b"manifest", 0)
     out.seal()
-    assert os.pread(carrier.retrieve("lu.agent").retrieve(1), 100, 0) == b"manifest"
+    assert os.pread(mechanism.retrieve("lu.agent").retrieve(1), 100, 0) == b"manifest"
 
 
-def test_preserve_reserves_room_and_copies_nothing(carrier: FileCarrier, tmp_path: Path) -> None:
+def test_preserve_reserves_room_and_copies_nothing(
+    mechanism: FileMechanism, tmp_path: Path
+) -> None:
     """A copy that is made again by ``seal`` would be time of the blackout."""
-    out = carrier.create("lu.guest.vm0")
+    out = mechanism.create("lu.guest.vm0")
     out.preserve(memfd(b"state" * 1000), TOKEN_STATE)
     room = tmp_path / "lu.guest.vm0" / str(TOKEN_STATE)
     assert room.read_bytes() == bytes(5000)
@@ -64,66 +66,66 @@ def test_preserve_reserves_room_and_copies_nothing(carrier: FileCarrier, tmp_pat
     assert room.read_bytes() == b"state" * 1000
 
 
-def test_what_grew_shorter_is_carried_as_it_is(carrier: FileCarrier) -> None:
+def test_what_grew_shorter_is_carried_as_it_is(mechanism: FileMechanism) -> None:
     fd = memfd(b"long enough")
-    out = carrier.create("lu.agent")
+    out = mechanism.create("lu.agent")
     out.preserve(fd, 1)
     os.ftruncate(fd, 4)
     out.seal()
-    assert os.pread(carrier.retrieve("lu.agent").retrieve(1), 100, 0) == b"long"
+    assert os.pread(mechanism.retrieve("lu.agent").retrieve(1), 100, 0) == b"long"
 
 
-def test_state_is_found_once_only(carrier: FileCarrier) -> None:
-    carrier.create("lu.agent").preserve(memfd(b"x"), 1)
-    carrier.retrieve("lu.agent").retrieve(1)
+def test_state_is_found_once_only(mechanism: FileMechanism) -> None:
+    mechanism.create("lu.agent").preserve(memfd(b"x"), 1)
+    mechanism.retrieve("lu.agent").retrieve(1)
     with pytest.raises(FileNotFoundError):
-        carrier.retrieve("lu.agent").retrieve(1)
+        mechanism.retrieve("lu.agent").retrieve(1)
 
 
-def test_what_is_given_up_or_broken_off_is_not_found(carrier: FileCarrier) -> None:
-    given_up = carrier.create("lu.agent")
+def test_what_is_given_up_or_broken_off_is_not_found(mechanism: FileMechanism) -> None:
+    given_up = mechanism.create("lu.agent")
     given_up.preserve(memfd(b"x"), 1)
     given_up.close()
     with pytest.raises(OSError, match="given up"):
         given_up.preserve(memfd(b"x"), 2)
     with pytest.raises(FileNotFoundError):
-        carrier.retrieve("lu.agent").retrieve(1)
-    carrier.create("lu.agent").preserve(memfd(b"old"), 1)
-    carrier.create("lu.agent")  # the next update
+        mechanism.retrieve("lu.agent").retrieve(1)
+    mechanism.create("lu.agent").preserve(memfd(b"old"), 1)
+    mechanism.create("lu.agent")  # the next update
     with pytest.raises(FileNotFoundError):
-        carrier.retrieve("lu.agent").retrieve(1)
+        mechanism.retrieve("lu.agent").retrieve(1)
 
 
-def test_finish_keeps_ram_and_nothing_else(carrier: FileCarrier, tmp_path: Path) -> None:
-    carrier.allocate_ram("vm0", SIZE)
-    carrier.create("lu.guest.vm0").preserve(memfd(b"x"), 7)
-    carrier.retrieve("lu.guest.vm0").finish()
+def test_finish_keeps_ram_and_nothing_else(mechanism: FileMechanism, tmp_path: Path) -> None:
+    mechanism.allocate_ram("vm0", SIZE)
+    mechanism.create("lu.guest.vm0").preserve(memfd(b"x"), 7)
+    mechanism.retrieve("lu.guest.vm0").finish()
     assert os.listdir(tmp_path / "lu.guest.vm0") == ["ram"]
 
 
-def test_ram_of_another_size_is_refused(carrier: FileCarrier) -> None:
-    carrier.allocate_ram("vm0", SIZE)
-    with pytest.raises(CarrierError, match="has 4194304 bytes, the manifest says 2097152"):
-        carrier.retrieve("lu.guest.vm0").retrieve_ram(SIZE // 2)
+def test_ram_of_another_size_is_refused(mechanism: FileMechanism) -> None:
+    mechanism.allocate_ram("vm0", SIZE)
+    with pytest.raises(MechanismError, match="has 4194304 bytes, the manifest says 2097152"):
+        mechanism.retrieve("lu.guest.vm0").retrieve_ram(SIZE // 2)
 
 
-def test_ram_in_use_is_not_handed_out_again(carrier: FileCarrier) -> None:
-    ram = carrier.allocate_ram("vm0", SIZE)
+def test_ram_in_use_is_not_handed_out_again(mechanism: FileMechanism) -> None:
+    ram = mechanism.allocate_ram("vm0", SIZE)
     with pytest.raises(FileExistsError):
-        carrier.allocate_ram("vm0", SIZE)
-    carrier.free_ram("vm0", ram)
-    carrier.allocate_ram("vm0", SIZE)
+        mechanism.allocate_ram("vm0", SIZE)
+    mechanism.free_ram("vm0", ram)
+    mechanism.allocate_ram("vm0", SIZE)
 
 
-def test_taken_token_is_refused(carrier: FileCarrier) -> None:
-    out = carrier.create("lu.guest.vm0")
+def test_taken_token_is_refused(mechanism: FileMechanism) -> None:
+    out = mechanism.create("lu.guest.vm0")
     take_token(out, TOKEN_STATE)
     with pytest.raises(FileExistsError):
         out.preserve(memfd(b"x"), TOKEN_STATE)
 
 
 def test_filling_ends_when_the_carrier_is_full(
-    carrier: FileCarrier, monkeypatch: pytest.MonkeyPatch
+    mechanism: FileMechanism, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = 5 * MIB
 
@@ -135,17 +137,17 @@ def test_filling_ends_when_the_carrier_is_full(
         os.ftruncate(fd, length)
 
     monkeypatch.setattr(os, "posix_fallocate", fallocate)
-    assert fill(carrier) == 4 * MIB
+    assert fill(mechanism) == 4 * MIB
     assert left == 1 * MIB
 
 
 def test_command_line_names_the_mechanism() -> None:
     assert wanted("a=1 quiet") == "luo-memfd"
     assert wanted("lu.mechanism=x lu.mechanism=reserved-dax") == "reserved-dax"
-    with pytest.raises(CarrierError, match="no mechanism 'nonesuch'"):
-        open_carrier("nonesuch")
-    with pytest.raises(CarrierError, match="memmap="):
-        dax.DaxCarrier()
+    with pytest.raises(MechanismError, match="no mechanism 'nonesuch'"):
+        open_mechanism("nonesuch")
+    with pytest.raises(MechanismError, match="memmap="):
+        dax.DaxMechanism()
 
 
 def head(magic: bytes, label: bytes) -> bytes:
@@ -158,7 +160,7 @@ def head(magic: bytes, label: bytes) -> bytes:
 def test_only_what_is_ours_or_was_never_used_is_touched() -> None:
     assert dax.describe(bytes(4096)) is None
     assert dax.describe(head(b"\x53\xef", b"lu-keep")) == "lu-keep"
-    with pytest.raises(CarrierError, match="'root', not ours"):
+    with pytest.raises(MechanismError, match="'root', not ours"):
         dax.describe(head(b"\x53\xef", b"root"))
-    with pytest.raises(CarrierError, match="no ext4 and is not blank"):
+    with pytest.raises(MechanismError, match="no ext4 and is not blank"):
         dax.describe(head(b"\x00\x01", b""))

@@ -10,10 +10,10 @@ from typing import cast
 
 import pytest
 
-from liveupdate.agent import handover as handovers
-from liveupdate.agent.guests import Guest
-from liveupdate.agent.handover import Handover, HandoverError
-from liveupdate.agent.update import Update
+from liveupdate.agent.guest.guests import Guest
+from liveupdate.agent.update import handover as handovers
+from liveupdate.agent.update.handover import Handover, HandoverError
+from liveupdate.agent.update.lock_record import Update
 
 
 class FakeGuest:
@@ -53,9 +53,9 @@ class FakeCarrier:
 
 
 @pytest.fixture
-def carrier(monkeypatch: pytest.MonkeyPatch) -> FakeCarrier:
+def mechanism(monkeypatch: pytest.MonkeyPatch) -> FakeCarrier:
     made = FakeCarrier()
-    monkeypatch.setattr(handovers, "open_carrier", lambda: made)
+    monkeypatch.setattr(handovers, "open_mechanism", lambda: made)
     return made
 
 
@@ -65,7 +65,7 @@ def make_handover(*guests: FakeGuest) -> Handover:
 
 
 def test_a_host_out_of_memory_in_preserve_has_nothing_preserved_and_its_guests_run(
-    carrier: FakeCarrier,
+    mechanism: FakeCarrier,
 ) -> None:
     guests = [FakeGuest("vm0"), FakeGuest("vm1", refused=True)]
     handover = make_handover(*guests)
@@ -74,7 +74,7 @@ def test_a_host_out_of_memory_in_preserve_has_nothing_preserved_and_its_guests_r
     assert handover.state == "idle" and handover.preserved_bytes == 0
     assert [guest.preserved for guest in guests] == [False, False]
     assert all(guest.running for guest in guests)
-    assert [session.open for session in carrier.sessions] == [False]
+    assert [session.open for session in mechanism.sessions] == [False]
     # and it may be tried again
     guests[1]._refused = False
     handover.prepare()
@@ -82,12 +82,12 @@ def test_a_host_out_of_memory_in_preserve_has_nothing_preserved_and_its_guests_r
     handover.abandon()
 
 
-def test_a_lost_guest_is_refused_before_anything_is_preserved(carrier: FakeCarrier) -> None:
+def test_a_lost_guest_is_refused_before_anything_is_preserved(mechanism: FakeCarrier) -> None:
     guests = [FakeGuest("vm0"), FakeGuest("vm1")]
     guests[1].error = "VMM ended with status 1"
     with pytest.raises(HandoverError, match="guest 'vm1' is lost"):
         make_handover(*guests).prepare()
-    assert carrier.sessions == []
+    assert mechanism.sessions == []
 
 
 @pytest.mark.parametrize(

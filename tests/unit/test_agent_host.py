@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveupdate.agent import host
+from liveupdate.agent.base import host
 
 #: the whole unit suite has seconds, and shares its CPUs
 QUICK = settings(deadline=None, max_examples=40)

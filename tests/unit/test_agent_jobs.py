@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from liveupdate.agent import edu, nvme
-from liveupdate.agent.devices import DeviceSpec
-from liveupdate.agent.jobs import Job, JobError, Receive, make_job
-from liveupdate.agent.ring import RING_AT, Account, RingError, make_frame
+from liveupdate.agent.device import edu, nvme
+from liveupdate.agent.device.devices import DeviceSpec
+from liveupdate.agent.device.jobs import Job, JobError, Receive, make_job
+from liveupdate.agent.device.ring import RING_AT, Account, RingError, make_frame
 
 IOVA = 0x1000_0000
 STREAM = 7

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.transport.agent import Event, Garbled, LineBuffer, Reply, parse_line
+from liveupdate.transport.agent_link import Event, Garbled, LineBuffer, Reply, parse_line
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=10),

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from liveupdate.agent import luo, shmem
-from liveupdate.agent.carrier import Ram
+from liveupdate.agent.mechanisms import luo, shmem
+from liveupdate.agent.mechanisms.base import Ram
 
 
 class Kernel:

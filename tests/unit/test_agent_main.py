@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 
 import liveupdate.agent
-from liveupdate.agent import wire
-from liveupdate.agent.carrier import Ram
-from liveupdate.agent.files import FileCarrier
-from liveupdate.agent.guests import Guest
-from liveupdate.agent.main import Agent
-from liveupdate.agent.port import Port
-from liveupdate.agent.spec import GuestSpec
+from liveupdate.agent.base import framing
+from liveupdate.agent.guest.guests import Guest
+from liveupdate.agent.guest.spec import GuestSpec
+from liveupdate.agent.link.main import Agent
+from liveupdate.agent.link.port import Port
+from liveupdate.agent.mechanisms.base import Ram
+from liveupdate.agent.mechanisms.files import FileMechanism
 
 
 class Control:
@@ -76,7 +76,7 @@ def test_hello_is_the_first_event(control: Control) -> None:
     assert (hello["event"], hello["n"]) == ("hello", 1)
     data = hello["data"]
     assert isinstance(data, dict)
-    assert data["protocol"] == wire.PROTOCOL
+    assert data["protocol"] == framing.PROTOCOL
     assert data["recovered"] is False
 
 
@@ -126,8 +126,8 @@ def test_call_that_makes_no_sense_is_refused(
 
 def make_guest(agent: Agent) -> Guest:
     spec = GuestSpec({"name": "vm0", "index": 0, "memory_bytes": 16 << 20})
-    carrier = FileCarrier("none", "/nonexistent")
-    guest = Guest(spec, carrier, agent.network, agent.emit, agent.watch)
+    mechanism = FileMechanism("none", "/nonexistent")
+    guest = Guest(spec, mechanism, agent.network, agent.emit, agent.watch)
     guest.ram = Ram(os.memfd_create("vm0"), spec.memory_bytes)
     os.ftruncate(guest.ram.fd, spec.memory_bytes)
     guest.running = True
@@ -144,13 +144,13 @@ def test_a_guest_that_has_ended_may_be_started_anew_and_one_that_runs_may_not(
     control: Control, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Guest] = []
-    monkeypatch.setattr(agent.handover, "open", lambda: FileCarrier("none", "/nonexistent"))
+    monkeypatch.setattr(agent.handover, "open", lambda: FileMechanism("none", "/nonexistent"))
     monkeypatch.setattr(Guest, "start", lambda guest: started.append(guest))
-    monkeypatch.setattr("liveupdate.agent.vmm_qemu.QemuVmm.check_adapter", lambda _vmm: "x")
-    monkeypatch.setattr("liveupdate.agent.calls.write_state", lambda _agent: None)
+    monkeypatch.setattr("liveupdate.agent.guest.vmm_qemu.QemuVmm.check_adapter", lambda _vmm: "x")
+    monkeypatch.setattr("liveupdate.agent.link.calls.write_state", lambda _agent: None)
     old = agent.guests["vm0"] = make_guest(agent)
     freed: list[str] = []
-    monkeypatch.setattr(FileCarrier, "free_ram", lambda _self, guest, _ram: freed.append(guest))
+    monkeypatch.setattr(FileMechanism, "free_ram", lambda _self, guest, _ram: freed.append(guest))
     wanted = [{"name": "vm0", "index": 0, "memory_bytes": 16 << 20}]
     refused = control.call(1, "start_guests", guests=wanted)
     assert refused["error"]["kind"] == "args" and agent.guests["vm0"] is old
@@ -171,7 +171,7 @@ def test_ram_is_read_while_another_call_takes_its_time(
     os.pwrite(guest.ram.fd, b"tick", 4096)
     release = threading.Event()
     monkeypatch.setattr(
-        "liveupdate.agent.host.boot_id", lambda: "x" if release.wait(10) else "never"
+        "liveupdate.agent.base.host.boot_id", lambda: "x" if release.wait(10) else "never"
     )
     control.send(b'{"seq": 1, "call": "ping"}')
     answer = control.call(2, "read_ram", guest="vm0", offset=4096, bytes=4)
@@ -240,12 +240,13 @@ def test_restore_path_imports_nothing_expensive(tmp_path: Path) -> None:
     source = Path(liveupdate.agent.__file__).parent
     (tmp_path / "kit").symlink_to(source)
     code = (
-        "import sys; sys.path.append(sys.argv[1]); before = set(sys.modules); import kit.main; "
+        "import sys; sys.path.append(sys.argv[1]); before = set(sys.modules); "
+        "import kit.link.main; "
         "print(*sorted(set(sys.modules) - before))"
     )
     argv = [sys.executable, "-I", "-S", "-B", "-c", code, os.fspath(tmp_path)]
     loaded = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
     heavy = {"json", "re", "enum", "socket", "threading", "subprocess", "typing", "dataclasses"}
     assert not heavy & set(loaded)
-    assert "kit.calls" not in loaded
-    assert "kit.faults" not in loaded
+    assert "kit.link.calls" not in loaded
+    assert "kit.base.fault_tools" not in loaded

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveupdate.agent import manifest
-from liveupdate.agent.lean import encode_json
-from liveupdate.agent.spec import APPEND_MAX, GuestSpec, SpecError
+from liveupdate.agent.base.fast_stdlib import encode_json
+from liveupdate.agent.guest.spec import APPEND_MAX, GuestSpec, SpecError
+from liveupdate.agent.update import manifest
 
 #: the whole unit suite has seconds, and shares its CPUs
 QUICK = settings(deadline=None, max_examples=40)

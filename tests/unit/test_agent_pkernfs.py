@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import pkernfs
-from liveupdate.agent.carrier import CarrierError
+from liveupdate.agent.mechanisms import pkernfs
+from liveupdate.agent.mechanisms.base import MechanismError
 
 
 def test_region_is_the_one_that_the_command_line_names() -> None:
@@ -19,7 +19,7 @@ def test_region_is_the_one_that_the_command_line_names() -> None:
 
 @pytest.mark.parametrize("line", ["", "quiet", "memmap=1G$4G", "xpkernfs.region=1G!4G"])
 def test_no_region_is_said(line: str) -> None:
-    with pytest.raises(CarrierError, match=r"no pkernfs\.region="):
+    with pytest.raises(MechanismError, match=r"no pkernfs\.region="):
         pkernfs.wanted_region(line)
 
 
@@ -35,9 +35,9 @@ def test_what_the_kernel_said_is_in_the_reason(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pkernfs, "mount", refuse)
     monkeypatch.setattr("os.makedirs", lambda *_, **__: None)
     said = "pkernfs: region at 0x100000000 refused: version is 2, this kernel reads 1"
-    monkeypatch.setattr("liveupdate.agent.host.read_kmsg", lambda: ["other", said])
-    with pytest.raises(CarrierError, match="cleaning.*version is 2, this kernel reads 1"):
-        pkernfs.PkernfsCarrier()
+    monkeypatch.setattr("liveupdate.agent.base.host.read_kmsg", lambda: ["other", said])
+    with pytest.raises(MechanismError, match="cleaning.*version is 2, this kernel reads 1"):
+        pkernfs.PkernfsMechanism()
     assert loaded == [("pkernfs", "region=1G!4G")]
 
 
@@ -46,5 +46,5 @@ def test_size_of_the_region_is_what_the_module_says(
 ) -> None:
     (tmp_path / "region").write_text("0x20000000!0x100000000\n")
     monkeypatch.setattr(pkernfs, "SYSFS", str(tmp_path))
-    carrier = pkernfs.PkernfsCarrier.__new__(pkernfs.PkernfsCarrier)
-    assert carrier.region_bytes(1) == 0x20000000
+    mechanism = pkernfs.PkernfsMechanism.__new__(pkernfs.PkernfsMechanism)
+    assert mechanism.region_bytes(1) == 0x20000000

@@ -10,31 +10,31 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import pkram
-from liveupdate.agent.carrier import TOKEN_STATE, CarrierError
-from liveupdate.paths import guest_images_dir
+from liveupdate.agent.mechanisms import pkram
+from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError
+from liveupdate.core.paths import guest_images_dir
+from liveupdate.core.units import MIB
 from liveupdate.preserve.pkram import REQUIREMENTS
-from liveupdate.units import MIB
 
 
 @pytest.fixture
-def carrier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pkram.PkramCarrier:
-    """A carrier whose file system is a directory of this machine."""
+def mechanism(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pkram.PkramMechanism:
+    """A mechanism whose file system is a directory of this machine."""
     monkeypatch.setattr(pkram, "MOUNT_POINT", str(tmp_path / "keep"))
     monkeypatch.setattr(pkram, "SYSFS", str(tmp_path))
     monkeypatch.setattr(pkram, "load", lambda *_: None)
     monkeypatch.setattr(pkram, "mount", lambda *_: None)
-    return pkram.PkramCarrier()
+    return pkram.PkramMechanism()
 
 
 @pytest.fixture
-def saves(monkeypatch: pytest.MonkeyPatch, carrier: pkram.PkramCarrier) -> list[bytes | None]:
+def saves(monkeypatch: pytest.MonkeyPatch, mechanism: pkram.PkramMechanism) -> list[bytes | None]:
     """What the state's file held at each save; None: there was no such file."""
     found: list[bytes | None] = []
-    path = Path(carrier.root, "lu.guest.vm0", str(TOKEN_STATE))
+    path = Path(mechanism.root, "lu.guest.vm0", str(TOKEN_STATE))
 
     def note(root: str) -> None:
-        assert root == carrier.root
+        assert root == mechanism.root
         found.append(path.read_bytes() if path.exists() else None)
 
     monkeypatch.setattr(pkram, "save", note)
@@ -42,10 +42,10 @@ def saves(monkeypatch: pytest.MonkeyPatch, carrier: pkram.PkramCarrier) -> list[
 
 
 def test_ram_is_saved_with_the_guest_running_and_state_when_it_is_final(
-    carrier: pkram.PkramCarrier, saves: list[bytes | None]
+    mechanism: pkram.PkramMechanism, saves: list[bytes | None]
 ) -> None:
-    ram = carrier.allocate_ram("vm0", 2 * MIB)
-    out = carrier.create("lu.guest.vm0")
+    ram = mechanism.allocate_ram("vm0", 2 * MIB)
+    out = mechanism.create("lu.guest.vm0")
     out.preserve_ram(ram)
     assert saves == [None]
     state = os.memfd_create("test")
@@ -54,7 +54,7 @@ def test_ram_is_saved_with_the_guest_running_and_state_when_it_is_final(
     os.pwrite(state, b"state", 0)
     out.seal()
     assert saves == [None, b"state"]
-    assert carrier.retrieve("lu.guest.vm0").retrieve_ram(2 * MIB).size == 2 * MIB
+    assert mechanism.retrieve("lu.guest.vm0").retrieve_ram(2 * MIB).size == 2 * MIB
 
 
 def test_save_that_the_kernel_refuses_says_what(tmp_path: Path) -> None:
@@ -63,19 +63,19 @@ def test_save_that_the_kernel_refuses_says_what(tmp_path: Path) -> None:
     assert caught.value.errno in (errno.ENOTTY, errno.EINVAL)
 
 
-def test_metadata_are_what_the_module_says(carrier: pkram.PkramCarrier, tmp_path: Path) -> None:
+def test_metadata_are_what_the_module_says(mechanism: pkram.PkramMechanism, tmp_path: Path) -> None:
     (tmp_path / "metadata_bytes").write_text("12288\n")
-    assert carrier.metadata_bytes() == 12288
+    assert mechanism.metadata_bytes() == 12288
 
 
-def test_full_is_a_limit(carrier: pkram.PkramCarrier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_is_a_limit(mechanism: pkram.PkramMechanism, monkeypatch: pytest.MonkeyPatch) -> None:
     """To take all memory would be another fault."""
     found = os.statvfs_result((4096, 4096, 1000, 900, 900, 0, 0, 0, 0, 255))
     mounts: list[tuple[object, ...]] = []
     monkeypatch.setattr(os, "statvfs", lambda _: found)
     monkeypatch.setattr(pkram, "mount", lambda *words, **more: mounts.append((*words, more)))
-    carrier.exhaust()
-    assert mounts == [("pkram", carrier.root, "pkram", "size=409600", {"remount": True})]
+    mechanism.exhaust()
+    assert mounts == [("pkram", mechanism.root, "pkram", "size=409600", {"remount": True})]
 
 
 def test_what_the_kernel_said_is_in_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,9 +88,9 @@ def test_what_the_kernel_said_is_in_the_reason(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pkram, "mount", refuse)
     monkeypatch.setattr("os.makedirs", lambda *_, **__: None)
     said = "pkram: 'liveupdate' refused: version is 3, this kernel reads 1; memory of all saves"
-    monkeypatch.setattr("liveupdate.agent.host.read_kmsg", lambda: ["other", said])
-    with pytest.raises(CarrierError, match="cleaning.*version is 3, this kernel reads 1"):
-        pkram.PkramCarrier()
+    monkeypatch.setattr("liveupdate.agent.base.host.read_kmsg", lambda: ["other", said])
+    with pytest.raises(MechanismError, match="cleaning.*version is 3, this kernel reads 1"):
+        pkram.PkramMechanism()
 
 
 def test_numbers_are_those_of_the_headers() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's carrier on a pool: objects are reserved, copied once, sealed, and found once."""
+"""The agent's mechanism on a pool: objects are reserved, copied once, sealed, and found once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import os
 
 import pytest
 
-from liveupdate.agent.carrier import TOKEN_STATE, CarrierError
-from liveupdate.agent.pool import Pool, PoolBundle, PoolCarrier, region_of
-from liveupdate.units import MIB
+from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError
+from liveupdate.agent.mechanisms.pool import Pool, PoolMechanism, PoolSet, region_of
+from liveupdate.core.units import MIB
 
 STATE = b"state" * 1000
 
@@ -49,7 +49,7 @@ class FakePool(Pool):
 
     def verify(self, name: str) -> None:
         if name not in self.sealed:
-            raise CarrierError(f"'{name}' was never sealed")
+            raise MechanismError(f"'{name}' was never sealed")
 
     def objects(self) -> list[tuple[str, int, int]]:
         return [(name, *where) for name, where in self.held.items()]
@@ -72,15 +72,15 @@ def pool() -> FakePool:
 
 
 @pytest.fixture
-def carrier(pool: FakePool) -> PoolCarrier:
-    made = PoolCarrier.__new__(PoolCarrier)
+def mechanism(pool: FakePool) -> PoolMechanism:
+    made = PoolMechanism.__new__(PoolMechanism)
     made.name, made.pool = "pool", pool
     return made
 
 
-def test_state_is_copied_once_and_comes_back_once(carrier: PoolCarrier, pool: FakePool) -> None:
-    ram = carrier.allocate_ram("vm0", 2 * MIB)
-    out = carrier.create("lu.guest.vm0")
+def test_state_is_copied_once_and_comes_back_once(mechanism: PoolMechanism, pool: FakePool) -> None:
+    ram = mechanism.allocate_ram("vm0", 2 * MIB)
+    out = mechanism.create("lu.guest.vm0")
     out.preserve_ram(ram)
     out.preserve(memfd(STATE), TOKEN_STATE)
     # reserved only: a copy that is made again by ``seal`` would be time of the blackout
@@ -89,31 +89,31 @@ def test_state_is_copied_once_and_comes_back_once(carrier: PoolCarrier, pool: Fa
     assert content(pool, "lu.guest.vm0/2") == STATE
     assert pool.sealed == ["lu.guest.vm0/2"]
 
-    incoming = carrier.retrieve("lu.guest.vm0")
+    incoming = mechanism.retrieve("lu.guest.vm0")
     assert incoming.retrieve_ram(2 * MIB).offset == ram.offset
     assert os.pread(incoming.retrieve(TOKEN_STATE), 10**6, 0) == STATE
     with pytest.raises(FileNotFoundError):
         incoming.retrieve(TOKEN_STATE)
 
 
-def test_what_was_never_sealed_is_not_believed(carrier: PoolCarrier) -> None:
-    carrier.create("lu.agent").preserve(memfd(STATE), 1)
-    with pytest.raises(CarrierError, match="never sealed"):
-        carrier.retrieve("lu.agent").retrieve(1)
+def test_what_was_never_sealed_is_not_believed(mechanism: PoolMechanism) -> None:
+    mechanism.create("lu.agent").preserve(memfd(STATE), 1)
+    with pytest.raises(MechanismError, match="never sealed"):
+        mechanism.retrieve("lu.agent").retrieve(1)
 
 
-def test_content_that_became_too_short_is_said(carrier: PoolCarrier) -> None:
+def test_content_that_became_too_short_is_said(mechanism: PoolMechanism) -> None:
     fd = memfd(STATE)
-    out = carrier.create("lu.agent")
+    out = mechanism.create("lu.agent")
     out.preserve(fd, 1)
     os.ftruncate(fd, 10)
     with pytest.raises(OSError, match="copied 10 of 5000 bytes"):
         out.seal()
 
 
-def test_what_is_given_up_leaves_ram_only(carrier: PoolCarrier, pool: FakePool) -> None:
-    carrier.allocate_ram("vm0", 2 * MIB)
-    out = carrier.create("lu.guest.vm0")
+def test_what_is_given_up_leaves_ram_only(mechanism: PoolMechanism, pool: FakePool) -> None:
+    mechanism.allocate_ram("vm0", 2 * MIB)
+    out = mechanism.create("lu.guest.vm0")
     out.preserve(memfd(STATE), TOKEN_STATE)
     out.close()
     assert pool.names() == ["lu.guest.vm0/ram"]
@@ -121,29 +121,29 @@ def test_what_is_given_up_leaves_ram_only(carrier: PoolCarrier, pool: FakePool) 
         out.seal()
 
 
-def test_taken_token_and_other_size_are_refused(carrier: PoolCarrier, pool: FakePool) -> None:
-    carrier.allocate_ram("vm0", 2 * MIB)
-    out = PoolBundle(pool, "lu.guest.vm0", incoming=False)
+def test_taken_token_and_other_size_are_refused(mechanism: PoolMechanism, pool: FakePool) -> None:
+    mechanism.allocate_ram("vm0", 2 * MIB)
+    out = PoolSet(pool, "lu.guest.vm0", incoming=False)
     out.preserve(memfd(STATE), TOKEN_STATE)
     with pytest.raises(FileExistsError):
         out.preserve(memfd(STATE), TOKEN_STATE)
-    with pytest.raises(CarrierError, match="the manifest says 4194304"):
-        carrier.retrieve("lu.guest.vm0").retrieve_ram(4 * MIB)
+    with pytest.raises(MechanismError, match="the manifest says 4194304"):
+        mechanism.retrieve("lu.guest.vm0").retrieve_ram(4 * MIB)
     with pytest.raises(FileNotFoundError):
-        carrier.retrieve("lu.guest.vm1")
+        mechanism.retrieve("lu.guest.vm1")
 
 
-def test_metadata_are_what_is_neither_free_nor_content(carrier: PoolCarrier) -> None:
-    assert carrier.metadata_bytes() == 2 * MIB
-    carrier.allocate_ram("vm0", 4 * MIB)
-    assert carrier.metadata_bytes() == 2 * MIB
-    carrier.create("lu.agent").preserve(memfd(STATE), 1)
-    assert carrier.metadata_bytes() == 4 * MIB - len(STATE)
+def test_metadata_are_what_is_neither_free_nor_content(mechanism: PoolMechanism) -> None:
+    assert mechanism.metadata_bytes() == 2 * MIB
+    mechanism.allocate_ram("vm0", 4 * MIB)
+    assert mechanism.metadata_bytes() == 2 * MIB
+    mechanism.create("lu.agent").preserve(memfd(STATE), 1)
+    assert mechanism.metadata_bytes() == 4 * MIB - len(STATE)
 
 
 def test_region_is_the_one_on_the_command_line() -> None:
     assert region_of("quiet memmap=384M$0x60000000") == "start=0x60000000 size=384M"
-    with pytest.raises(CarrierError, match="has 0 times"):
+    with pytest.raises(MechanismError, match="has 0 times"):
         region_of("memmap=384M!0x60000000")
-    with pytest.raises(CarrierError, match="has 2 times"):
+    with pytest.raises(MechanismError, match="has 2 times"):
         region_of("memmap=1M$1M memmap=1M$4M")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import pool, prmem
-from liveupdate.agent.carrier import CarrierError
+from liveupdate.agent.mechanisms import pool, prmem
+from liveupdate.agent.mechanisms.base import MechanismError
 
 HEADERS = Path(__file__).parents[2] / "guest-images/modules/include"
 UAPI = (HEADERS / "uapi/linux/prmem.h").read_text()
@@ -74,10 +74,10 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 @pytest.fixture
-def carrier(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> prmem.PrmemCarrier:
-    monkeypatch.setattr("liveupdate.agent.modules.load", lambda *_: None)
+def mechanism(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> prmem.PrmemMechanism:
+    monkeypatch.setattr("liveupdate.agent.base.modules.load", lambda *_: None)
     monkeypatch.setattr("os.open", lambda *_: os.memfd_create("prmem"))
-    return prmem.PrmemCarrier()
+    return prmem.PrmemMechanism()
 
 
 def test_numbers_are_those_of_the_header() -> None:
@@ -91,69 +91,73 @@ def test_numbers_are_those_of_the_header() -> None:
     assert {name: getattr(prmem, name) for name in names} == {name: found[name] for name in names}
 
 
-def test_ram_is_an_instance_that_can_be_pinned(carrier: prmem.PrmemCarrier, kernel: Kernel) -> None:
-    ram = carrier.allocate_ram("vm0", 4 << 20)
+def test_ram_is_an_instance_that_can_be_pinned(
+    mechanism: prmem.PrmemMechanism, kernel: Kernel
+) -> None:
+    ram = mechanism.allocate_ram("vm0", 4 << 20)
     assert (ram.offset, ram.align, ram.pinnable) == (1 << 40, 2 << 20, True)
     assert kernel.instances == {"lu.guest.vm0/ram": 4 << 20}
-    assert carrier.metadata_bytes() == 49152
-    assert carrier.retrieve("lu.guest.vm0").retrieve_ram(4 << 20).offset == 1 << 40
-    carrier.free_ram("vm0", ram)
+    assert mechanism.metadata_bytes() == 49152
+    assert mechanism.retrieve("lu.guest.vm0").retrieve_ram(4 << 20).offset == 1 << 40
+    mechanism.free_ram("vm0", ram)
     assert kernel.instances == {}
 
 
 def test_no_room_is_a_limit_and_not_the_memory_of_others(
-    carrier: prmem.PrmemCarrier, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    mechanism: prmem.PrmemMechanism, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    carrier.allocate_ram("vm0", 8192)
+    mechanism.allocate_ram("vm0", 8192)
     monkeypatch.setattr(prmem, "MAX_BYTES", str(tmp_path / "max_bytes"))
-    carrier.exhaust()
+    mechanism.exhaust()
     assert (tmp_path / "max_bytes").read_text() == "8192"
 
 
-def test_nothing_left_is_no_bundle(carrier: prmem.PrmemCarrier) -> None:
+def test_nothing_left_is_no_bundle(mechanism: prmem.PrmemMechanism) -> None:
     with pytest.raises(FileNotFoundError):
-        carrier.retrieve("lu.agent")
+        mechanism.retrieve("lu.agent")
 
 
 def test_one_refused_instance_is_named_and_the_others_are_there(
-    carrier: prmem.PrmemCarrier, kernel: Kernel
+    mechanism: prmem.PrmemMechanism, kernel: Kernel
 ) -> None:
-    carrier.allocate_ram("vm0", 4096)
+    mechanism.allocate_ram("vm0", 4096)
     kernel.refused["lu.guest.vm1/ram"] = "the checksum of its record is wrong"
-    with pytest.raises(CarrierError, match="vm1/ram' is refused: the checksum of its record"):
-        carrier.retrieve("lu.guest.vm1").retrieve_ram(4096)
-    assert carrier.retrieve("lu.guest.vm0").retrieve_ram(4096).size == 4096
+    with pytest.raises(MechanismError, match="vm1/ram' is refused: the checksum of its record"):
+        mechanism.retrieve("lu.guest.vm1").retrieve_ram(4096)
+    assert mechanism.retrieve("lu.guest.vm0").retrieve_ram(4096).size == 4096
     # looked at only: nobody has said that it may be forgotten
     assert "lu.guest.vm1/ram" in kernel.refused
 
 
 def test_refused_state_is_said_before_it_is_verified(
-    carrier: prmem.PrmemCarrier, kernel: Kernel
+    mechanism: prmem.PrmemMechanism, kernel: Kernel
 ) -> None:
     kernel.refused["lu.agent/1"] = "its memory was not handed over"
-    with pytest.raises(CarrierError, match="'lu.agent/1' is refused: its memory was not handed"):
-        carrier.retrieve("lu.agent").retrieve(1)
+    with pytest.raises(MechanismError, match="'lu.agent/1' is refused: its memory was not handed"):
+        mechanism.retrieve("lu.agent").retrieve(1)
 
 
 @pytest.mark.parametrize(
     ("code", "said"), [(errno.ENODATA, "was never sealed"), (errno.EBADMSG, "not what was sealed")]
 )
 def test_content_that_is_not_what_was_sealed_is_said(
-    carrier: prmem.PrmemCarrier, kernel: Kernel, code: int, said: str
+    mechanism: prmem.PrmemMechanism, kernel: Kernel, code: int, said: str
 ) -> None:
     kernel.instances["lu.agent/1"], kernel.verify = 100, code
-    with pytest.raises(CarrierError, match=said):
-        carrier.retrieve("lu.agent").retrieve(1)
+    with pytest.raises(MechanismError, match=said):
+        mechanism.retrieve("lu.agent").retrieve(1)
 
 
-def test_root_that_cannot_be_believed_is_said(carrier: prmem.PrmemCarrier, kernel: Kernel) -> None:
+def test_root_that_cannot_be_believed_is_said(
+    mechanism: prmem.PrmemMechanism, kernel: Kernel
+) -> None:
     kernel.state, kernel.reason = 2, b"it has another version"
-    with pytest.raises(CarrierError, match="at 0x5000 is refused: it has another version; it is"):
+    with pytest.raises(MechanismError, match="at 0x5000 is refused: it has another version; it is"):
         prmem.Prmem()
 
 
-def test_name_that_is_too_long_is_named(carrier: prmem.PrmemCarrier) -> None:
+def test_name_that_is_too_long_is_named(mechanism: prmem.PrmemMechanism) -> None:
     with pytest.raises(OSError, match="File name too long") as caught:
-        carrier.pool.find("x" * 64)
+        mechanism.pool.find("x" * 64)
     assert caught.value.errno == errno.ENAMETOOLONG
     assert pool.Pool.pinnable is False

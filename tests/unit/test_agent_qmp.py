@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from liveupdate.agent.qmp import Qmp, QmpError, QmpLost
+from liveupdate.agent.guest.qmp import Qmp, QmpError, QmpLost
 
 Table = dict[str, list[dict[str, object]]]
 VERSION: dict[str, object] = {"qemu": {"major": 11, "minor": 1, "micro": 3}}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import host, modules, pool, reserve_mem
-from liveupdate.agent.carrier import CarrierError
+from liveupdate.agent.base import host, modules
+from liveupdate.agent.mechanisms import pool, reserve_mem
+from liveupdate.agent.mechanisms.base import MechanismError
 
 
 def test_reservation_is_the_one_of_the_command_line() -> None:
@@ -27,7 +28,7 @@ def test_reservation_is_the_one_of_the_command_line() -> None:
     ],
 )
 def test_command_line_that_makes_no_reservation_is_refused(line: str, text: str) -> None:
-    with pytest.raises(CarrierError, match=text):
+    with pytest.raises(MechanismError, match=text):
         reserve_mem.wanted_name(line)
 
 
@@ -47,7 +48,7 @@ def test_what_no_kernel_handed_over_is_forgotten_at_first_use(
     monkeypatch.setattr(modules, "load", lambda *_: loaded)
     monkeypatch.setattr(pool, "release", lambda: released.append(True))
     monkeypatch.setattr(pool, "Pool", NoObjects)
-    reserve_mem.ReserveMemCarrier()
+    reserve_mem.ReserveMemMechanism()
     assert bool(released) == (loaded and not handed_over)
 
 
@@ -58,11 +59,11 @@ class NoObjects:
         return []
 
 
-def blank(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> reserve_mem.ReserveMemCarrier:
+def blank(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> reserve_mem.ReserveMemMechanism:
     monkeypatch.setattr(host, "read_kmsg", lambda: said)
-    carrier = reserve_mem.ReserveMemCarrier.__new__(reserve_mem.ReserveMemCarrier)
-    carrier.pool = NoObjects()  # type: ignore[assignment]
-    return carrier
+    mechanism = reserve_mem.ReserveMemMechanism.__new__(reserve_mem.ReserveMemMechanism)
+    mechanism.pool = NoObjects()  # type: ignore[assignment]
+    return mechanism
 
 
 def test_blank_pool_is_a_first_boot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +81,6 @@ def test_blank_pool_is_a_first_boot(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_blank_pool_that_should_not_be_is_an_error(
     monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
-    with pytest.raises(CarrierError, match="not the previous kernel's: ") as caught:
+    with pytest.raises(MechanismError, match="not the previous kernel's: ") as caught:
         blank(monkeypatch, ["first", said, "last"]).retrieve("lu.agent")
     assert said in str(caught.value)

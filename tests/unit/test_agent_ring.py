@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.agent import ring as rings
-from liveupdate.agent.ring import Account, Ring, RingError, decode_account, size_for
+from liveupdate.agent.device import ring as rings
+from liveupdate.agent.device.ring import Account, Ring, RingError, decode_account, size_for
 from liveupdate.formats.frames import FRAME_BYTES, build_frame
 
 STREAM = 0x1122334455667788

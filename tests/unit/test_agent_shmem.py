@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import shmem
+from liveupdate.agent.mechanisms import shmem
 
 SIZE = 4 << 20
 

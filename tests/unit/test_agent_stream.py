@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.agent import stream
-from liveupdate.agent.stream import (
+from liveupdate.agent.mechanisms import stream
+from liveupdate.agent.mechanisms.stream import (
     DATA,
     END,
     HEAD,
@@ -40,8 +40,8 @@ names = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=
 datas = st.dictionaries(st.integers(0, 2**64 - 1), st.binary(max_size=40), max_size=4)
 
 
-def plain(bundles: dict[str, Parts]) -> dict[str, object]:
-    return {name: (parts.ram, parts.data) for name, parts in bundles.items()}
+def plain(sets: dict[str, Parts]) -> dict[str, object]:
+    return {name: (parts.ram, parts.data) for name, parts in sets.items()}
 
 
 def record(kind: int, body: bytes) -> bytes:
@@ -67,17 +67,17 @@ OTHER = record(LU_BUNDLE, b"lu.guest.vm1")
 def test_what_is_written_is_read_back(
     contents: dict[str, dict[int, bytes]], data: st.DataObject
 ) -> None:
-    bundles = {}
+    sets = {}
     for index, (name, held) in enumerate(contents.items()):
         pages = data.draw(st.one_of(st.none(), st.integers(1, 1 << 20)))
         ram = None if pages is None else ((index + 1) << 40, pages * 4096)
-        bundles[name] = Parts(ram, held)
-    raw = stream.encode(bundles)
+        sets[name] = Parts(ram, held)
+    raw = stream.encode(sets)
     assert stream.read_head(raw[: HEAD.size], len(raw)) == len(raw)
     assert len(raw) % 8 == 0
     found = stream.decode(raw)
-    assert plain(found) == plain(bundles)
-    assert list(found) == list(bundles)
+    assert plain(found) == plain(sets)
+    assert list(found) == list(sets)
 
 
 @given(st.integers(0, len(stream.encode(GOOD)) * 8 - 1))
@@ -148,7 +148,7 @@ def test_every_shorter_stream_is_refused(length: int) -> None:
         (HEAD.pack(LU_VERSION, 16, 1, 0, 64) + bytes(40), "does not end with LU_END"),
         (sign([record(LU_RAM, RAM.pack(*RAM0))]), "LU_RAM comes before any LU_BUNDLE"),
         (sign([record(LU_DATA, DATA.pack(1))]), "LU_DATA comes before any LU_BUNDLE"),
-        (sign([BUNDLE, BUNDLE]), "two bundles are called 'lu.guest.vm0'"),
+        (sign([BUNDLE, BUNDLE]), "two preserved sets are called 'lu.guest.vm0'"),
         (sign([record(LU_BUNDLE, b"")]), "no name"),
         (sign([record(LU_BUNDLE, b"a b")]), "no name"),
         (sign([record(LU_BUNDLE, b"a\0")]), "no name"),
@@ -162,7 +162,7 @@ def test_every_shorter_stream_is_refused(length: int) -> None:
         (sign([BUNDLE, record(LU_RAM, RAM.pack(2**64 - 4096, 8192))]), "are no RAM"),
         (sign([BUNDLE, record(LU_RAM, RAM.pack(*RAM0)), OTHER,
                record(LU_RAM, RAM.pack(RAM0[0] + RAM0[1] - 4096, 4096))]),
-         "belongs to two bundles"),
+         "belongs to two preserved sets"),
         (sign([BUNDLE, record(LU_DATA, b"1234")]), "LU_DATA of 4 bytes"),
         (sign([BUNDLE, *[record(LU_DATA, DATA.pack(1))] * 2]), "token 1 is not above"),
         (sign([record(0x1234, b"")]), "type 0x1234 is not known and not optional"),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from liveupdate.agent import host, survey
+from liveupdate.agent.base import host
+from liveupdate.agent.update import survey
 
 
 def guest(status: str) -> Any:

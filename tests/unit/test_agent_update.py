@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from liveupdate.agent import update
-from liveupdate.agent.guests import Guest
+from liveupdate.agent.guest.guests import Guest
+from liveupdate.agent.update import lock_record
 
 SECOND = 1_000_000_000
 
@@ -17,18 +17,18 @@ SECOND = 1_000_000_000
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.at = 0
-        monkeypatch.setattr(update, "now_ns", lambda: self.at)
+        monkeypatch.setattr(lock_record, "now_ns", lambda: self.at)
 
 
 def _looking_s(monkeypatch: pytest.MonkeyPatch, boot: int, running_at_s: int | None) -> int:
     """Return after how many seconds it stops, when the guest runs from ``running_at_s`` on."""
     clock = Clock(monkeypatch)
     guest = SimpleNamespace(running=False)
-    held = update.Update({"vm0": cast(Guest, guest)})
+    held = lock_record.Update({"vm0": cast(Guest, guest)})
     held.begin({"id": "1", "owner": "me", "watch": {"vm0": 0}})
     held.boot = boot
     held._watching = True
-    watched = update._Watched()
+    watched = lock_record._Watched()
     for second in range(1000):
         guest.running = running_at_s is not None and second >= running_at_s
         clock.at = second * SECOND

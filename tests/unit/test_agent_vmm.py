@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import vmm_qemu
-from liveupdate.agent.carrier import Ram
-from liveupdate.agent.qmp import Qmp
-from liveupdate.agent.spec import GuestSpec
-from liveupdate.agent.vmm_qemu import QemuVmm, VmmError, VmmFds, build_argv, choose_adapter
+from liveupdate.agent.guest import vmm_qemu
+from liveupdate.agent.guest.qmp import Qmp
+from liveupdate.agent.guest.spec import GuestSpec
+from liveupdate.agent.guest.vmm_qemu import QemuVmm, VmmError, VmmFds, build_argv, choose_adapter
+from liveupdate.agent.mechanisms.base import Ram
 
 FDS = VmmFds(ram=Ram(7, 256 << 20), tap=8, qmp=9, payload=10, qga=None)
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveupdate.agent import lean, wire
-from liveupdate.agent.port import Port
+from liveupdate.agent.base import fast_stdlib, framing
+from liveupdate.agent.link.port import Port
 
 #: the whole unit suite has seconds, and shares its CPUs
 QUICK = settings(deadline=None, max_examples=40)
@@ -29,8 +29,8 @@ def test_splitter_returns_the_same_lines_however_the_stream_is_cut(
     chunks: list[bytes], limit: int
 ) -> None:
     stream = b"".join(chunks)
-    whole = wire.LineSplitter(limit).feed(stream)
-    splitter = wire.LineSplitter(limit)
+    whole = framing.LineSplitter(limit).feed(stream)
+    splitter = framing.LineSplitter(limit)
     pieces = [line for chunk in chunks for line in splitter.feed(chunk)]
     assert [p for p in pieces if p is not None] == [w for w in whole if w is not None]
     assert pieces.count(None) == whole.count(None)
@@ -38,7 +38,7 @@ def test_splitter_returns_the_same_lines_however_the_stream_is_cut(
 
 
 def test_oversized_line_is_reported_once_and_the_next_one_is_read() -> None:
-    splitter = wire.LineSplitter(10)
+    splitter = framing.LineSplitter(10)
     got = [line for _ in range(100) for line in splitter.feed(b"x" * 7)]
     got += splitter.feed(b"end\nnext\n")
     assert got == [None, b"next"]
@@ -48,8 +48,8 @@ def test_oversized_line_is_reported_once_and_the_next_one_is_read() -> None:
 @given(st.binary())
 def test_garbage_is_a_wire_error_or_a_call(line: bytes) -> None:
     try:
-        seq, name, args = wire.parse_call(line)
-    except wire.WireError:
+        seq, name, args = framing.parse_call(line)
+    except framing.WireError:
         return
     assert isinstance(seq, int)
     assert isinstance(name, str)
@@ -60,8 +60,8 @@ def test_garbage_is_a_wire_error_or_a_call(line: bytes) -> None:
 @given(JSON)
 def test_any_json_is_a_wire_error_or_a_call(value: object) -> None:
     try:
-        wire.parse_call(json.dumps(value).encode())
-    except wire.WireError:
+        framing.parse_call(json.dumps(value).encode())
+    except framing.WireError:
         return
 
 
@@ -71,10 +71,10 @@ def test_truncated_call_is_a_wire_error(
     seq: int, name: str, args: dict[str, object], data: st.DataObject
 ) -> None:
     line = json.dumps({"seq": seq, "call": name, "args": args}).encode()
-    assert wire.parse_call(line) == (seq, name, args)
+    assert framing.parse_call(line) == (seq, name, args)
     cut = data.draw(st.integers(0, len(line) - 1))
-    with pytest.raises(wire.WireError):
-        wire.parse_call(line[:cut])
+    with pytest.raises(framing.WireError):
+        framing.parse_call(line[:cut])
 
 
 @pytest.mark.parametrize(
@@ -90,48 +90,48 @@ def test_truncated_call_is_a_wire_error(
     ],
 )
 def test_call_of_the_wrong_shape_is_a_wire_error(line: bytes) -> None:
-    with pytest.raises(wire.WireError):
-        wire.parse_call(line)
+    with pytest.raises(framing.WireError):
+        framing.parse_call(line)
 
 
 def test_refusal_names_the_call_when_it_can_be_made_out() -> None:
-    with pytest.raises(wire.WireError) as caught:
-        wire.parse_call(b'{"seq":7,"call":null}')
+    with pytest.raises(framing.WireError) as caught:
+        framing.parse_call(b'{"seq":7,"call":null}')
     assert caught.value.seq == 7
 
 
 @QUICK
 @given(JSON)
 def test_codec_agrees_with_json(value: object) -> None:
-    encoded = lean.encode_json(value)
+    encoded = fast_stdlib.encode_json(value)
     assert json.loads(encoded) == value
-    assert lean.decode_json(encoded) == value
+    assert fast_stdlib.decode_json(encoded) == value
     assert b"\n" not in encoded
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1,]", "NaN", "Infinity", "{} x", "\ud800"[:0] + "'a'"])
 def test_codec_refuses_what_is_not_json(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        lean.decode_json(text)
+        fast_stdlib.decode_json(text)
 
 
 def test_codec_accepts_blanks_around() -> None:
-    assert lean.decode_json(b' {"a": 1}\r') == {"a": 1}
+    assert fast_stdlib.decode_json(b' {"a": 1}\r') == {"a": 1}
 
 
 def test_event_and_replies_have_the_shape_of_the_protocol() -> None:
-    event = json.loads(wire.encode_event(3, "paused", {"guest": "vm0"}))
+    event = json.loads(framing.encode_event(3, "paused", {"guest": "vm0"}))
     assert event.pop("t_ns") > 0
     assert event == {"n": 3, "event": "paused", "data": {"guest": "vm0"}}
-    assert json.loads(wire.encode_reply(4, {})) == {"re": 4, "ok": {}}
-    refused = json.loads(wire.encode_error(5, "args", "no"))
+    assert json.loads(framing.encode_reply(4, {})) == {"re": 4, "ok": {}}
+    refused = json.loads(framing.encode_error(5, "args", "no"))
     assert refused == {"re": 5, "error": {"kind": "args", "message": "no"}}
 
 
 @QUICK
 @given(st.lists(st.binary(min_size=1, max_size=100)), st.integers(1, 50))
 def test_outbox_keeps_order_over_short_writes(lines: list[bytes], most: int) -> None:
-    outbox, out, calls = wire.Outbox(), bytearray(), 0
+    outbox, out, calls = framing.Outbox(), bytearray(), 0
 
     def write(data: bytes) -> int:
         nonlocal calls
@@ -150,11 +150,11 @@ def test_outbox_keeps_order_over_short_writes(lines: list[bytes], most: int) -> 
 
 
 def test_outbox_drops_chatter_first_and_counts_it() -> None:
-    outbox = wire.Outbox()
-    assert outbox.put(b"x" * wire.SOFT_LIMIT_BYTES)
+    outbox = framing.Outbox()
+    assert outbox.put(b"x" * framing.SOFT_LIMIT_BYTES)
     assert not outbox.put(b"chatter", droppable=True)
     assert outbox.put(b"needed")
-    assert not outbox.put(b"x" * wire.HARD_LIMIT_BYTES)
+    assert not outbox.put(b"x" * framing.HARD_LIMIT_BYTES)
     assert outbox.dropped == 2
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from liveupdate.apply.bundle import make_bundle, unpack
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
+from liveupdate.operate.bundle import make_bundle, unpack
 
 #: every so many bytes one is damaged
 STEP = 211

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.apply.journal import (
+from liveupdate.core.errors import EvidenceError
+from liveupdate.operate.journal import (
     PASSED,
     HostView,
     Move,
@@ -20,8 +21,7 @@ from liveupdate.apply.journal import (
     encode,
     replay,
 )
-from liveupdate.apply.steps import BACK, BY_NAME, FORWARD, LOST, NO_RETURN, PATHS
-from liveupdate.errors import EvidenceError
+from liveupdate.operate.steps import BACK, BY_NAME, FORWARD, LOST, NO_RETURN, PATHS
 
 OLD, NEW = "old-boot", "new-boot"
 BEGIN: dict[str, object] = {"update": "u1", "host": "box", "place": "/box.toml"}

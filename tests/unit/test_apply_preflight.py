@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
-from liveupdate.apply import preflight
-from liveupdate.apply.preflight import (
+from liveupdate.core.units import GIB, MIB
+from liveupdate.model import codec
+from liveupdate.model.evidence import KernelFacts
+from liveupdate.model.plan import KernelImage
+from liveupdate.operate import preflight
+from liveupdate.operate.preflight import (
     AgentFacts,
     Finding,
     GuestFacts,
@@ -28,11 +32,7 @@ from liveupdate.apply.preflight import (
     is_refused,
     read_survey,
 )
-from liveupdate.model import codec
-from liveupdate.model.evidence import KernelFacts
-from liveupdate.model.plan import KernelImage
 from liveupdate.preserve.registry import MECHANISMS
-from liveupdate.units import GIB, MIB
 
 ABI = ("kho-v4", "luo-v5", "memfd-v2")
 OPTIONS = {"KEXEC_HANDOVER": "y", "LIVEUPDATE": "y", "LIVEUPDATE_MEMFD": "y"}

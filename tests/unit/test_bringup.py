@@ -10,11 +10,11 @@ from typing import cast
 
 import pytest
 
-from liveupdate import bringup
-from liveupdate.errors import LostMachine
+from liveupdate.core.errors import LostMachine
 from liveupdate.formats.tickpage import TickPage, encode_tick
 from liveupdate.model.scenario import GuestSpec
-from liveupdate.testbed import GuestHandle, Testbed
+from liveupdate.run import bringup
+from liveupdate.run.testbed import GuestHandle, Testbed
 
 
 class _Ram:

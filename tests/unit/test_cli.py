@@ -15,21 +15,23 @@ from pathlib import Path
 import click
 import pytest
 
-from liveupdate import __version__, errors, runner
+from liveupdate import __version__
 from liveupdate.cli import app as cli_app
-from liveupdate.cli import gather, main
+from liveupdate.cli import main, prepare_run
 from liveupdate.cli.app import VERBS, Verbs, for_bisect
 from liveupdate.cli.output import one_line, wants_color, wants_live, write_file
 from liveupdate.cli.signals import Interrupted, handle_signals
-from liveupdate.faults import FAULTS
+from liveupdate.core import errors
+from liveupdate.core.steps import Steps
+from liveupdate.evidence import RunDir
+from liveupdate.faults.table import FAULTS
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import CHECK_IDS, Check, ExitCode, Outcome, Verdict
-from liveupdate.runner import RunResult
-from liveupdate.scenario_dump import dump_scenario
-from liveupdate.steps import Steps
-from liveupdate.store import RunDir
+from liveupdate.run import runner
+from liveupdate.run.runner import RunResult
+from liveupdate.scenario.dump import dump_scenario
 from tests.unit import evidence_builder as make
 
 ABI = ("kho-v4", "luo-v5", "memfd-v2")
@@ -52,7 +54,7 @@ IMAGES = ImageSet(
     ssh_host_key_pub="ssh-ed25519 AAAA",
 )
 
-FIND_IMAGES = gather.find_images
+FIND_IMAGES = prepare_run.find_images
 
 
 @pytest.fixture
@@ -60,11 +62,11 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine with images and TCG, and a clean environment; returns the results directory."""
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "CI", "LIVEUPDATE_REQUIRE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(gather, "find_images", lambda scenario, build=None: IMAGES)
+    monkeypatch.setattr(prepare_run, "find_images", lambda scenario, build=None: IMAGES)
     monkeypatch.setattr(
-        gather, "choose_accel", lambda requested, images: ("tcg", "no /dev/kvm here")
+        prepare_run, "choose_accel", lambda requested, images: ("tcg", "no /dev/kvm here")
     )
-    monkeypatch.setattr(gather, "available_memory", lambda: 16 << 30)
+    monkeypatch.setattr(prepare_run, "available_memory", lambda: 16 << 30)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "results"
 
@@ -139,7 +141,8 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys; from liveupdate.cli import main; main(['--help']);"
         "print([name for name in sys.modules if name.partition('.')[0] in"
         " ('paramiko', 'rich', 'qemu', 'asyncio', 'junitparser', 'xxhash', 'tomllib')"
-        " or name in ('liveupdate.runner', 'liveupdate.load', 'subprocess')], file=sys.stderr)"
+        " or name in ('liveupdate.run.runner', 'liveupdate.scenario.load', 'subprocess')],"
+        " file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
@@ -211,7 +214,7 @@ def test_faults_are_listed_with_what_they_must_come_to(
     assert "flip-bit" in capsys.readouterr().out
 
 
-def images_for(scenario: Scenario, build: gather.Build | None = None) -> ImageSet:
+def images_for(scenario: Scenario, build: prepare_run.Build | None = None) -> ImageSet:
     """Built images, with the kernel in place that a fault of kernels needs."""
     built = replace(
         IMAGES,
@@ -226,7 +229,7 @@ def images_for(scenario: Scenario, build: gather.Build | None = None) -> ImageSe
 def test_every_fault_can_be_planned_without_a_scenario_and_is_listed_with_the_one_it_takes(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gather, "find_images", images_for)
+    monkeypatch.setattr(prepare_run, "find_images", images_for)
     assert main(["faults", "--json"]) == 0
     listed = {row["name"]: row["scenario"] for row in json.loads(capsys.readouterr().out)}
     assert listed["stock-kernel"] == "vfio-continuous"
@@ -244,7 +247,7 @@ def test_every_fault_can_be_planned_without_a_scenario_and_is_listed_with_the_on
 def test_a_scenario_that_is_named_wins_over_the_one_of_the_fault(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gather, "find_images", images_for)
+    monkeypatch.setattr(prepare_run, "find_images", images_for)
     assert main(["plan", "two-guests", "--fault", "stock-kernel"]) == ExitCode.USAGE
     said = capsys.readouterr().err
     assert "--fault: fault 'stock-kernel' strikes a device, and the scenario has none" in said
@@ -275,10 +278,10 @@ def test_expected_error_is_one_line_without_traceback(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(scenario: Scenario, build: gather.Build | None) -> ImageSet:
+    def fail(scenario: Scenario, build: prepare_run.Build | None) -> ImageSet:
         raise error
 
-    monkeypatch.setattr(gather, "find_images", fail)
+    monkeypatch.setattr(prepare_run, "find_images", fail)
     assert main(["run", "--results", str(lab)]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -290,10 +293,10 @@ def test_expected_error_is_one_line_without_traceback(
 def test_unexpected_error_is_a_traceback_and_three(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(scenario: Scenario, build: gather.Build | None) -> ImageSet:
+    def fail(scenario: Scenario, build: prepare_run.Build | None) -> ImageSet:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(gather, "find_images", fail)
+    monkeypatch.setattr(prepare_run, "find_images", fail)
     assert main(["run", "--results", str(lab)]) == ExitCode.ERROR
     err = capsys.readouterr().err
     assert "Traceback" in err
@@ -306,14 +309,14 @@ def test_signal_unwinds_once_and_gives_its_status(
 ) -> None:
     cleaned = []
 
-    def wait(scenario: Scenario, build: gather.Build | None) -> ImageSet:
+    def wait(scenario: Scenario, build: prepare_run.Build | None) -> ImageSet:
         try:
             os.kill(os.getpid(), number)
             raise AssertionError("the signal came too late")
         finally:
             cleaned.append(True)
 
-    monkeypatch.setattr(gather, "find_images", wait)
+    monkeypatch.setattr(prepare_run, "find_images", wait)
     before = signal.getsignal(number)
     expected = 130 if number == signal.SIGINT else 143
     assert main(["run", "--results", str(lab)]) == expected
@@ -389,7 +392,7 @@ def test_bad_input_is_refused_before_anything_is_started(
         raise AssertionError("something was started")
 
     monkeypatch.setattr(runner, "run", never)
-    monkeypatch.setattr(gather, "choose_accel", never)
+    monkeypatch.setattr(prepare_run, "choose_accel", never)
     Path("bad.toml").write_text("hops = 1\nhop = 2\n")
     assert main(["run", *arguments]) == ExitCode.USAGE
     captured = capsys.readouterr()
@@ -633,25 +636,25 @@ def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_own_image_has_its_virtual_size(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.write_bytes(b"x" * 4096)
-    assert gather.image_size(raw, "x") == 4096
+    assert prepare_run.image_size(raw, "x") == 4096
     header = b"QFI\xfb" + b"\0" * 20 + (3 << 30).to_bytes(8, "big")
     raw.write_bytes(header)
-    assert gather.image_size(raw, "x") == 3 << 30
+    assert prepare_run.image_size(raw, "x") == 3 << 30
     raw.write_bytes(b"")
     with pytest.raises(errors.ScenarioError, match="is empty"):
-        gather.image_size(raw, "x")
+        prepare_run.image_size(raw, "x")
 
 
 def test_memory_is_what_the_control_group_leaves(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    4194304 kB\n")
-    assert gather.available_memory(meminfo, tmp_path) == 4 << 30
+    assert prepare_run.available_memory(meminfo, tmp_path) == 4 << 30
     (tmp_path / "memory.current").write_text("2147483648\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 1073741824\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert gather.available_memory(meminfo, tmp_path) == 4 << 30
+    assert prepare_run.available_memory(meminfo, tmp_path) == 4 << 30
     (tmp_path / "memory.max").write_text("3221225472\n")
-    assert gather.available_memory(meminfo, tmp_path) == 2 << 30
+    assert prepare_run.available_memory(meminfo, tmp_path) == 2 << 30
 
 
 def test_faults_of_kernels_take_the_kernels_made_for_them(
@@ -662,21 +665,21 @@ def test_faults_of_kernels_take_the_kernels_made_for_them(
     monkeypatch.setattr(catalogue, "resolve", lambda outgoing, incoming: IMAGES)
     monkeypatch.setattr(catalogue, "read_kernel", lambda path: kernel("own"))
     monkeypatch.setattr(catalogue, "find_kernel", lambda name: kernel(name, ()))
-    plain = gather.find_images(Scenario(fault="flip-bit"))
+    plain = prepare_run.find_images(Scenario(fault="flip-bit"))
     assert plain == IMAGES
-    found = gather.find_images(Scenario(fault="kernel-without-kho"))
+    found = prepare_run.find_images(Scenario(fault="kernel-without-kho"))
     assert found == replace(IMAGES, incoming=kernel("kernel-nokho", ()))
-    own = gather.find_images(Scenario(fault="kernel-without-kho", next_kernel="/own"))
+    own = prepare_run.find_images(Scenario(fault="kernel-without-kho", next_kernel="/own"))
     assert own == IMAGES
 
 
 def test_kernels_that_the_user_names_are_not_swapped() -> None:
     stock = {"outgoing": "kernel-stock", "incoming": "kernel-stock"}
-    assert gather.fault_kernels(Scenario(fault="stock-kernel")) == stock
-    assert gather.fault_kernels(Scenario(fault="stock-kernel", kernel="/own")) == {}
-    assert gather.fault_kernels(Scenario(fault="luo-abi-skew", kernel="/own")) != {}
-    assert gather.fault_kernels(Scenario(fault="luo-abi-skew", next_kernel="/own")) == {}
-    assert gather.fault_kernels(Scenario()) == {}
+    assert prepare_run.fault_kernels(Scenario(fault="stock-kernel")) == stock
+    assert prepare_run.fault_kernels(Scenario(fault="stock-kernel", kernel="/own")) == {}
+    assert prepare_run.fault_kernels(Scenario(fault="luo-abi-skew", kernel="/own")) != {}
+    assert prepare_run.fault_kernels(Scenario(fault="luo-abi-skew", next_kernel="/own")) == {}
+    assert prepare_run.fault_kernels(Scenario()) == {}
 
 
 # --- images that are missing
@@ -700,7 +703,7 @@ def cache(lab: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], list[tu
             raise errors.PlanError(f"image '{name}' has not been built")
         return kernel(name)
 
-    monkeypatch.setattr(gather, "find_images", FIND_IMAGES)
+    monkeypatch.setattr(prepare_run, "find_images", FIND_IMAGES)
     monkeypatch.setattr(catalogue, "need_compiler", lambda: "gcc")
     monkeypatch.setattr(
         catalogue, "find_missing", lambda names: tuple(n for n in names if n not in had)
@@ -762,7 +765,7 @@ def test_an_image_that_cannot_be_built_here_is_said_in_one_line(
 ) -> None:
     from liveupdate.images import kernel as kernels
 
-    monkeypatch.setattr(gather, "find_images", FIND_IMAGES)
+    monkeypatch.setattr(prepare_run, "find_images", FIND_IMAGES)
     monkeypatch.setenv("XDG_CACHE_HOME", str(lab.parent / "cache"))
     monkeypatch.setattr(kernels, "compiler_version", lambda: "none")
     assert main(["run", "--results", str(lab)]) == ExitCode.ERROR

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.clockfit import fit_clock, fit_rate, fit_slope
-from liveupdate.compare import (
+from liveupdate.judging.clockfit import fit_clock, fit_rate, fit_slope
+from liveupdate.judging.compare import (
     Gap,
     compare_words,
     count_distinct,

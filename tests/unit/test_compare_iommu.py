@@ -10,12 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveupdate.compare_iommu import (
-    ChangeKind,
-    diff_mappings,
-    diff_requesters,
-    find_outside,
-)
 from liveupdate.formats.iommu import (
     READ,
     WRITE,
@@ -26,6 +20,12 @@ from liveupdate.formats.iommu import (
     TableFault,
     Translation,
     parse_bdf,
+)
+from liveupdate.judging.compare_iommu import (
+    ChangeKind,
+    diff_mappings,
+    diff_requesters,
+    find_outside,
 )
 from tests.unit.iommu_tables import Page, merge_pages, page_lists
 

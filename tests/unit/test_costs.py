@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from liveupdate.judge import judge
+from liveupdate.core.units import GIB, MIB, PAGE_BYTES
 from liveupdate.judging.costs import huge_share
+from liveupdate.judging.judge import judge
 from liveupdate.model.costs import CostFacts, HandedOver, HopCosts, HugetlbFacts, RamFacts
 from liveupdate.model.evidence import Evidence, Phase
 from liveupdate.model.plan import Plan, Region
 from liveupdate.model.verdict import Metric
-from liveupdate.units import GIB, MIB, PAGE_BYTES
 from tests.unit import evidence_builder as make
 
 PLAN = make.make_plan()

@@ -11,16 +11,16 @@ from typing import cast
 
 import pytest
 
-from liveupdate.devices import DeviceHop, stop_devices
-from liveupdate.errors import LostMachine
+from liveupdate.core.errors import LostMachine
+from liveupdate.core.steps import StepEvent, Steps
+from liveupdate.evidence import RunDir
 from liveupdate.model import layout
 from liveupdate.model.evidence import DeviceFacts, FrameSent, Landed
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.frames import FrameSender
-from liveupdate.steps import StepEvent, Steps
-from liveupdate.store import RunDir
-from liveupdate.testbed import Testbed
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.run.devices import DeviceHop, stop_devices
+from liveupdate.run.testbed import Testbed
+from liveupdate.transport.agent_link import AgentEvent
 from tests.unit import evidence_builder as make
 from tests.unit.test_judge_device import account, make_facts, make_frames
 

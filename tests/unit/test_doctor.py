@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from liveupdate.cli import checks, gather, main
+from liveupdate.cli import checks, main, prepare_run
 from liveupdate.cli.checks import BAD, OK, WARN, Finding
-from liveupdate.deadline import Deadline
-from liveupdate.errors import CommandFailed, PlanError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import CommandFailed, PlanError
 from liveupdate.images import catalogue
 from liveupdate.model.scenario import Scenario
 
@@ -62,7 +62,7 @@ def test_broken_kvm_is_said_with_what_is_done_instead(monkeypatch: pytest.Monkey
         return "tcg", "/dev/kvm opens, probe guest hung"
 
     monkeypatch.setattr(catalogue, "resolve", lambda outgoing, incoming: None)
-    monkeypatch.setattr(gather, "choose_accel", choose)
+    monkeypatch.setattr(prepare_run, "choose_accel", choose)
     assert checks.check_accel().what == "tcg: /dev/kvm opens, probe guest hung"
 
 
@@ -76,7 +76,7 @@ def test_images_that_are_missing_are_bad(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_missing_tool_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    from liveupdate import proc
+    from liveupdate.core import proc
 
     monkeypatch.setattr(proc, "find_program", lambda name: None if name == "mke2fs" else "/x")
     found = checks.check_tools()
@@ -87,7 +87,7 @@ def test_missing_tool_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_little_memory_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "available_memory", lambda: 1 << 30)
+    monkeypatch.setattr(prepare_run, "available_memory", lambda: 1 << 30)
     assert checks.check_memory().state == BAD
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from liveupdate.formats.iommu import parse_bdf
-from liveupdate.formats.vtd_tables import decode_unit
+from liveupdate.formats.vtd.tables import decode_unit
 from tests.unit.iommu_tables import RAM_BYTES, Memory, VtdPageTable, VtdUnit
 
 IGB = parse_bdf("01:00.0")

@@ -15,7 +15,7 @@ from liveupdate.formats.journal import (
     scan_journal,
 )
 from liveupdate.model.evidence import JournalSample
-from liveupdate.model.use import JournalFacts
+from liveupdate.model.guest_device_use import JournalFacts
 
 u64 = st.integers(0, (1 << 64) - 1)
 BOOT = 7

@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
+from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.kho_map import KhoMapError, Preserved, find_map, walk
-from liveupdate.units import PAGE_BYTES
 
 ROOT = 0x10000
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from liveupdate.core.units import Gpa
 from liveupdate.formats import payload
 from liveupdate.formats.payload import (
     Done,
@@ -18,7 +19,6 @@ from liveupdate.formats.payload import (
     encode_command,
 )
 from liveupdate.model.evidence import PatternFacts
-from liveupdate.units import Gpa
 
 READY = {
     "ev": "ready", "name": "g1", "boot": "18446744073709551615", "tick_gpa": "4096",

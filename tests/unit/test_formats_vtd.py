@@ -17,13 +17,8 @@ from liveupdate.formats.iommu import (
     Translation,
     parse_bdf,
 )
-from liveupdate.formats.vtd_paging import find_leaf
-from liveupdate.formats.vtd_tables import (
-    RootPointer,
-    decode_pasid_entry,
-    decode_unit,
-    find_entry,
-)
+from liveupdate.formats.vtd.paging import find_leaf
+from liveupdate.formats.vtd.tables import RootPointer, decode_pasid_entry, decode_unit, find_entry
 from tests.unit.iommu_tables import (
     Memory,
     Page,

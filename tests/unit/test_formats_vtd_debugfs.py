@@ -17,8 +17,8 @@ from liveupdate.formats.iommu import (
     Translation,
     parse_bdf,
 )
-from liveupdate.formats.vtd_debugfs import parse_dmar_translation, parse_domain_translation
-from liveupdate.formats.vtd_tables import decode_unit
+from liveupdate.formats.vtd.debugfs import parse_dmar_translation, parse_domain_translation
+from liveupdate.formats.vtd.tables import decode_unit
 from tests.unit.iommu_debugfs import print_domain, print_unit
 from tests.unit.iommu_tables import Memory, Page, VtdPageTable, VtdUnit, page_lists
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from liveupdate.formats.iommu import FaultKind, TableFault, Translation, parse_bdf
 from liveupdate.formats.iommu_walk import WalkLimits
-from liveupdate.formats.vtd_tables import decode_unit
+from liveupdate.formats.vtd.tables import decode_unit
 from tests.unit.iommu_tables import PAGE, RAM_BYTES, Memory, VtdPageTable, VtdUnit
 
 IGB = parse_bdf("01:00.0")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from liveupdate.formats.hmp_xp import MemoryDumpError, parse_xp
 from liveupdate.formats.iommu import FaultKind, IommuFormatError
-from liveupdate.formats.vtd_irte import decode_entry, decode_interrupt_table
-from liveupdate.formats.vtd_regs import (
+from liveupdate.formats.vtd.irte import decode_entry, decode_interrupt_table
+from liveupdate.formats.vtd.regs import (
     REGISTER_BYTES,
     FaultStatus,
     decode_fault_records,

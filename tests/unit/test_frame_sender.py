@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from liveupdate.deadline import Deadline, wait_until
+from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.formats.frames import FRAME_BYTES, build_frame
 from liveupdate.probes.frames import PATIENCE_S, FrameSender
 

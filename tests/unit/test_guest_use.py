@@ -8,13 +8,13 @@ from typing import cast
 
 import pytest
 
-from liveupdate import guest_use
-from liveupdate.guest_use import GuestUseWatch
+from liveupdate.core.steps import Steps
 from liveupdate.model.evidence import Echo
 from liveupdate.model.scenario import DeviceSpec
-from liveupdate.steps import Steps
-from liveupdate.testbed import Testbed
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.run.observers import guest_device_use
+from liveupdate.run.observers.guest_device_use import GuestUseWatch
+from liveupdate.run.testbed import Testbed
+from liveupdate.transport.agent_link import AgentEvent
 
 NIC = DeviceSpec(name="nic0", guest="vm0", tier="quiesce")
 
@@ -52,9 +52,9 @@ class FakeEchoes:
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[AgentEvent]:
-    monkeypatch.setattr(guest_use, "EchoWatcher", FakeEchoes)
-    monkeypatch.setattr(guest_use, "_FIRST_USE_S", 30.0)
-    monkeypatch.setattr(guest_use, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(guest_device_use, "EchoWatcher", FakeEchoes)
+    monkeypatch.setattr(guest_device_use, "_FIRST_USE_S", 30.0)
+    monkeypatch.setattr(guest_device_use, "_PAUSE_S", 0.001)
     FakeEchoes.answers, FakeEchoes.made = [], []
     return []
 
@@ -94,7 +94,7 @@ def test_what_is_not_used_again_is_told_as_such(
     watch.begin()
     events += [event("asleep", 100), event("loaded", 200), event("awake", 205)]
     watch.resumed()
-    monkeypatch.setattr(guest_use, "_FIRST_USE_S", 0.01)
+    monkeypatch.setattr(guest_device_use, "_FIRST_USE_S", 0.01)
     watch.end()
     use = watch.facts()
     assert (use.before, use.first_ns, use.after) == (5, None, 0)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.errors import BuildError, PlanError
+from liveupdate.core.errors import BuildError, PlanError
+from liveupdate.core.steps import Steps
 from liveupdate.formats import kconfig
 from liveupdate.images import (
     catalogue,
@@ -24,7 +25,6 @@ from liveupdate.images import (
 )
 from liveupdate.images.cache import Cache
 from liveupdate.images.tree import BuildTree
-from liveupdate.steps import Steps
 
 ROOT = Path(__file__).parents[2]
 KERNEL_DIR = ROOT / "guest-images/kernel"

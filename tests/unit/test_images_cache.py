@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.errors import BuildError
+from liveupdate.core.errors import BuildError
 from liveupdate.images import catalogue
 from liveupdate.images.cache import Cache, SourcesChanged, digest_of, tree_sha256
 

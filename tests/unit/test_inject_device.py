@@ -10,13 +10,13 @@ from typing import cast
 
 import pytest
 
-from liveupdate import inject
-from liveupdate.errors import EvidenceError
-from liveupdate.faults import FAULTS
+from liveupdate.core.errors import EvidenceError
+from liveupdate.core.units import PhysAddr
+from liveupdate.faults import strikes
+from liveupdate.faults.table import FAULTS
 from liveupdate.formats import keep_dma
-from liveupdate.physmem import PhysMem, RamRange
-from liveupdate.testbed import Testbed
-from liveupdate.units import PhysAddr
+from liveupdate.run.testbed import Testbed
+from liveupdate.transport.physmem import PhysMem, RamRange
 from tests.unit.test_formats_keep_dma import make_record
 
 PAGE = 4096
@@ -56,12 +56,12 @@ def bed() -> Iterator[Bed]:
     made.close()
 
 
-def strike(table: inject.Table, fault: str, bed: Bed) -> None:
+def strike(table: strikes.Table, fault: str, bed: Bed) -> None:
     table[fault](cast(Testbed, bed))
 
 
 def test_corrupt_record_flips_one_bit_of_it(bed: Bed) -> None:
-    strike(inject.BLACKOUT, "corrupt-record", bed)
+    strike(strikes.BLACKOUT, "corrupt-record", bed)
     changed = [a ^ b for a, b in zip(bed.read(), bed.record, strict=True) if a != b]
     assert changed == [1]
     assert bed.read()[: keep_dma.PRESERVE_NS_AT] == bed.record[: keep_dma.PRESERVE_NS_AT]
@@ -70,7 +70,7 @@ def test_corrupt_record_flips_one_bit_of_it(bed: Bed) -> None:
 
 
 def test_record_version_is_wrong_in_nothing_but_that(bed: Bed) -> None:
-    strike(inject.BLACKOUT, "record-version", bed)
+    strike(strikes.BLACKOUT, "record-version", bed)
     assert bed.read() == make_record(total=200, version=keep_dma.VERSION + 1)
     assert keep_dma.is_whole(bed.read())
 
@@ -78,20 +78,20 @@ def test_record_version_is_wrong_in_nothing_but_that(bed: Bed) -> None:
 def test_record_that_is_nowhere_is_an_error_and_not_a_verdict(bed: Bed) -> None:
     bed.host.ram.flip_bit(PhysAddr(RECORD_AT + 150), 0)
     with pytest.raises(EvidenceError, match="nowhere"):
-        strike(inject.BLACKOUT, "corrupt-record", bed)
+        strike(strikes.BLACKOUT, "corrupt-record", bed)
 
 
 def test_dropped_frames_are_still_to_come(bed: Bed) -> None:
-    strike(inject.BLACKOUT, "drop-frames", bed)
+    strike(strikes.BLACKOUT, "drop-frames", bed)
     lost = bed.senders["nic0"].lost
-    assert len(lost) == inject.DROPPED
-    assert min(lost) == 1000 + inject.DROP_AFTER
+    assert len(lost) == strikes.DROPPED
+    assert min(lost) == 1000 + strikes.DROP_AFTER
 
 
 def test_every_fault_that_is_not_the_plans_strikes_at_some_moment() -> None:
     tables = (
-        inject.BEFORE, inject.BROWNOUT, inject.JUMP, inject.BLACKOUT, inject.INCOMING,
-        inject.RESUMED,
+        strikes.BEFORE, strikes.BROWNOUT, strikes.JUMP, strikes.BLACKOUT, strikes.INCOMING,
+        strikes.RESUMED,
     )  # fmt: skip
     moments = [name for table in tables for name in table]
     assert sorted(moments) == sorted(

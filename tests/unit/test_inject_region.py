@@ -10,13 +10,13 @@ from typing import cast
 
 import pytest
 
-from liveupdate import inject
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
+from liveupdate.core.units import PhysAddr
+from liveupdate.faults import strikes
 from liveupdate.model.plan import Region
-from liveupdate.physmem import PhysMem, RamRange
 from liveupdate.preserve.registry import MECHANISMS
-from liveupdate.testbed import Testbed
-from liveupdate.units import PhysAddr
+from liveupdate.run.testbed import Testbed
+from liveupdate.transport.physmem import PhysMem, RamRange
 
 PAGE = 4096
 SIZE = 64 * PAGE
@@ -38,7 +38,7 @@ def strike(fault: str, mechanism: str, ram: tuple[PhysMem, int], start: int | No
         own_machine=SimpleNamespace(ram=ram[0], ram_fd=ram[1]),
         plan=SimpleNamespace(mechanism=mechanism, region=Region(start=start, size_bytes=SIZE)),
     )
-    inject.BLACKOUT[fault](cast(Testbed, bed))
+    strikes.BLACKOUT[fault](cast(Testbed, bed))
 
 
 @pytest.mark.parametrize(

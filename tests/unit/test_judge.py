@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from liveupdate.judge import judge
+from liveupdate.core.units import MIB
+from liveupdate.judging.judge import judge
 from liveupdate.model import layout
 from liveupdate.model.evidence import (
     AgentPing,
@@ -27,7 +28,6 @@ from liveupdate.model.evidence import (
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import Budget, GuestSpec, Observation
 from liveupdate.model.verdict import CHECK_IDS, Check, ExitCode, Outcome, Verdict
-from liveupdate.units import MIB
 from tests.unit import evidence_builder as make
 from tests.unit.evidence_builder import MS, SECOND
 

@@ -9,7 +9,7 @@ import pytest
 
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.pci_config import COMMAND
-from liveupdate.judge import judge
+from liveupdate.judging.judge import judge
 from liveupdate.model import layout
 from liveupdate.model.evidence import (
     DeviceEvent,

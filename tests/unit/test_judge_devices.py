@@ -11,8 +11,8 @@ import pytest
 
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import READ, WRITE, Run
-from liveupdate.judge import judge
 from liveupdate.judging.guest_share import Ranges
+from liveupdate.judging.judge import judge
 from liveupdate.model.evidence import (
     ConfigFacts,
     DeviceEvent,

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from liveupdate.judge import judge
+from liveupdate.judging.judge import judge
 from liveupdate.model import codec, layout
 from liveupdate.model.evidence import DeviceFacts, DeviceTrace, Evidence, Incident
+from liveupdate.model.guest_device_use import GuestUse, JournalFacts
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import DeviceSpec
-from liveupdate.model.use import GuestUse, JournalFacts
 from liveupdate.model.verdict import Check, Outcome
 from liveupdate.report.text import render_text
 from tests.unit import evidence_builder as make

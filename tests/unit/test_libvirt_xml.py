@@ -7,12 +7,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from liveupdate.errors import LostMachine, PlanError
+from liveupdate.core.errors import LostMachine, PlanError
 from liveupdate.model.plan import MachineSpec
-from liveupdate.target.libvirt import is_privileged
-from liveupdate.target.libvirt_link import parse_answer
-from liveupdate.target.libvirt_xml import build_xml
-from liveupdate.target.qemu_argv import DiskFile
+from liveupdate.target.libvirt.domain_xml import build_xml
+from liveupdate.target.libvirt.host import is_privileged
+from liveupdate.target.libvirt.link import parse_answer
+from liveupdate.target.qemu.argv import DiskFile
 from liveupdate.transport.qmp import QmpRefused
 from tests.unit.test_qemu_argv import PATHS, SPEC, argv
 

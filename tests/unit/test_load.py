@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.errors import ScenarioError
-from liveupdate.load import Override, load_scenario, parse_scenario, set_override
+from liveupdate.core.errors import ScenarioError
+from liveupdate.core.units import GIB, MIB
 from liveupdate.model.scenario import DeviceSpec, GuestSpec, Scenario
-from liveupdate.scenario_dump import dump_scenario
-from liveupdate.scenario_keys import GUEST, SECTIONS, Key
-from liveupdate.units import GIB, MIB
+from liveupdate.scenario.dump import dump_scenario
+from liveupdate.scenario.keys import GUEST, SECTIONS, Key
+from liveupdate.scenario.load import Override, load_scenario, parse_scenario, set_override
 
 BASE = Path("/base")
 SHIPPED = sorted((Path(__file__).parents[2] / "scenarios").glob("*.toml"))

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from liveupdate.cli import gather, matrix_jobs
 from liveupdate.cli import matrix as verb
+from liveupdate.cli import matrix_jobs, prepare_run
 from liveupdate.cli import run as run_verb
 from liveupdate.cli.app import main
-from liveupdate.errors import BuildError, LaunchError, PlanError
+from liveupdate.core.errors import BuildError, LaunchError, PlanError
 from liveupdate.images.codelines import count_lines
-from liveupdate.matrix import COLUMNS, Cell, Figure, Row, fit_slope, make_cells, summarise
 from liveupdate.model import layout
 from liveupdate.model.verdict import ExitCode
+from liveupdate.planning.matrix import COLUMNS, Cell, Figure, Row, fit_slope, make_cells, summarise
 from liveupdate.preserve.base import Trait, Traits
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.report.matrix import Mechanism, render_json, render_table
@@ -243,8 +243,8 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], 
     def install(outcomes: Mapping[str, str]) -> Runs:
         made: Runs = []
 
-        def prepare(_app: object, wish: Any, results: Path) -> tuple[str, Path]:
-            values = {key: value for key, value, _ in wish.overrides}
+        def prepare(_app: object, scenario_args: Any, results: Path) -> tuple[str, Path]:
+            values = {key: value for key, value, _ in scenario_args.overrides}
             if outcomes[values["mechanism"]] == "refused":
                 raise PlanError("no kernel for it")
             return values["mechanism"], results
@@ -258,7 +258,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], 
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(document(outcomes[mechanism])))
 
-        monkeypatch.setattr(gather, "prepare", prepare)
+        monkeypatch.setattr(prepare_run, "prepare", prepare)
         monkeypatch.setattr(run_verb, "carry_out", carry_out)
         return made
 

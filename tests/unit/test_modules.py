@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent import modules as loader
-from liveupdate.agent.carrier import CarrierError
-from liveupdate.errors import PlanError
+from liveupdate.agent.base import modules as loader
+from liveupdate.agent.mechanisms.base import MechanismError
+from liveupdate.core.errors import PlanError
 from liveupdate.images import kernel, kit, modules, modules_check
 from liveupdate.model.scenario import Scenario
-from liveupdate.planner import make_plan
+from liveupdate.planning.planner import make_plan
 from liveupdate.preserve.registry import MECHANISMS
 from tests.unit.test_planner import IMAGES, MACHINE
 from tests.vm.moduletests import MEMORY, REGIONS_START, ROWS
@@ -116,7 +116,9 @@ def test_kernel_without_our_modules_is_refused_in_one_line(name: str, which: str
 
 
 def test_module_that_the_kit_does_not_have_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CarrierError, match=f"no module 'lu_pool' for kernel {os.uname().release}"):
+    with pytest.raises(
+        MechanismError, match=f"no module 'lu_pool' for kernel {os.uname().release}"
+    ):
         loader.load("lu_pool", directory=str(tmp_path))
 
 
@@ -125,7 +127,7 @@ def test_module_that_the_kernel_refuses_is_named(tmp_path: Path) -> None:
     place.mkdir()
     (place / "junk.ko").write_bytes(b"no module")
     refusals = "|".join(os.strerror(code) for code in (errno.EPERM, errno.ENOEXEC, errno.ENOSYS))
-    with pytest.raises(CarrierError, match=f"refuses module 'junk': ({refusals})"):
+    with pytest.raises(MechanismError, match=f"refuses module 'junk': ({refusals})"):
         loader.load("junk", directory=str(tmp_path))
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.errors import PlanError
-from liveupdate.paths import (
+from liveupdate.core.errors import PlanError
+from liveupdate.core.paths import (
     cache_dir,
     checkout_root,
     guest_images_dir,

@@ -10,7 +10,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.physmem import (
+from liveupdate.core.units import PhysAddr
+from liveupdate.transport.physmem import (
     MtreeError,
     NotRam,
     PhysMem,
@@ -18,7 +19,6 @@ from liveupdate.physmem import (
     digest_selected,
     parse_mtree,
 )
-from liveupdate.units import PhysAddr
 
 PAGE = 4096
 GAP_PAGES = 1000

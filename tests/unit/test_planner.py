@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.errors import PlanError, ScenarioError
-from liveupdate.faults import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS
+from liveupdate.core.errors import PlanError, ScenarioError
+from liveupdate.core.units import GIB, MIB
+from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS
 from liveupdate.model.plan import ImageSet, KernelImage, Plan, Region
 from liveupdate.model.scenario import (
     DeviceSpec,
@@ -20,8 +21,9 @@ from liveupdate.model.scenario import (
     Observation,
     Scenario,
 )
+from liveupdate.model.targets import FAULT_NEEDS, TARGETS
 from liveupdate.model.verdict import CHECK_IDS
-from liveupdate.planner import (
+from liveupdate.planning.planner import (
     DEVICE_CHECKS,
     IOMMU_CHECKS,
     PLAN_FAULTS,
@@ -33,8 +35,6 @@ from liveupdate.planner import (
 )
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.target.base import CAPABILITIES
-from liveupdate.targets import FAULT_NEEDS, TARGETS
-from liveupdate.units import GIB, MIB
 
 ABI = ("kho-v4", "luo-v5", "memblock-v1", "memfd-v2", "reserve-mem-v1")
 

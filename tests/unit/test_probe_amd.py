@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.errors import EvidenceError
+from liveupdate.core.errors import EvidenceError
 from liveupdate.formats.iommu import Requester, unpack_runs
 from liveupdate.probes.iommu import IommuWatcher
 from liveupdate.probes.iommu_inside import from_driver

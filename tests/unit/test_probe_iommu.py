@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import EvidenceError, LostMachine
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import EvidenceError, LostMachine
 from liveupdate.formats.qemu_trace import EVENTS, QemuTraceError
 from liveupdate.model.evidence import MappingFacts
 from liveupdate.probes.iommu import Harvest, IommuWatcher

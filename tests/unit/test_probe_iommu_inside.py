@@ -9,8 +9,8 @@ from typing import cast
 
 import pytest
 
-from liveupdate.deadline import Deadline
-from liveupdate.errors import CommandFailed, EvidenceError
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import CommandFailed, EvidenceError
 from liveupdate.formats.iommu import Requester, unpack_runs
 from liveupdate.probes.iommu_inside import DEBUGFS, read_inside
 from liveupdate.transport.ssh import Ssh, SshResult

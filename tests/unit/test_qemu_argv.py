@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.errors import PlanError
+from liveupdate.core.errors import PlanError
 from liveupdate.model.plan import MachineSpec
-from liveupdate.target.qemu_argv import DiskFile, MachinePaths, build_argv, parse_ssh_port
+from liveupdate.target.qemu.argv import DiskFile, MachinePaths, build_argv, parse_ssh_port
 
 SPEC = MachineSpec(accel="tcg", memory_bytes=2 << 30, vcpus=2, disks=())
 PATHS = MachinePaths(

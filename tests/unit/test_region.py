@@ -6,8 +6,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from liveupdate.core.units import GIB, MIB
 from liveupdate.preserve.region import SECTION_BYTES, least_memory, place, region_bytes
-from liveupdate.units import GIB, MIB
 
 
 def ram_ranges(memory_bytes: int) -> list[tuple[int, int]]:

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.registry import Life, Machine, RecordError, decide, is_named, parse_record
+from liveupdate.target.machines import (
+    Machine,
+    MachineState,
+    RecordError,
+    decide,
+    is_named,
+    parse_record,
+)
 
 MACHINE = Machine(
     run_id="ab12",
@@ -25,12 +32,12 @@ CMDLINE = b"qemu-system-x86_64\0-name\0lu-ab12\0-S\0"
 
 
 def test_a_machine_with_its_owner_runs() -> None:
-    assert decide(MACHINE, 5000, CMDLINE, 4000) is Life.RUNNING
+    assert decide(MACHINE, 5000, CMDLINE, 4000) is MachineState.RUNNING
 
 
 @pytest.mark.parametrize("owner", [None, 4001])
 def test_a_machine_whose_owner_is_gone_is_an_orphan(owner: int | None) -> None:
-    assert decide(MACHINE, 5000, CMDLINE, owner) is Life.ORPHAN
+    assert decide(MACHINE, 5000, CMDLINE, owner) is MachineState.ORPHAN
 
 
 @pytest.mark.parametrize(
@@ -44,7 +51,7 @@ def test_a_machine_whose_owner_is_gone_is_an_orphan(owner: int | None) -> None:
     ],
 )
 def test_a_pid_used_again_is_never_ours(start_time: int | None, cmdline: bytes) -> None:
-    assert decide(MACHINE, start_time, cmdline, 4000) is Life.DEAD
+    assert decide(MACHINE, start_time, cmdline, 4000) is MachineState.DEAD
 
 
 def test_the_wrapper_that_starts_qemu_counts_as_it() -> None:

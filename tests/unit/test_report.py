@@ -18,7 +18,7 @@ from junitparser import JUnitXml
 
 import liveupdate.report
 from liveupdate.formats import ktap
-from liveupdate.judge import judge
+from liveupdate.judging.judge import judge
 from liveupdate.model.evidence import Evidence, Incident
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import CHECK_IDS, Outcome, Verdict

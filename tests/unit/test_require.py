@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.errors import ScenarioError
+from liveupdate.core.errors import ScenarioError
+from liveupdate.judging.require import apply_required, parse_required
 from liveupdate.model.verdict import CHECK_IDS, Check, Outcome, Verdict, reduce
-from liveupdate.require import apply_required, parse_required
 
 
 def make_verdict(*statuses: Outcome) -> Verdict:

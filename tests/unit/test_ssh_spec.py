@@ -5,13 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.errors import ScenarioError
-from liveupdate.target.ssh_spec import (
-    ConsoleSpec,
-    LabgridSpec,
-    find_description,
-    read_description,
-)
+from liveupdate.core.errors import ScenarioError
+from liveupdate.target.ssh.spec import ConsoleSpec, LabgridSpec, find_description, read_description
 
 GOOD = """
 address = "10.0.0.7"

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.errors import EvidenceError
-from liveupdate.judge import judge
+from liveupdate.core.errors import EvidenceError
+from liveupdate.core.steps import Steps
+from liveupdate.evidence import RunDir, StoreError, write_atomic
+from liveupdate.judging.judge import judge
 from liveupdate.model import layout
 from liveupdate.model.costs import HopCosts
 from liveupdate.model.evidence import (
@@ -31,8 +33,6 @@ from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import ExitCode, Outcome
 from liveupdate.report.json_result import render_json
 from liveupdate.report.text import render_text
-from liveupdate.steps import Steps
-from liveupdate.store import RunDir, StoreError, write_atomic
 from tests.unit import evidence_builder as make
 from tests.unit import iommu_evidence as seen
 

@@ -8,10 +8,10 @@ import os
 import zlib
 from hashlib import blake2b
 
-from liveupdate.agent import digest
-from liveupdate.agent.carrier import Ram
-from liveupdate.probes.told import ToldDigests, collect_digests
-from liveupdate.transport.agent import AgentEvent
+from liveupdate.agent.guest import digest
+from liveupdate.agent.mechanisms.base import Ram
+from liveupdate.probes.inside_digests import ToldDigests, collect_digests
+from liveupdate.transport.agent_link import AgentEvent
 
 PAGES = digest.PAGES_PER_EVENT + 3
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from liveupdate.formats.tomlpos import KeyPath, scan
+from liveupdate.scenario.toml_lines import KeyPath, scan
 
 DOCUMENT = '''\
 # comment with [a] = 1

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from liveupdate.cli.app import App
 from liveupdate.cli.view import LiveView, PlainView, format_event, format_fields, show_steps
-from liveupdate.steps import StepEvent, Steps
+from liveupdate.core.steps import StepEvent, Steps
 
 
 def walk(steps: Steps) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from liveupdate.compare_iommu import diff_mappings
 from liveupdate.formats.hmp_xp import parse_xp
 from liveupdate.formats.iommu import MappingSet, Translation, parse_bdf
-from liveupdate.formats.vtd_debugfs import parse_dmar_translation, parse_domain_translation
-from liveupdate.formats.vtd_regs import REGISTER_BYTES, Registers, decode_registers
-from liveupdate.formats.vtd_tables import decode_unit
+from liveupdate.formats.vtd.debugfs import parse_dmar_translation, parse_domain_translation
+from liveupdate.formats.vtd.regs import REGISTER_BYTES, Registers, decode_registers
+from liveupdate.formats.vtd.tables import decode_unit
+from liveupdate.judging.compare_iommu import diff_mappings
 
 DATA = Path(__file__).parent / "data" / "vtd"
 NVME = parse_bdf("03:00.0")

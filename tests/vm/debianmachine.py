@@ -14,14 +14,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.device_needs import IOMMU_APPEND
-from liveupdate.errors import LiveUpdateError
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LiveUpdateError
 from liveupdate.images import catalogue, debianhost
 from liveupdate.images.cache import digest_of
-from liveupdate.planner import TCG_APPEND
-from liveupdate.target.qemu_argv import SSH_MAC, WIRE_MAC, parse_ssh_port
+from liveupdate.planning.devices import IOMMU_APPEND
+from liveupdate.planning.planner import TCG_APPEND
+from liveupdate.target.qemu.argv import SSH_MAC, WIRE_MAC, parse_ssh_port
 from liveupdate.transport.qmp import Qmp
 from liveupdate.transport.ssh import Ssh
 from tests.vm.labmachine import power_script

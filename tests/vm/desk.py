@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from liveupdate.apply.steps import FORWARD
-from liveupdate.apply.wal import read_journal
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import EvidenceError
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import EvidenceError
 from liveupdate.images import catalogue
+from liveupdate.operate.steps import FORWARD
+from liveupdate.operate.wal import read_journal
 from liveupdate.transport.qmp import Qmp
 from liveupdate.transport.ssh import Ssh
 from tests.vm import cli, labmachine

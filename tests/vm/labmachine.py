@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate import proc
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.device_needs import IOMMU_APPEND
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.images import catalogue
-from liveupdate.planner import BASE_APPEND, TCG_APPEND
-from liveupdate.target.qemu_argv import SSH_MAC, WIRE_MAC, parse_ssh_port
+from liveupdate.planning.devices import IOMMU_APPEND
+from liveupdate.planning.planner import BASE_APPEND, TCG_APPEND
+from liveupdate.target.qemu.argv import SSH_MAC, WIRE_MAC, parse_ssh_port
 from liveupdate.transport.qmp import Qmp
 
 APPEND = f"{BASE_APPEND} {TCG_APPEND} {IOMMU_APPEND['intel', False]}"
@@ -30,7 +30,7 @@ PRESERVE = "kho=on liveupdate=on"
 _POWER = """
 import sys
 from pathlib import Path
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
 from liveupdate.transport.qmp import Qmp
 assert sys.argv[2] == "reset", sys.argv
 deadline = Deadline.after(20, "the reset")

@@ -18,13 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from liveupdate.deadline import Deadline, wait_until
-from liveupdate.errors import DeadlineExceeded
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import DeadlineExceeded
+from liveupdate.core.proc import Child, spawn
+from liveupdate.core.units import MIB, PAGE_BYTES
 from liveupdate.formats.echo import EchoFrame, NotEchoError, build_request, decode_echo
 from liveupdate.formats.payload import Done, PayloadEvent, Ready, decode_line, encode_command
 from liveupdate.formats.tickpage import TickPage, read_tick
-from liveupdate.proc import Child, spawn
-from liveupdate.units import MIB, PAGE_BYTES
 
 GUEST_MAC = "52:54:00:20:00:01"
 HOST_MAC = "52:54:00:00:00:01"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from liveupdate.units import GIB, MIB
+from liveupdate.core.units import GIB, MIB
 
 #: RAM of the machine, all of it below the hole of q35, and where regions may be in it
 MEMORY = 2 * GIB

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate import paths
+from liveupdate.core import paths
 
 BIN = Path(sys.executable).parent
 ANSIBLE = paths.checkout_root() / "ansible"

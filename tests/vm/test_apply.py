@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.apply.steps import FORWARD
 from liveupdate.images import catalogue
+from liveupdate.operate.steps import FORWARD
 from tests.vm import desk as desks
 from tests.vm import labmachine
 from tests.vm.desk import GUESTS, Desk, assert_rolled_back, assert_updated, check_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.faults import DEVICE_FAULTS, FAULTS, Fault
+from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, Fault
 from tests.vm import cli
 
 #: a hang is only known by its deadline: shorter ones here than a user would want

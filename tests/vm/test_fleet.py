@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.deadline import Deadline, wait_until
+from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.images import catalogue
 from liveupdate.transport.ssh import Ssh
 from tests.vm import cli, debianmachine, labmachine

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.faults import FAULTS
-from liveupdate.planner import DEVICE_CHECKS, IOMMU_CHECKS
+from liveupdate.faults.table import FAULTS
+from liveupdate.planning.planner import DEVICE_CHECKS, IOMMU_CHECKS
 from tests import libvirtd
 from tests.vm import cli
 from tests.vm.test_run import MUST_PASS

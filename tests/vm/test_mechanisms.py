@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.errors import PlanError
-from liveupdate.faults import FAULTS
+from liveupdate.core.errors import PlanError
+from liveupdate.faults.table import FAULTS
 from liveupdate.images import catalogue
 from liveupdate.preserve.base import KHO
 from liveupdate.preserve.registry import MECHANISMS

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.bringup import make_host
 from liveupdate.cli.app import App
-from liveupdate.cli.gather import prepare
-from liveupdate.cli.options import Wish
-from liveupdate.deadline import Deadline
-from liveupdate.errors import OutcomeUnknown
+from liveupdate.cli.options import ScenarioArgs
+from liveupdate.cli.prepare_run import prepare
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import OutcomeUnknown
+from liveupdate.core.paths import guest_images_dir
+from liveupdate.core.steps import Steps
 from liveupdate.formats import ktap
 from liveupdate.images import catalogue, modules_check
-from liveupdate.paths import guest_images_dir
-from liveupdate.steps import Steps
+from liveupdate.run.bringup import make_host
 from liveupdate.transport.ssh import Ssh
 from tests.vm.moduletests import MEMORY, ROWS, Row
 
@@ -88,7 +88,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     )
     prepared = prepare(
         App(),
-        Wish(
+        ScenarioArgs(
             scenario=None,
             overrides=(
                 ("host.append", append, "--set"),

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.deadline import Deadline
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.proc import run
+from liveupdate.core.units import MIB, PAGE_BYTES
 from liveupdate.formats import payload
 from liveupdate.formats.echo import build_request
 from liveupdate.formats.journal import newest_record, scan_journal
 from liveupdate.formats.pattern import expected_page
 from liveupdate.formats.payload import Failure, Ready, Verified
 from liveupdate.images import catalogue
-from liveupdate.proc import run
-from liveupdate.units import MIB, PAGE_BYTES
 from tests.vm.level1 import DISK_BYTES, GUEST_MAC, HOST_MAC, Machine, Setup, pass_time
 
 SEED = 0x1122334455667788

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate import paths
-from liveupdate.planner import DEVICE_CHECKS, IOMMU_CHECKS
+from liveupdate.core import paths
+from liveupdate.planning.planner import DEVICE_CHECKS, IOMMU_CHECKS
 from tests import labgrid
 from tests.vm import cli, labmachine
 

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a guest is. Comes from the control host, and again, untrusted, out of the manifest."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .passthrough import Assigned
+
+MIB = 1 << 20
+U64_MAX = (1 << 64) - 1
+_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+_DISK_CHARS = _NAME_CHARS | {"/"}
+#: a virtio-blk serial has no more room
+NAME_MAX = 20
+#: the kernel's COMMAND_LINE_SIZE
+APPEND_MAX = 2048
+
+
+class SpecError(ValueError):
+    """A guest's description that cannot be used; says which field and why."""
+
+
+def _integer(raw: dict[str, object], key: str, low: int, high: int, default: int | None) -> int:
+    value = raw.get(key, default)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 20:
+        value = int(value)  # u64 may travel as decimal strings
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise SpecError(f"guest: '{key}' is {value!r}, must be an integer in {low}..{high}")
+    return value
+
+
+def _text(raw: dict[str, object], key: str, limit: int, default: str) -> str:
+    value = raw.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, str) or len(value) > limit or not value.isprintable():
+        raise SpecError(f"guest: '{key}' must be a printable string of at most {limit}")
+    return value
+
+
+def check_name(name: object) -> str:
+    """Return ``name`` if it can be a guest's: it becomes file names and a disk serial."""
+    if (
+        not isinstance(name, str)
+        or not 0 < len(name) <= NAME_MAX
+        or not _NAME_CHARS.issuperset(name)
+        or name.startswith(".")
+    ):
+        raise SpecError(f"guest: name {name!r} must be 1 to {NAME_MAX} of A-Z a-z 0-9 - _ .")
+    return name
+
+
+def _devices(raw: object) -> list[Assigned]:
+    if not raw:
+        return []
+    from .passthrough import read_devices  # costs start-up time, and most guests have none
+
+    return read_devices(raw)
+
+
+class GuestSpec:
+    """Validated description of one guest."""
+
+    __slots__ = (
+        "append",
+        "cpu",
+        "devices",
+        "digest",
+        "disk",
+        "image",
+        "index",
+        "memory_bytes",
+        "name",
+        "pattern_bytes",
+        "qga",
+        "seed",
+        "vcpus",
+    )
+
+    def __init__(self, raw: object) -> None:
+        """:raises SpecError: when a field is missing, of the wrong type or out of range."""
+        if not isinstance(raw, dict):
+            raise SpecError("guest: must be an object")
+        self.name = check_name(raw.get("name"))
+        self.index = _integer(raw, "index", 0, 255, None)
+        self.memory_bytes = _integer(raw, "memory_bytes", 16 * MIB, 1 << 44, None)
+        if self.memory_bytes % (2 * MIB):
+            raise SpecError("guest: 'memory_bytes' must be a multiple of 2 MiB")
+        self.vcpus = _integer(raw, "vcpus", 1, 255, 1)
+        self.pattern_bytes = _integer(raw, "pattern_bytes", 0, self.memory_bytes, 0)
+        self.seed = _integer(raw, "seed", 0, U64_MAX, 0)
+        self.append = _text(raw, "append", APPEND_MAX, "")
+        #: serial of the virtio-blk disk that is the guest's, or a /dev path
+        self.disk = _text(raw, "disk", 64, self.name)
+        if not _DISK_CHARS.issuperset(self.disk):  # becomes part of a VMM option
+            raise SpecError(f"guest: 'disk' is {self.disk!r}, must be a serial or a /dev path")
+        #: not empty: the disk is a bootable image of the user, no kernel is given
+        self.image = _text(raw, "image", 4096, "")
+        self.qga = raw.get("qga") is True
+        #: digest its RAM at the freeze and after the kexec: for want of anybody who sees it from
+        #: outside
+        self.digest = raw.get("digest") is True
+        #: the only CPU its VMM may use; -1: any
+        self.cpu = _integer(raw, "cpu", -1, 4095, -1)
+        #: what is passed through to it
+        self.devices = _devices(raw.get("devices") or [])
+
+    def to_json(self) -> dict[str, object]:
+        fields = {key: getattr(self, key) for key in self.__slots__}
+        return {**fields, "devices": [each.to_json() for each in self.devices]}
+
+    @property
+    def session(self) -> str:
+        """Name of the LUO session that carries this guest."""
+        return f"lu.guest.{self.name}"
+
+    @property
+    def mac(self) -> str:
+        return f"52:54:00:20:00:{self.index:02x}"
+
+    @property
+    def tap(self) -> str:
+        return f"lu{self.index}"
+
+    @property
+    def pages(self) -> int:
+        return self.memory_bytes // 4096
+
+    def kernel_append(self) -> str:
+        """Return the guest kernel's command line: ours first, what the caller added last."""
+        return (
+            "console=ttyS0 panic=-1 no_timer_check quiet "
+            f"lu.pattern={self.pattern_bytes} lu.seed={self.seed} lu.name={self.name} "
+            f"{'lu.nvme ' if any(each.kind == 'nvme' for each in self.devices) else ''}"
+            f"{self.append}"
+        ).strip()

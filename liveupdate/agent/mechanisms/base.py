@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What carries memory from one kernel to the next, as the rest of the agent sees it.
+
+A mechanism hands out guest RAM that it can carry, and preserved sets: named sets of files, each
+under a token. Preserved sets go out of this kernel or come in from the previous one. The host's
+command line names the mechanism (``lu.mechanism=NAME``; LUO without it).
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..base.fast_stdlib import read_text
+
+#: what the guests' preserved sets hold
+TOKEN_RAM = 1
+TOKEN_STATE = 2
+
+#: include/uapi/asm-generic/mman-common.h, since Linux 5.14
+_MADV_POPULATE_WRITE = 23
+_WORD = "lu.mechanism="
+DEFAULT = "luo-memfd"
+
+
+class MechanismError(Exception):
+    """The mechanism cannot be used, or what the previous kernel left cannot be believed."""
+
+
+class Ram:
+    """A guest's RAM: what a VMM has to map. ``align`` 0: as the VMM likes."""
+
+    __slots__ = ("align", "fd", "offset", "pinnable", "size")
+
+    def __init__(
+        self, fd: int, size: int, *, offset: int = 0, align: int = 0, pinnable: bool = True
+    ) -> None:
+        self.fd = fd
+        self.size = size
+        #: of the first byte in what ``fd`` is
+        self.offset = offset
+        #: of the mapping in the VMM, so that large pages can be used
+        self.align = align
+        #: whether its pages have a struct page that I/O can take a reference to: O_DIRECT, VFIO
+        self.pinnable = pinnable
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class PreservedSet:
+    """A named set of files that goes out together, or came in from the previous kernel."""
+
+    name: str
+    incoming: bool
+    #: how many files went in or came out so far
+    tokens: int
+    #: how often the kernel said "not now" before it took a guest's RAM
+    refusals: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither given up nor given back."""
+        raise NotImplementedError
+
+    def preserve_ram(self, ram: Ram) -> None:
+        """Have a guest's RAM carried over while the guest runs and writes to it."""
+        raise NotImplementedError
+
+    def preserve(self, fd: int, token: int) -> None:
+        """Have the content of ``fd`` carried over under ``token``.
+
+        :raises OSError: EEXIST or the like when the token is taken.
+        """
+        raise NotImplementedError
+
+    def seal(self) -> None:
+        """Say that all contents are final; the kernel is left next."""
+        raise NotImplementedError
+
+    def retrieve_ram(self, size: int) -> Ram:
+        """Return the RAM that was carried over.
+
+        :raises MechanismError: it has not that size.
+        """
+        raise NotImplementedError
+
+    def retrieve(self, token: int) -> int:
+        """Return a descriptor of what was carried over under ``token`` (close-on-exec)."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Give an incoming preserved set back: what was not retrieved is freed."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of it. One that goes out is given up: nothing of it is carried over."""
+        raise NotImplementedError
+
+    def let_go(self) -> None:
+        """Give up one that goes out, finish one that came in; twice is fine."""
+        try:
+            if self.incoming and self.is_open:
+                self.finish()
+        finally:
+            self.close()
+
+
+class Mechanism:
+    """A mechanism, ready for use on this boot."""
+
+    #: as scenarios name it
+    name: str
+
+    def allocate_ram(self, guest: str, size: int) -> Ram:
+        """Return zeroed memory for a new guest that this mechanism can carry, all of it allocated.
+
+        :raises OSError: ENOSPC when there is no room.
+        """
+        raise NotImplementedError
+
+    def free_ram(self, guest: str, ram: Ram) -> None:
+        """Close a guest's RAM and give the memory back."""
+        raise NotImplementedError
+
+    def metadata_bytes(self) -> int | None:
+        """Return how much of its memory the mechanism itself takes now, beside what is in it.
+
+        None: it cannot tell. What KHO takes is counted from outside.
+        """
+        return None
+
+    def next_words(self) -> str:
+        """Return what the next kernel's command line has to say beside what is planned."""
+        return ""
+
+    def exhaust(self) -> None:
+        """Take what room there is beside that of guests' RAM, or have none given; for faults."""
+
+    def mislead(self) -> None:
+        """Have :meth:`next_words` point elsewhere from now on; for faults."""
+
+    def create(self, name: str) -> PreservedSet:
+        """Begin a preserved set that goes out."""
+        raise NotImplementedError
+
+    def retrieve(self, name: str) -> PreservedSet:
+        """Return a preserved set of the previous kernel.
+
+        :raises FileNotFoundError: it left none of that name.
+        """
+        raise NotImplementedError
+
+
+def populate(ram: Ram) -> None:
+    """Make all of the memory exist by writing to every page; what is there stays.
+
+    MAP_POPULATE would only read a shared mapping, and leave holes.
+    """
+    if not ram.pinnable:
+        return  # without struct pages there are no holes, and nothing for madvise() to do
+    from mmap import MAP_SHARED, PROT_READ, PROT_WRITE, mmap
+
+    protection = PROT_READ | PROT_WRITE
+    with mmap(ram.fd, ram.size, MAP_SHARED, protection, offset=ram.offset) as area:
+        area.madvise(_MADV_POPULATE_WRITE)
+
+
+def wanted(cmdline: str) -> str:
+    """Return the mechanism that a kernel command line asks for; the last word wins."""
+    found = [word[len(_WORD) :] for word in cmdline.split() if word.startswith(_WORD)]
+    return found[-1] if found else DEFAULT
+
+
+def open_mechanism(name: str | None = None) -> Mechanism:
+    """Return the mechanism of this boot, ready.
+
+    :raises FileNotFoundError: the kernel does not offer it.
+    :raises MechanismError, OSError: it cannot be used; what it holds is left alone.
+    """
+    name = wanted(read_text("/proc/cmdline")) if name is None else name
+    # One import of those there are: each costs time in the blackout.
+    if name == "luo-memfd":
+        from .luo import Device
+
+        return Device()
+    if name == "breadcrumb":
+        from .breadcrumb import BreadcrumbMechanism
+
+        return BreadcrumbMechanism()
+    if name == "reserved-dax":
+        from .dax import DaxMechanism
+
+        return DaxMechanism()
+    if name == "pkernfs":
+        from .pkernfs import PkernfsMechanism
+
+        return PkernfsMechanism()
+    if name == "pkram":
+        from .pkram import PkramMechanism
+
+        return PkramMechanism()
+    if name == "pool":
+        from .pool import open_pool
+
+        return open_pool()
+    if name == "prmem":
+        from .prmem import PrmemMechanism
+
+        return PrmemMechanism()
+    if name == "reserve-mem":
+        from .reserve_mem import ReserveMemMechanism
+
+        return ReserveMemMechanism()
+    raise MechanismError(f"this agent knows no mechanism '{name}'")

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pkernfs: a file system of ours in a reserved region, ``guest-images/modules/fs/pkernfs``.
+
+The same words on the next command line give the same region again, and the module finds its files
+in it; no KHO. A region that was never used is formatted by the first mount. What cannot be believed
+is refused by the kernel, and stays as it is until somebody says otherwise in ``/sys/fs/pkernfs``.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..base.fast_stdlib import mount, read_text
+from ..base.modules import load
+from .base import MechanismError
+from .files import FileMechanism
+
+MODULE = "pkernfs"
+MOUNT_POINT = "/run/liveupdate/keep"
+SYSFS = "/sys/fs/pkernfs"
+_WORD = "pkernfs.region="
+
+
+class PkernfsMechanism(FileMechanism):
+    """The file system on the one region that the command line names."""
+
+    def __init__(self) -> None:
+        super().__init__("pkernfs", MOUNT_POINT)
+        region = wanted_region(read_text("/proc/cmdline"))
+        load(MODULE, f"region={region}")
+        os.makedirs(MOUNT_POINT, mode=0o700, exist_ok=True)
+        try:
+            mount("pkernfs", MOUNT_POINT, "pkernfs", "")
+        except OSError as err:
+            raise MechanismError(_explain(str(err))) from err
+
+    def region_bytes(self, told: int) -> int:
+        return int(read_text(f"{SYSFS}/region").partition("!")[0], 16)
+
+
+def wanted_region(cmdline: str) -> str:
+    """Return the region that a kernel command line names, as ``SIZE!START``.
+
+    :raises MechanismError: it names none.
+    """
+    found = [word[len(_WORD) :] for word in cmdline.split() if word.startswith(_WORD)]
+    if not found:
+        raise MechanismError(f"the kernel was given no {_WORD}SIZE!START")
+    return found[-1]
+
+
+def _explain(message: str) -> str:
+    """Add what the kernel said: errno alone does not tell what is wrong with a region."""
+    from ..base.host import last_messages
+
+    said = last_messages("pkernfs: ", most=1)
+    return f"{message} ({said})" if said else message

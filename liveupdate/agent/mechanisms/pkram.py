@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pkram: a file system of ours in ordinary memory, ``guest-images/modules/fs/pkram``.
+
+One mount, whose save the next kernel finds under its name. A save is made when RAM is preserved,
+with the guest running, so that what is left for the blackout is what has come since: VM state and
+the description of all. Whatever changes names or sizes after a save gives it up in the kernel, so
+each preserved set that is sealed makes it anew; the last one holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from ..base.fast_stdlib import mount, read_text
+from ..base.modules import load
+from .base import MechanismError, Ram
+from .files import FileMechanism, FileSet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .base import PreservedSet
+
+MODULE = "pkram"
+MOUNT_POINT = "/run/liveupdate/keep"
+SYSFS = "/sys/fs/pkram"
+#: of our save, for the next kernel
+SAVE_NAME = "liveupdate"
+#: guest-images/modules/include/uapi/linux/pkram.h
+_SAVE = 0x70C0
+
+
+class PkramSet(FileSet):
+    """A directory in the one file system that is saved."""
+
+    def __init__(self, root: str, path: str, name: str, *, incoming: bool) -> None:
+        super().__init__(path, name, incoming=incoming)
+        self._root = root
+
+    def preserve_ram(self, ram: Ram) -> None:
+        save(self._root)
+        self.tokens += 1
+
+    def seal(self) -> None:
+        super().seal()
+        save(self._root)
+
+
+class PkramMechanism(FileMechanism):
+    """The file system with our save, or an empty one."""
+
+    def __init__(self) -> None:
+        super().__init__("pkram", MOUNT_POINT)
+        try:
+            load(MODULE)
+            os.makedirs(MOUNT_POINT, mode=0o700, exist_ok=True)
+            mount("pkram", MOUNT_POINT, "pkram", f"name={SAVE_NAME},size={_memory_bytes()}")
+        except (MechanismError, OSError) as err:
+            raise MechanismError(_explain(str(err))) from err
+
+    def preserved(self, directory: str, name: str, *, incoming: bool) -> PreservedSet:
+        return PkramSet(self.root, directory, name, incoming=incoming)
+
+    def metadata_bytes(self) -> int | None:
+        return int(read_text(f"{SYSFS}/metadata_bytes"))
+
+    def exhaust(self) -> None:
+        # to take all memory that the kernel has would be another fault
+        found = os.statvfs(self.root)
+        used = (found.f_blocks - found.f_bfree) * found.f_frsize
+        mount("pkram", self.root, "pkram", f"size={used}", remount=True)
+
+
+def save(root: str) -> None:
+    """Have all that is in the file system now carried over.
+
+    :raises OSError: ENOMEM, or EOPNOTSUPP: this kernel has no KHO.
+    """
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _SAVE)
+    except OSError as err:
+        err.filename = root
+        raise
+    finally:
+        os.close(fd)
+
+
+def _memory_bytes() -> int:
+    """Size of all memory: guests take what they were planned to take."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _explain(message: str) -> str:
+    """Add what the kernel said: errno alone does not tell what is wrong with a save."""
+    from ..base.host import last_messages
+
+    said = last_messages("pkram: ", most=1)
+    return f"{message} ({said})" if said else message

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/dev/lu_pool (guest-images/modules/include/uapi/linux/lu_pool.h): objects with names.
+
+A guest's RAM is an object ``NAME/ram`` that VMMs map; what else a preserved set has is an object
+``NAME/TOKEN`` that is written and sealed, with a checksum of its content, when all is final.
+What was never sealed is not believed: the kernel was left in the middle. What was retrieved is
+freed, so that it is never found again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+from ..base import modules
+from ..base.fast_stdlib import read_text
+from .base import Mechanism, MechanismError, PreservedSet, Ram
+from .copies import HUGE_BYTES, CopySet, copy_all
+
+DEVICE = "/dev/lu_pool"
+MODULE = "lu_pool"
+
+#: name[64], u64 bytes, u64 offset, u32 flags, u32 users
+_OBJECT = "=64sQQII"
+#: u32 state, u32 objects, u64 start, size, free, largest, sequence, meta, reason[96]
+_STAT = "=II6Q96s"
+#: u32 index, u32 reserved, object
+_LIST = "=II64sQQII"
+
+
+def ioc(direction: int, number: int, size: int) -> int:
+    """Number of an ioctl, include/uapi/asm-generic/ioctl.h."""
+    return direction << 30 | size << 16 | ord("l") << 8 | number
+
+
+ALLOC = ioc(3, 0x40, struct.calcsize(_OBJECT))
+INFO = ioc(3, 0x41, struct.calcsize(_OBJECT))
+FREE = ioc(1, 0x42, struct.calcsize(_OBJECT))
+SEAL = ioc(1, 0x43, struct.calcsize(_OBJECT))
+VERIFY = ioc(1, 0x44, struct.calcsize(_OBJECT))
+LIST = ioc(3, 0x45, struct.calcsize(_LIST))
+STAT = ioc(2, 0x46, struct.calcsize(_STAT))
+RELEASE = ioc(1, 0x47, 8)
+_CONFIRM = 0x72656C65617365
+_REFUSED = 2
+
+#: what the particular errors of the device mean
+_MEANINGS = {
+    errno.ENODATA: "was never sealed: the previous kernel was left before all was in it",
+    errno.EBADMSG: "is not what was sealed",
+}
+
+
+def encode_name(name: str) -> bytes:
+    """Return a name as the device takes it: 63 bytes and a zero.
+
+    :raises OSError: ENAMETOOLONG.
+    """
+    raw = name.encode("ascii")
+    if len(raw) >= 64:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+    return raw
+
+
+def explain(name: str, error: OSError) -> Exception:
+    """Return what to raise when an object could not be verified."""
+    meaning = _MEANINGS.get(error.errno or 0)
+    return error if meaning is None else MechanismError(f"'{name}' {meaning}")
+
+
+class Pool:
+    """The device."""
+
+    #: whether its pages can be pinned, see :class:`.mechanism.Ram`
+    pinnable = False
+
+    def __init__(self, path: str = DEVICE) -> None:
+        """:raises MechanismError: what is in the region cannot be believed."""
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        #: physical address of the region
+        self.start = self.check()
+
+    def check(self) -> int:
+        """Return the physical address of the region.
+
+        :raises MechanismError: what is in the region cannot be believed.
+        """
+        stat = bytearray(struct.calcsize(_STAT))
+        fcntl.ioctl(self.fd, STAT, stat)
+        start: int
+        state, _, start, size, *_, reason = struct.unpack(_STAT, stat)
+        if state == _REFUSED:
+            text = reason.rstrip(b"\0").decode("ascii", "replace")
+            raise MechanismError(
+                f"the pool of {size >> 20} MiB at {start:#x} is refused: {text}; it is left alone"
+            )
+        return start
+
+    def room(self) -> tuple[int, int]:
+        """Return the size of the region and how much of it is free."""
+        stat = bytearray(struct.calcsize(_STAT))
+        fcntl.ioctl(self.fd, STAT, stat)
+        size, free = struct.unpack(_STAT, stat)[3:5]
+        return size, free
+
+    def _call(self, request: int, name: str, size: int = 0) -> tuple[int, int]:
+        raw = encode_name(name)
+        arg = bytearray(struct.pack(_OBJECT, raw, size, 0, 0, 0))
+        try:
+            fcntl.ioctl(self.fd, request, arg)
+        except OSError as err:
+            err.filename = name
+            raise
+        _, found, offset, _, _ = struct.unpack(_OBJECT, arg)
+        return found, offset
+
+    def allocate(self, name: str, size: int) -> int:
+        """Return where a new, zeroed object is in the device."""
+        return self._call(ALLOC, name, size)[1]
+
+    def find(self, name: str) -> tuple[int, int]:
+        """Return size and place of an object.
+
+        :raises FileNotFoundError: there is none.
+        """
+        return self._call(INFO, name)
+
+    def free(self, name: str) -> None:
+        """:raises OSError: EBUSY while it is mapped."""
+        self._call(FREE, name)
+
+    def seal(self, name: str) -> None:
+        self._call(SEAL, name)
+
+    def verify(self, name: str) -> None:
+        """:raises MechanismError: the content is not what was sealed, or nothing was."""
+        try:
+            self._call(VERIFY, name)
+        except OSError as err:
+            raise explain(name, err) from None
+
+    def names(self) -> list[str]:
+        """Return the names of all objects."""
+        return [name for name, _, _ in self.objects()]
+
+    def objects(self) -> list[tuple[str, int, int]]:
+        """Return name, size and place of all objects."""
+        found: list[tuple[str, int, int]] = []
+        while True:
+            arg = bytearray(struct.calcsize(_LIST))
+            struct.pack_into("=I", arg, 0, len(found))
+            try:
+                fcntl.ioctl(self.fd, LIST, arg)
+            except OSError as err:
+                if err.errno == errno.ENOENT:
+                    return found
+                raise
+            raw, size, offset = struct.unpack(_LIST, arg)[2:5]
+            found.append((raw.rstrip(b"\0").decode("ascii", "replace"), size, offset))
+
+    def read(self, name: str) -> int:
+        """Return a memfd with the content of an object."""
+        size, offset = self.find(name)
+        out = os.memfd_create(name.replace("/", "-"), os.MFD_CLOEXEC)
+        at = 0
+        while at < size:
+            at += os.write(out, os.pread(self.fd, min(1 << 20, size - at), offset + at))
+        return out
+
+
+class PoolSet(CopySet):
+    """Objects whose names begin with the preserved set's."""
+
+    def __init__(self, pool: Pool, name: str, *, incoming: bool) -> None:
+        super().__init__(name, incoming=incoming)
+        self._pool = pool
+
+    def preserve_ram(self, ram: Ram) -> None:
+        self.tokens += 1  # it is where it has to be
+
+    def reserve(self, token: int, size: int) -> None:
+        self._pool.allocate(self._object(token), size)
+
+    def copy(self, source: int, token: int) -> None:
+        name = self._object(token)
+        size, offset = self._pool.find(name)
+        copy_all(source, self._pool.fd, offset=offset, size=size)
+        self._pool.seal(name)
+
+    def retrieve_ram(self, size: int) -> Ram:
+        found, offset = self._pool.find(f"{self.name}/ram")
+        if found != size:
+            raise MechanismError(f"RAM has {found} bytes, the manifest says {size}")
+        self.tokens += 1
+        return _ram_of(self._pool, size, offset)
+
+    def retrieve(self, token: int) -> int:
+        name = self._object(token)
+        self._pool.verify(name)
+        fd = self._pool.read(name)
+        self._pool.free(name)
+        self.tokens += 1
+        return fd
+
+    def clear(self) -> None:
+        mine = f"{self.name}/"
+        for name in self._pool.names():
+            if name.startswith(mine) and name != f"{mine}ram":
+                self._pool.free(name)
+
+    def _object(self, token: int) -> str:
+        return f"{self.name}/{token}"
+
+
+class PoolMechanism(Mechanism):
+    """Preserved sets in the pool."""
+
+    def __init__(self, name: str, parameters: str, *, is_new: bool = False) -> None:
+        """
+        :param parameters: of the module: which memory it has.
+        :param is_new: this kernel has that memory from nobody: whatever is in it is forgotten.
+        """
+        self.name = name
+        if modules.load(MODULE, parameters) and is_new:
+            release()
+        self.pool = Pool()
+
+    def allocate_ram(self, guest: str, size: int) -> Ram:
+        offset = self.pool.allocate(_ram_name(guest), size)
+        return _ram_of(self.pool, size, offset)
+
+    def free_ram(self, guest: str, ram: Ram) -> None:
+        ram.close()
+        self.pool.free(_ram_name(guest))
+
+    def metadata_bytes(self) -> int | None:
+        """What is neither free nor the content of an object."""
+        size, free = self.pool.room()
+        return size - free - sum(held for _, held, _ in self.pool.objects())
+
+    def create(self, name: str) -> PreservedSet:
+        preserved = PoolSet(self.pool, name, incoming=False)
+        preserved.finish()  # of an update that was broken off
+        return preserved
+
+    def retrieve(self, name: str) -> PreservedSet:
+        mine = f"{name}/"
+        if not any(found.startswith(mine) for found in self.pool.names()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return PoolSet(self.pool, name, incoming=True)
+
+
+def release(path: str = DEVICE) -> None:
+    """Forget all that is in the region, whatever it is.
+
+    :raises OSError: EBUSY: some of it is in use.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, RELEASE, struct.pack("=Q", _CONFIRM))
+    finally:
+        os.close(fd)
+
+
+def _ram_of(pool: Pool, size: int, offset: int) -> Ram:
+    fd = os.dup(pool.fd)
+    return Ram(fd, size, offset=offset, align=HUGE_BYTES, pinnable=pool.pinnable)
+
+
+def _ram_name(guest: str) -> str:
+    return f"lu.guest.{guest}/ram"
+
+
+def open_pool() -> PoolMechanism:
+    """Return the pool on ``memmap=SIZE$START``.
+
+    :raises MechanismError: no such region on the command line, or several.
+    """
+    return PoolMechanism("pool", region_of(read_text("/proc/cmdline")))
+
+
+def region_of(cmdline: str) -> str:
+    """Return the module's parameters for the one region that a command line keeps free.
+
+    :raises MechanismError: it keeps none free, or several.
+    """
+    words = [word[7:] for word in cmdline.split() if word.startswith("memmap=") and "$" in word]
+    if len(words) != 1:
+        raise MechanismError(
+            f"the command line has {len(words)} times memmap=SIZE$START, must be once"
+        )
+    size, _, start = words[0].partition("$")
+    return f"start={start} size={size}"

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pool (:mod:`.pool`) on memory that ``reserve_mem=SIZE:ALIGN:NAME`` keeps and KHO revives.
+
+Without KHO such memory is from nobody, and holds what was left in RAM. With it, a region whose
+name, size or alignment are not as they were is other memory too, and the kernel only says so in
+its log. A pool that is then blank would look like a first boot, so the log is asked before that is
+believed.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..base.fast_stdlib import read_text
+from ..base.host import KHO_DEBUGFS, last_messages
+from .base import MechanismError, PreservedSet
+from .pool import PoolMechanism
+
+_WORD = "reserve_mem="
+
+
+class ReserveMemMechanism(PoolMechanism):
+    """The pool on the one reservation that the command line names."""
+
+    def __init__(self) -> None:
+        name = wanted_name(read_text("/proc/cmdline"))
+        super().__init__("reserve-mem", f"reserve={name}", is_new=not was_handed_over(name))
+
+    def retrieve(self, name: str) -> PreservedSet:
+        try:
+            return super().retrieve(name)
+        except FileNotFoundError:
+            said = why_not_revived()
+            if said:
+                raise MechanismError(f"the region is not the previous kernel's: {said}") from None
+            raise
+
+
+def wanted_name(cmdline: str) -> str:
+    """Return the name of the one reservation that a kernel command line makes.
+
+    :raises MechanismError: it makes none, or several.
+    """
+    words = [word[len(_WORD) :] for word in cmdline.split() if word.startswith(_WORD)]
+    if len(words) != 1:
+        raise MechanismError(
+            f"the command line has {len(words)} times reserve_mem=SIZE:ALIGN:NAME, must be once"
+        )
+    name = words[0].rpartition(":")[2]
+    if words[0].count(":") != 2 or not name:
+        raise MechanismError(f"'{_WORD}{words[0]}' is not reserve_mem=SIZE:ALIGN:NAME")
+    return name
+
+
+def was_handed_over(name: str) -> bool:
+    """Whether KHO brought reservations to this kernel, or that one at least.
+
+    The log, which takes some hundred reads, has the last word: with kho=off there is no debugfs,
+    and the kernel revives reservations all the same.
+    """
+    if os.path.exists(f"{KHO_DEBUGFS}/in/sub_fdts/memblock"):
+        return True
+    return last_messages(f"Revived memory reservation '{name}'") != ""
+
+
+def why_not_revived() -> str:
+    """Return what the kernel said of a region of KHO's that it did not take; "": nothing."""
+    return last_messages("KHO reserve-mem", most=1) or last_messages("FDT 'memblock' ", most=1)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a mechanism costs, as far as this host can tell (``model.evidence.CostFacts``).
+
+Asked while guests run; loaded when it is asked for, off the path of a restore.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ..base.fast_stdlib import now_ns, read_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..guest.guests import Guest
+    from ..mechanisms.base import Mechanism, Ram
+
+HUGEPAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB"
+HUGE_BYTES = 2 << 20
+KVM_DEBUGFS = "/sys/kernel/debug/kvm"
+#: include/uapi/linux/kernel-page-flags.h
+_KPF_NOPAGE = 20
+PAGE_BYTES = 4096
+
+
+def of_guest(guest: Guest) -> dict[str, object]:
+    """Return the fields of ``RamFacts``; None: it cannot be told here."""
+    found = mapped_pages(guest.vmm.pid)
+    return {
+        "guest": guest.spec.name,
+        "allocate_ns": guest.allocate_ns,
+        "pages_4k": found.get("pages_4k"),
+        "pages_2m": found.get("pages_2m"),
+        "pages_1g": found.get("pages_1g"),
+        "online_page": None if guest.ram is None else has_online_page(guest.ram),
+        "pinnable": None if guest.ram is None else can_pin(guest.ram),
+    }
+
+
+def of_host(
+    mechanism: Mechanism,
+    guests: list[Guest],
+    fragment: dict[str, object] | None,
+    hugetlb: dict[str, object] | None,
+) -> dict[str, object]:
+    """Return the fields of ``CostFacts``."""
+    return {
+        "mechanism": mechanism.name,
+        "metadata_bytes": mechanism.metadata_bytes(),
+        "rams": [of_guest(guest) for guest in guests],
+        "fragment": fragment,
+        "hugetlb": hugetlb,
+    }
+
+
+def mapped_pages(pid: int, root: str = KVM_DEBUGFS) -> dict[str, int]:
+    """Return how many pages of each size KVM has in the page tables of a VMM's guest.
+
+    What the hardware walks, so it holds for every kind of memory, where smaps only knows some.
+    Empty: KVM cannot be asked.
+    """
+    try:
+        names = [name for name in os.listdir(root) if name.partition("-")[0] == str(pid)]
+    except OSError:
+        return {}
+    found: dict[str, int] = {}
+    for name in names:
+        for size in ("pages_4k", "pages_2m", "pages_1g"):
+            try:
+                found[size] = found.get(size, 0) + int(read_text(f"{root}/{name}/{size}"))
+            except (OSError, ValueError):
+                return {}
+    return found
+
+
+def has_online_page(ram: Ram) -> bool | None:
+    """Whether the first page of a guest has a struct page that the page allocator knows.
+
+    Memory of a device (DAX) has struct pages of its own, which /proc/kpageflags does not show.
+    """
+    from ..base.host import page_frames
+
+    try:
+        pfn = page_frames(ram.fd, PAGE_BYTES, ram.offset)[0]
+        fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = os.pread(fd, 8, pfn * 8)
+    finally:
+        os.close(fd)
+    if pfn == 0 or len(data) < 8:
+        return None
+    return not int.from_bytes(data, "little") >> _KPF_NOPAGE & 1
+
+
+def can_pin(ram: Ram) -> bool | None:
+    """Whether the kernel can take a reference to the memory's pages, as O_DIRECT and VFIO do.
+
+    Tried by handing one page to a pipe (vmsplice(2)), which is closed at once.
+    """
+    from mmap import MAP_SHARED, PROT_READ, PROT_WRITE, mmap
+
+    from ..base.page_pins import Pins, address_of
+
+    try:
+        area = mmap(ram.fd, PAGE_BYTES, MAP_SHARED, PROT_READ | PROT_WRITE, offset=ram.offset)
+    except (OSError, ValueError):
+        return None
+    with area:
+        area[0]  # there is a page now
+        pins = Pins()
+        try:
+            pins.add([address_of(area)])
+        except OSError as err:
+            return False if err.errno == errno.EFAULT else None
+        finally:
+            pins.close()
+    return True
+
+
+def try_hugetlb(size: int, root: str = HUGEPAGES) -> dict[str, object]:
+    """Take as much memory from hugetlbfs, and give it back: what an allocation is compared with.
+
+    :param size: in bytes, a multiple of 2 MiB.
+    :return: the fields of ``HugetlbFacts``.
+    :raises OSError: this kernel has no such pages.
+    """
+    from ..mechanisms.base import Ram, populate
+
+    pages = size // HUGE_BYTES
+    before = int(read_text(f"{root}/nr_hugepages"))
+    began = now_ns()
+    try:
+        _write(f"{root}/nr_hugepages", before + pages)
+        got = int(read_text(f"{root}/nr_hugepages")) - before
+        elapsed = None
+        if got == pages:
+            fd = os.memfd_create("lu-hugetlb", os.MFD_CLOEXEC | os.MFD_HUGETLB | os.MFD_HUGE_2MB)
+            try:
+                os.ftruncate(fd, size)
+                populate(Ram(fd, size))
+            finally:
+                os.close(fd)
+            elapsed = now_ns() - began
+    finally:
+        _write(f"{root}/nr_hugepages", before)
+    return {"wanted_pages": pages, "got_pages": got, "allocate_ns": elapsed}
+
+
+def _write(path: str, number: int) -> None:
+    with open(path, "w") as file:
+        file.write(f"{number}\n")

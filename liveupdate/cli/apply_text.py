@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``apply``, ``status``, ``resume`` and ``abort`` say, to people and to programs.
+
+The JSON document of all four: ``docs/apply.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from liveupdate.cli.output import log, one_line, printable, say, say_json
+from liveupdate.core.errors import LiveUpdateError
+
+if TYPE_CHECKING:
+    from liveupdate.cli.app import App
+    from liveupdate.cli.apply_session import Place
+    from liveupdate.model.plan import Plan
+    from liveupdate.operate.drive import Ended
+    from liveupdate.operate.journal import HostView, Move, Record, State
+    from liveupdate.operate.preflight import Finding, Survey
+
+SCHEMA_VERSION = "1.0"
+
+
+def show_findings(findings: tuple[Finding, ...]) -> str:
+    """The preflight, for people."""
+    lines = []
+    for each in findings:
+        subject = f" {each.subject}:" if each.subject else ""
+        lines.append(f"  {each.level.value:<6} {each.id:<24}{subject} {each.text}")
+        if each.hint and each.level.value != "ok":
+            lines.append(f"  {'':<6} {'':<24} ({each.hint})")
+    return "\n".join(one_line_each(lines))
+
+
+def one_line_each(lines: list[str]) -> list[str]:
+    """What of it a terminal would act upon comes from a host."""
+    return [printable(line) for line in lines]
+
+
+def show_plan(plan: Plan, survey: Survey, place: Place) -> str:
+    """The plan, with risks and the way back, for people."""
+    from liveupdate.core.units import format_size
+    from liveupdate.operate.steps import FORWARD
+
+    hop = plan.hops[0]
+    total = sum(guest.memory_bytes for guest in plan.guests)
+    lines = [
+        f"update of '{place.name}' ({place.address})",
+        f"  from  {survey.facts.release} (build id {survey.facts.build_id[:12] or 'none'})",
+        f"  to    {hop.incoming.release} (build id {hop.incoming.build_id[:12] or 'none'})",
+        f"  guests {', '.join(guest.name for guest in plan.guests)}, {format_size(total)} in all;"
+        f" update number {hop.number} of this host",
+        "",
+    ]
+    for number, step in enumerate(FORWARD, 1):
+        if step.is_past and not FORWARD[number - 2].is_past:
+            lines.append("  ---- point of no return: no way back from here on ----")
+        lines.append(f"  {number:>2} {step.name:<15} {step.does}")
+        if step.risk not in ("none",):
+            lines.append(f"     {'':<15} risk: {step.risk}")
+        lines.append(f"     {'':<15} back: {step.rollback}")
+    return "\n".join(one_line_each(lines))
+
+
+def step_rows(records: tuple[Record, ...]) -> list[dict[str, object]]:
+    """Each step that was begun, and what became of it."""
+    rows: list[dict[str, object]] = []
+    for record in records:
+        if record.kind == "intent":
+            rows.append(
+                {"name": record.step, "status": "begun", "began_utc": record.utc,
+                 "ended_utc": None, "error": None}
+            )  # fmt: skip
+        elif record.kind in ("done", "failed") and rows:
+            rows[-1]["status"] = record.kind
+            rows[-1]["ended_utc"] = record.utc
+            rows[-1]["error"] = record.data.get("error")
+    return rows
+
+
+def document(
+    verb: str,
+    place_name: str,
+    *,
+    outcome: str,
+    exit_code: int,
+    why: str = "",
+    run_dir: Path | None = None,
+    findings: tuple[Finding, ...] = (),
+    records: tuple[Record, ...] = (),
+    state: State | None = None,
+    bundle: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """The JSON document of ``apply``, ``resume``, ``abort`` and ``status``."""
+    from liveupdate.model import layout
+    from liveupdate.model.codec import encode
+
+    result = None
+    if run_dir is not None and (run_dir / layout.RESULT).is_file():
+        result = json.loads((run_dir / layout.RESULT).read_text(encoding="utf-8"))
+    update = (state.begin or {}).get("update") if state is not None else None
+    following = None
+    if run_dir is not None and outcome in ("interrupted", "stopped", "in-progress", "unreachable"):
+        following = f"liveupdate resume {run_dir}"
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "verb": verb,
+        "host": place_name,
+        "outcome": outcome,
+        "exit_code": exit_code,
+        "reason": why,
+        "update": update,
+        "past_no_return": state.is_past if state is not None else False,
+        "run_dir": str(run_dir) if run_dir is not None else None,
+        "bundle": dict(bundle) if bundle is not None else None,
+        "preflight": [encode(each) for each in findings],
+        "steps": step_rows(records),
+        "result": result,
+        "next": following,
+    }
+
+
+def finish(
+    app: App, verb: str, place_name: str, work_dir: Path, records: tuple[Record, ...],
+    state: State, ended: Ended, *, as_json: bool, findings: tuple[Finding, ...] = (),
+) -> int:  # fmt: skip
+    """Seal the bundle, say what the update came to, and return the exit status."""
+    from liveupdate.operate.bundle import make_bundle
+
+    bundle = make_bundle(work_dir)
+    facts = {"path": str(bundle.path), "sha256": bundle.sha256, "files": bundle.files}
+    if as_json:
+        say_json(
+            document(
+                verb, place_name, outcome=ended.outcome, exit_code=ended.exit_code, why=ended.why,
+                run_dir=work_dir, findings=findings, records=records, state=state, bundle=facts,
+            )
+        )  # fmt: skip
+        return ended.exit_code
+    say(show_result(app, work_dir))
+    say(f"\n{ended.outcome}: '{place_name}'" + (f" ({one_line(ended.why)})" if ended.why else ""))
+    say(f"run directory: {work_dir}")
+    say(f"bundle: {bundle.path}\n  sha256 {bundle.sha256}, {bundle.files} files")
+    return ended.exit_code
+
+
+def show_result(app: App, run_dir: Path) -> str:
+    """The verdict, for people."""
+    from liveupdate.cli.output import wants_color
+    from liveupdate.cli.results import judge_directory, render
+
+    try:
+        outcome = judge_directory(run_dir, frozenset())
+    except LiveUpdateError as error:
+        return f"no verdict: {one_line(str(error))}"
+    color = wants_color(app.color, os.environ, is_tty=sys.stdout.isatty())
+    return render(outcome, "text", color=color)
+
+
+def say_what_next(run_dir: Path, state: State) -> None:
+    """Tell the operator how to go on with an update that has not ended."""
+    log(f"run directory: {run_dir}")
+    if state.outcome is None:
+        log(f"go on with: liveupdate resume {run_dir}")
+        if not state.is_past:
+            log(f"or give up:  liveupdate abort {run_dir}")
+
+
+def now_document(
+    view: HostView | None, trouble: str, moves: Mapping[str, Move]
+) -> dict[str, object]:
+    """What the host says now, and what the verbs would do."""
+    from liveupdate.model.codec import encode
+
+    return {
+        "host": encode(view) if view is not None else None,
+        "trouble": "" if view is not None else trouble,
+        "verbs": {verb: encode(move) for verb, move in moves.items()},
+    }
+
+
+def show_status(
+    name: str,
+    records: tuple[Record, ...],
+    state: State,
+    view: HostView | None,
+    trouble: str,
+    moves: Mapping[str, Move],
+) -> str:
+    """Where an update stands, for people."""
+    begin = state.begin or {}
+    lines = [f"update {begin.get('update')} of '{name}' by {begin.get('owner')}"]
+    for row in step_rows(records):
+        lines.append(f"  {row['began_utc']} {row['name']:<15} {row['status']}")
+        if row["error"]:
+            lines.append(f"    {row['error']}")
+    if state.outcome is not None:
+        lines.append(f"ended: {state.outcome}, exit status {state.exit_code}")
+    else:
+        passed = "was asked for: the point of no return may be passed" if state.is_past else (
+            "was not asked for: it can still be given up"
+        )  # fmt: skip
+        lines.append(f"the jump {passed}")
+        if view is None:
+            lines.append(f"the host does not say: {trouble}")
+        else:
+            held = f"held by update {view.update} of {view.owner}" if view.update else "not held"
+            same = "another boot"
+            if view.boot_id == (state.host_boot_id or view.boot_id):
+                same = "the boot the update began in"
+            lines.append(f"the host is in {same}, {view.handover}, {held}")
+        for verb, move in moves.items():
+            what = {"go": f"goes on with '{move.step}'", "turn": f"{move.path}: {move.why}",
+                    "refused": f"is refused: {move.why}", "ended": "has nothing to do"}  # fmt: skip
+            lines.append(f"'{verb}' {what[move.kind]}")
+    return "\n".join(one_line_each(lines))

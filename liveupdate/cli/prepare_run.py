@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what was typed to a plan: reads scenario, images and this machine, and starts nothing.
+
+There are two exceptions: images that are missing are built, unless the plan is all that is wanted;
+and the accelerator's probe guest comes last, when everything else is known to be right.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from liveupdate.core.errors import BuildError, PlanError, ScenarioError
+from liveupdate.core.units import KIB
+
+if TYPE_CHECKING:
+    from liveupdate.cli.app import App
+    from liveupdate.cli.options import ScenarioArgs
+    from liveupdate.model.plan import ImageSet, Plan
+    from liveupdate.model.scenario import Scenario
+    from liveupdate.planning.planner import MachineFacts
+
+#: kernels that a fault needs in place of the usual ones, by their place in :class:`ImageSet`
+FAULT_KERNELS: Mapping[str, Mapping[str, str]] = {
+    "kernel-without-kho": {"incoming": "kernel-nokho"},
+    "luo-abi-skew": {"incoming": "kernel-skew"},
+    # An outgoing kernel that can keep DMA would leave it running into one that cannot.
+    "stock-kernel": {"outgoing": "kernel-stock", "incoming": "kernel-stock"},
+}
+QCOW2_MAGIC = b"QFI\xfb"
+Build = Callable[[str, Sequence[str]], None]
+"""Called with what needs images, for people, and the names of those that are missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """All that a run needs; ``results`` exists and can be written to."""
+
+    scenario: Scenario
+    plan: Plan
+    results: Path
+    accel_reason: str
+
+
+def prepare(
+    app: App,
+    scenario_args: ScenarioArgs,
+    results: Path | None,
+    *,
+    reports: Sequence[Path | None] = (),
+    dry: bool = False,
+) -> Prepared:
+    """Load, check, build the images that are missing, and plan.
+
+    :param reports: files that will be written at the end, if any.
+    :param dry: neither make the results directory nor build.
+    :raises ScenarioError, PlanError: one line each, before anything is started.
+    :raises BuildError: an image is missing and cannot be built.
+    """
+    from liveupdate.core.paths import results_dir
+    from liveupdate.planning.planner import check_scenario, make_plan
+
+    scenario = load(scenario_args)
+    directory = results_dir(results)
+    if not dry:
+        check_results(directory)
+    for report in reports:
+        if report is not None:
+            check_report(report)
+    machine = machine_facts(scenario, directory)
+    # a build takes minutes: what is wrong without a look at an image is said before it
+    check_scenario(scenario)
+    images = find_images(scenario, None if dry else partial(build_missing, app))
+    # all that can be refused is refused before the probe guest is started
+    make_plan(scenario, images, machine)
+    machine = find_target(scenario, machine)
+    if machine.append is None:
+        accel, reason = choose_accel(scenario.accel, images)
+    else:
+        accel, reason = "remote", "a machine of a lab: nothing is emulated here"
+    return Prepared(
+        scenario=scenario,
+        plan=make_plan(scenario, images, replace(machine, accel=accel)),
+        results=directory,
+        accel_reason=reason,
+    )
+
+
+def load(scenario_args: ScenarioArgs) -> Scenario:
+    """Read the wished scenario; a name without a file is one of the shipped ones.
+
+    A fault without a scenario gets the scenario that the fault needs.
+    """
+    from liveupdate.scenario.load import Override, load_scenario
+
+    overrides = [
+        Override(key=key, value=value, option=opt) for key, value, opt in scenario_args.overrides
+    ]
+    name = scenario_args.scenario or scenario_of_fault(scenario_args)
+    path = None if name is None else find_scenario(name)
+    return load_scenario(path, overrides)
+
+
+def scenario_of_fault(scenario_args: ScenarioArgs) -> str | None:
+    """Return the shipped scenario that the wished fault needs; None: the default will do."""
+    from liveupdate.faults.table import DEFAULT, FAULTS
+
+    for key, value, _ in scenario_args.overrides:
+        # the planner refuses a fault that does not exist, and knows where its name came from
+        if key == "fault" and value in FAULTS and FAULTS[value].scenario != DEFAULT:
+            return FAULTS[value].scenario
+    return None
+
+
+def find_scenario(name: str) -> Path:
+    """Find a scenario: a file, or the name of a shipped one."""
+    import difflib
+
+    from liveupdate.core.paths import scenarios_dir
+
+    path = Path(name)
+    if path.exists() or path.suffix == ".toml" or path.parent != Path():
+        return path
+    shipped = {item.stem: item for item in scenarios_dir().glob("*.toml")}
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(name, shipped, n=1)
+    raise ScenarioError(
+        f"neither a file nor a shipped scenario: '{name}'",
+        where="SCENARIO",
+        hint=f"did you mean '{near[0]}'?" if near else f"shipped: {', '.join(sorted(shipped))}",
+    )
+
+
+def check_results(directory: Path) -> None:
+    """Make the results directory and try it; earlier runs in it are not touched."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            # a full disk, or a quota, often still lets an empty file be made
+            file.write(b"\0" * 4096)
+            file.flush()
+    except OSError as error:
+        raise ScenarioError(
+            f"'{directory}' cannot be written to: {error.strerror or error}",
+            where="--results",
+            hint="choose another directory with --results",
+        ) from error
+
+
+def check_report(path: Path) -> None:
+    """Check that a report can be written at the end of the run."""
+    parent = path.absolute().parent
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ScenarioError("cannot be written there", where=str(path))
+
+
+def machine_facts(scenario: Scenario, directory: Path) -> MachineFacts:
+    """Ask this machine for its room; ``accel`` stays what was asked for."""
+    from liveupdate.planning.planner import MachineFacts
+
+    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
+    return MachineFacts(
+        accel=scenario.accel,
+        ram_available_bytes=available_memory(),
+        run_free_bytes=shutil.disk_usage(existing).free,
+        image_bytes={
+            guest.image: image_size(Path(guest.image), scenario.origins.get(
+                f"guest.{guest.name}.image", guest.image))
+            for guest in scenario.guests
+            if guest.image is not None
+        },
+    )  # fmt: skip
+
+
+def find_target(scenario: Scenario, machine: MachineFacts) -> MachineFacts:
+    """Add where the target is, and see that somebody is there.
+
+    :raises PlanError: nobody is, or what is needed to ask is not installed.
+    :raises ScenarioError: a machine of a lab is not described, or wrongly.
+    """
+    from liveupdate.model.targets import split_target
+
+    kind, place = split_target(scenario.target)
+    if kind.name == "libvirt":
+        return replace(machine, place=find_libvirt(place))
+    if kind.name == "ssh":
+        from liveupdate.core.paths import config_dir
+        from liveupdate.target.ssh.spec import find_description, read_description
+
+        path = find_description(place, config_dir())
+        lab = read_description(path)
+        return replace(machine, place=str(path), append=lab.append, guest_disks=lab.disks)
+    return machine
+
+
+def find_libvirt(uri: str) -> str:
+    """Return the URI of a libvirt that answers.
+
+    :param uri: as the user named it; "": $LIBVIRT_DEFAULT_URI, else the session's, else, for root,
+        a daemon of liveupdate's own.
+    :raises PlanError: none answers, or the binding is not installed.
+    """
+    from liveupdate.cli.output import log
+    from liveupdate.target.libvirt import daemon, link
+    from liveupdate.target.libvirt.host import DEFAULT_URI
+
+    named = uri or os.environ.get("LIBVIRT_DEFAULT_URI")
+    try:
+        link.check(named or DEFAULT_URI)
+        return named or DEFAULT_URI
+    except link.NoAnswer:
+        # libvirt starts a session's daemon for every other user
+        if named or os.geteuid() != 0:
+            raise
+    own = daemon.ensure()
+    log(f"liveupdate: no libvirt answers at {DEFAULT_URI}; a libvirtd of its own answers at {own}")
+    link.check(own)
+    return own
+
+
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Bytes that may still be used: MemAvailable, or what the control group (v2) leaves."""
+    available = 0
+    for line in meminfo.read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * KIB
+    try:
+        limit = (cgroup / "memory.max").read_text(encoding="ascii").strip()
+        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+        # what the group holds in clean page cache counts as used, and can be had back
+        stat = (cgroup / "memory.stat").read_text(encoding="ascii").split()
+        cache = int(stat[stat.index("inactive_file") + 1])
+    except (OSError, ValueError):
+        return available
+    return available if limit == "max" else min(available, max(0, int(limit) - used + cache))
+
+
+def image_size(path: Path, where: str) -> int:
+    """Virtual size in bytes of a user's own disk image, qcow2 or raw.
+
+    :raises ScenarioError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+            size = path.stat().st_size
+    except OSError as error:
+        raise ScenarioError(f"image '{path}': {error.strerror or error}", where=where) from error
+    if head[:4] == QCOW2_MAGIC and len(head) == 32:
+        # docs/interop/qcow2.rst of QEMU: bytes 24 to 31, big-endian
+        size = int.from_bytes(head[24:32], "big")
+    if size == 0:
+        raise ScenarioError(f"image '{path}' is empty", where=where)
+    return size
+
+
+def find_images(scenario: Scenario, build: Build | None = None) -> ImageSet:
+    """Find the built images, with the user's own kernels in their place.
+
+    :param build: builds images that are missing; None: they are an error.
+    :raises PlanError: images have not been built, or a kernel of the user's is none. Not the
+        scenario's fault: while bisecting, a kernel that did not build is to be skipped.
+    :raises BuildError: what is missing cannot be built.
+    """
+    from liveupdate.images import catalogue
+
+    own = {"kernel": scenario.kernel, "next_kernel": scenario.next_kernel}
+    paths = {key: None if path is None else Path(path) for key, path in own.items()}
+    for key, path in paths.items():
+        if path is not None:
+            try:
+                catalogue.read_kernel(path)
+            except PlanError as error:
+                place = scenario.origins.get(key, key)
+                raise PlanError(f"{place}: {error.message}", hint=error.hint) from error
+    swapped = fault_kernels(scenario)
+    if build is not None:
+        needed = catalogue.needed(paths["kernel"], paths["next_kernel"])
+        build("a run", catalogue.find_missing(needed))
+        if swapped:
+            names = tuple(dict.fromkeys(swapped.values()))
+            build(f"fault '{scenario.fault}'", catalogue.find_missing(names))
+    images = catalogue.resolve(paths["kernel"], paths["next_kernel"])
+    kernels = {side: catalogue.find_kernel(name) for side, name in swapped.items()}
+    return replace(
+        images,
+        outgoing=kernels.get("outgoing", images.outgoing),
+        incoming=kernels.get("incoming", images.incoming),
+    )
+
+
+def fault_kernels(scenario: Scenario) -> Mapping[str, str]:
+    """Return the kernels that the fault needs; none where the user has named a kernel for it."""
+    kernels = FAULT_KERNELS.get(scenario.fault or "", {})
+    own = {"outgoing": scenario.kernel, "incoming": scenario.next_kernel}
+    return {} if any(own[side] is not None for side in kernels) else kernels
+
+
+def build_missing(app: App, purpose: str, names: Sequence[str]) -> None:
+    """Build images and show it on stderr.
+
+    :param purpose: what needs them, for people.
+    :param names: images that are not in the cache; none: nothing is to do.
+    :raises BuildError: they cannot be built here.
+    """
+    from liveupdate.cli.output import log
+    from liveupdate.cli.view import show_steps
+    from liveupdate.core.steps import Steps
+    from liveupdate.images import catalogue
+
+    if not names:
+        return
+    listed = ", ".join(names)
+    try:
+        catalogue.need_compiler()
+    except BuildError as error:
+        raise BuildError(
+            f"{purpose} needs {listed}, not built yet: {error.message}", hint=error.hint
+        ) from error
+    if app.verbosity >= 0:
+        log(f"liveupdate: {purpose} needs {listed}, not built yet: building now")
+    steps = Steps()
+    with show_steps(steps, app, os.environ):
+        catalogue.build(names, steps=steps)
+
+
+def choose_accel(requested: str, images: ImageSet, *, use_cache: bool = True) -> tuple[str, str]:
+    """Let a probe guest decide, and say why; ``kvm`` never falls back.
+
+    :param use_cache: what a probe found since this machine was booted may be taken.
+    :raises PlanError: KVM was demanded and does not work.
+    """
+    from liveupdate.target import accel
+
+    chosen = accel.choose(
+        requested,
+        kernel=Path(images.guest_kernel),
+        initrd=Path(images.guest_initrd),
+        use_cache=use_cache,
+    )
+    return chosen.accel, chosen.reason

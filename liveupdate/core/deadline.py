@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Deadlines on the monotonic clock, and the one way to poll."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from liveupdate.core.errors import DeadlineExceeded
+
+Clock = Callable[[], float]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A point on the monotonic clock that is passed down, never re-started on the way."""
+
+    what: str
+    timeout_s: float
+    expires_at: float
+    clock: Clock = time.monotonic
+
+    @classmethod
+    def after(cls, timeout_s: float, what: str, clock: Clock = time.monotonic) -> Deadline:
+        """Make a deadline ``timeout_s`` seconds from now for ``what``."""
+        return cls(what=what, timeout_s=timeout_s, expires_at=clock() + timeout_s, clock=clock)
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self.expires_at - self.clock())
+
+    @property
+    def expired(self) -> bool:
+        return self.clock() >= self.expires_at
+
+    def exceeded(self, last: str | None = None) -> DeadlineExceeded:
+        """Make the error that says what was waited for; the caller raises it."""
+        return DeadlineExceeded(self.what, self.timeout_s, last)
+
+
+def wait_until(
+    probe: Callable[[], T | None],
+    deadline: Deadline,
+    *,
+    interval_s: float = 0.02,
+    describe: Callable[[], str] | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Poll ``probe`` until it returns something other than ``None`` or ``False``.
+
+    :raises DeadlineExceeded: with what ``describe`` says was last seen.
+    """
+    while True:
+        value = probe()
+        if value is not None and value is not False:
+            return value
+        if deadline.expired:
+            raise deadline.exceeded(describe() if describe else None)
+        sleep(min(interval_s, deadline.remaining_s or interval_s))

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run directory: written while a run goes on, read back to judge it."""
+
+from liveupdate.evidence.files import StoreError, write_atomic
+from liveupdate.evidence.store import RunDir
+
+__all__ = ["RunDir", "StoreError", "write_atomic"]

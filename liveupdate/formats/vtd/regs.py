@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode the registers of a VT-d unit from the bytes of its register page.
+
+Intel Virtualization Technology for Directed I/O, rev. 4.x, chapter 11.4: VER 11.4.1, CAP 11.4.2,
+ECAP 11.4.3, GSTS 11.4.4, RTADDR 11.4.5, FSTS 11.4.7.1, FRCD 11.4.7.6, PMEN 11.4.8.1; IQH, IQT, IQA
+and IRTA by their names there. Reading them has no side effects. The fields of one
+:class:`Registers` were not necessarily read at the same moment.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from liveupdate.core.units import format_addr
+from liveupdate.formats.iommu import IommuFormatError, format_source_id
+from liveupdate.formats.vtd.tables import RootPointer
+
+#: bytes from the start of the register page that :func:`decode_registers` needs
+REGISTER_BYTES = 0xC0
+#: bytes of a fault recording register
+FAULT_RECORD_BYTES = 16
+
+VER, CAP, ECAP, GSTS, RTADDR = 0x00, 0x08, 0x10, 0x1C, 0x20
+FSTS, FECTL, PMEN = 0x34, 0x38, 0x64
+IQH, IQT, IQA, ICS, IRTA = 0x80, 0x88, 0x90, 0x9C, 0xB8
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+_FAULT = struct.Struct("<QQ")
+_REQUESTS = ("write", "page-request", "read", "atomic")
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """CAP_REG and ECAP_REG (11.4.2, 11.4.3)."""
+
+    cap: int
+    ecap: int
+
+    @property
+    def domain_count(self) -> int:
+        """ND: number of domain ids."""
+        return 1 << 4 + 2 * (self.cap & 7)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """SAGAW: second-stage paging levels."""
+        return tuple(level for level in (3, 4, 5) if self.cap >> 8 + level - 2 & 1)
+
+    @property
+    def guest_address_bits(self) -> int:
+        """MGAW: width of the largest IOVA."""
+        return (self.cap >> 16 & 0x3F) + 1
+
+    @property
+    def is_caching_mode(self) -> bool:
+        """CM: an emulated unit that wants to be told of every new mapping."""
+        return bool(self.cap >> 7 & 1)
+
+    @property
+    def page_sizes(self) -> tuple[int, ...]:
+        """SSLPS: second-stage page sizes in bytes."""
+        large = tuple(size for bit, size in ((34, 1 << 21), (35, 1 << 30)) if self.cap >> bit & 1)
+        return (1 << 12, *large)
+
+    @property
+    def fault_offset(self) -> int:
+        """FRO: offset of the fault recording registers."""
+        return (self.cap >> 24 & 0x3FF) * 16
+
+    @property
+    def fault_count(self) -> int:
+        """NFR: number of fault recording registers."""
+        return (self.cap >> 40 & 0xFF) + 1
+
+    @property
+    def has_protected_memory(self) -> bool:
+        """PLMR or PHMR."""
+        return bool(self.cap & 0x60)
+
+    @property
+    def sets_root_pointer_with_flush(self) -> bool:
+        """ESRTPS: a new root pointer flushes caches by itself."""
+        return bool(self.cap >> 63)
+
+    @property
+    def is_coherent(self) -> bool:
+        """C: page walks snoop the processor's caches."""
+        return bool(self.ecap & 1)
+
+    @property
+    def has_queued_invalidation(self) -> bool:
+        """QI."""
+        return bool(self.ecap >> 1 & 1)
+
+    @property
+    def has_interrupt_remapping(self) -> bool:
+        """IR."""
+        return bool(self.ecap >> 3 & 1)
+
+    @property
+    def has_scalable_mode(self) -> bool:
+        """SMTS."""
+        return bool(self.ecap >> 43 & 1)
+
+    @property
+    def has_first_stage(self) -> bool:
+        """FSTS (FLTS): first-stage translation."""
+        return bool(self.ecap >> 47 & 1)
+
+    @property
+    def has_second_stage(self) -> bool:
+        """SSTS: second-stage translation in scalable mode."""
+        return bool(self.ecap >> 46 & 1)
+
+    @property
+    def pasid_bits(self) -> int:
+        """PSS + 1 if PASID is supported, else 0."""
+        return (self.ecap >> 35 & 0x1F) + 1 if self.ecap >> 40 & 1 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalStatus:
+    """GSTS_REG (11.4.4)."""
+
+    value: int
+
+    @property
+    def is_translating(self) -> bool:
+        """TES."""
+        return bool(self.value >> 31 & 1)
+
+    @property
+    def has_root_pointer(self) -> bool:
+        """RTPS."""
+        return bool(self.value >> 30 & 1)
+
+    @property
+    def has_queued_invalidation(self) -> bool:
+        """QIES."""
+        return bool(self.value >> 26 & 1)
+
+    @property
+    def is_remapping_interrupts(self) -> bool:
+        """IRES."""
+        return bool(self.value >> 25 & 1)
+
+    @property
+    def has_interrupt_table(self) -> bool:
+        """IRTPS."""
+        return bool(self.value >> 24 & 1)
+
+
+@dataclass(frozen=True, slots=True)
+class FaultStatus:
+    """FSTS_REG (11.4.7.1)."""
+
+    value: int
+
+    @property
+    def has_overflowed(self) -> bool:
+        """PFO: faults were lost."""
+        return bool(self.value & 1)
+
+    @property
+    def is_pending(self) -> bool:
+        """PPF: there is a fault record."""
+        return bool(self.value >> 1 & 1)
+
+    @property
+    def has_queue_error(self) -> bool:
+        """IQE, ICE or ITE: the invalidation queue is in trouble."""
+        return bool(self.value & 0x70)
+
+    @property
+    def first_record(self) -> int:
+        """FRI: index of the first pending record."""
+        return self.value >> 8 & 0xFF
+
+    @property
+    def is_clear(self) -> bool:
+        """No fault of any kind."""
+        return not self.value & 0xFF
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptTable:
+    """IRTA_REG."""
+
+    value: int
+
+    @property
+    def address(self) -> int:
+        """IRTA."""
+        return self.value & 0x000F_FFFF_FFFF_F000
+
+    @property
+    def entries(self) -> int:
+        """2^(S+1)."""
+        return 2 << (self.value & 15)
+
+    @property
+    def is_extended(self) -> bool:
+        """EIME: destinations are 32-bit x2APIC ids."""
+        return bool(self.value >> 11 & 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultRecord:
+    """One fault recording register with F set (11.4.7.6).
+
+    :ivar address: page of the request; 0 for interrupts.
+    :ivar interrupt_index: entry of the interrupt table; None for DMA, and where it is undefined.
+    :ivar request: write, page-request, read or atomic.
+    :ivar pasid: None: the request carried none.
+    """
+
+    index: int
+    reason: int
+    source_id: int
+    address: int
+    interrupt_index: int | None
+    request: str
+    pasid: int | None
+
+    def __str__(self) -> str:
+        name = FAULT_REASONS.get(self.reason, "unknown reason")
+        tail = "" if self.pasid is None else f" pasid {self.pasid:#x}"
+        if self.interrupt_index is None:
+            what = f"{self.request} {format_addr(self.address)}"
+        else:
+            what = f"interrupt {self.interrupt_index}"
+        return f"{format_source_id(self.source_id)}{tail} {what}: {name} ({self.reason:#x})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registers:
+    """One reading of a unit's registers."""
+
+    version: tuple[int, int]
+    capabilities: Capabilities
+    status: GlobalStatus
+    root: RootPointer
+    faults: FaultStatus
+    is_fault_event_masked: bool
+    #: EPM and PRS of PMEN_REG (11.4.8.1)
+    is_protected_memory_enabled: bool
+    is_protected_memory_active: bool
+    #: byte offsets of head and tail in the queue at ``queue_address``
+    queue_head: int
+    queue_tail: int
+    queue_address: int
+    interrupt_table: InterruptTable
+    #: as read, for :func:`~liveupdate.formats.vtd.tables.decode_unit`
+    rtaddr: int
+
+
+def decode_registers(data: bytes) -> Registers:
+    """Decode a register page from its first :data:`REGISTER_BYTES` bytes on.
+
+    :raises IommuFormatError: if there are fewer bytes, or if they are those of a hole (all ones).
+    """
+    if len(data) < REGISTER_BYTES:
+        raise IommuFormatError(f"{len(data)} bytes of {REGISTER_BYTES}", where="VT-d registers")
+    version = _u32(data, VER)
+    if version == 0xFFFF_FFFF or not version & 0xFF:
+        detail = f"VER_REG reads {version:#x}: there is no VT-d unit here"
+        raise IommuFormatError(detail, where="VT-d registers")
+    protected = _u32(data, PMEN)
+    rtaddr = _u64(data, RTADDR)
+    return Registers(
+        version=(version >> 4 & 15, version & 15),
+        capabilities=Capabilities(_u64(data, CAP), _u64(data, ECAP)),
+        status=GlobalStatus(_u32(data, GSTS)),
+        root=RootPointer.decode(rtaddr),
+        faults=FaultStatus(_u32(data, FSTS)),
+        is_fault_event_masked=bool(_u32(data, FECTL) >> 31),
+        is_protected_memory_enabled=bool(protected >> 31),
+        is_protected_memory_active=bool(protected & 1),
+        queue_head=_u64(data, IQH) & 0x7FFF0,
+        queue_tail=_u64(data, IQT) & 0x7FFF0,
+        queue_address=_u64(data, IQA) & 0x000F_FFFF_FFFF_F000,
+        interrupt_table=InterruptTable(_u64(data, IRTA)),
+        rtaddr=rtaddr,
+    )
+
+
+def decode_fault_records(data: bytes) -> tuple[FaultRecord, ...]:
+    """Decode fault recording registers (NFR of them, from FRO on): those with F set.
+
+    :raises IommuFormatError: if the length is not a multiple of 16.
+    """
+    if len(data) % FAULT_RECORD_BYTES:
+        raise IommuFormatError(f"{len(data)} bytes", where="fault recording registers")
+    records = []
+    for index, (low, high) in enumerate(_FAULT.iter_unpack(data)):
+        if not high >> 63:
+            continue
+        reason = high >> 32 & 0xFF
+        is_interrupt = reason >> 4 == 2
+        records.append(
+            FaultRecord(
+                index=index,
+                reason=reason,
+                source_id=high & 0xFFFF,
+                address=0 if is_interrupt else low & ~0xFFF,
+                # a blocked compatibility-format interrupt has no index (5.1.4.1)
+                interrupt_index=low >> 48 if is_interrupt and reason != 0x25 else None,
+                # T1 is bit 126, T2 bit 92
+                request=_REQUESTS[high >> 61 & 2 | high >> 28 & 1],
+                pasid=high >> 40 & 0xFFFFF if high >> 31 & 1 else None,
+            )
+        )
+    return tuple(records)
+
+
+def _u32(data: bytes, offset: int) -> int:
+    value: int = _U32.unpack_from(data, offset)[0]
+    return value
+
+
+def _u64(data: bytes, offset: int) -> int:
+    value: int = _U64.unpack_from(data, offset)[0]
+    return value
+
+
+#: fault reasons a DMA or interrupt request of a device can meet, chapter 7 of the specification
+FAULT_REASONS = {
+    0x01: "root entry not present",
+    0x02: "context entry not present",
+    0x03: "context entry invalid",
+    0x04: "address beyond the domain's width",
+    0x05: "no write permission",
+    0x06: "no read permission",
+    0x07: "paging table cannot be accessed",
+    0x08: "root table cannot be accessed",
+    0x09: "context table cannot be accessed",
+    0x0A: "reserved bits in root entry",
+    0x0B: "reserved bits in context entry",
+    0x0C: "reserved bits in paging entry",
+    0x0D: "translation request blocked",
+    0x20: "reserved bits in interrupt request",
+    0x21: "interrupt index beyond the table",
+    0x22: "interrupt entry not present",
+    0x23: "interrupt table cannot be accessed",
+    0x24: "reserved bits in interrupt entry",
+    0x25: "compatibility-format interrupt blocked",
+    0x26: "interrupt from another source",
+    0x30: "scalable mode: root table address invalid",
+    0x31: "scalable mode: PASID in abort or legacy mode",
+    0x38: "scalable mode: root entry cannot be accessed",
+    0x39: "scalable mode: root entry not present",
+    0x3A: "scalable mode: reserved bits in root entry",
+    0x40: "scalable mode: context entry cannot be accessed",
+    0x41: "scalable mode: context entry not present",
+    0x42: "scalable mode: reserved bits in context entry",
+    0x43: "scalable mode: context entry invalid",
+    0x50: "scalable mode: PASID directory entry cannot be accessed",
+    0x51: "scalable mode: PASID directory entry not present",
+    0x52: "scalable mode: reserved bits in PASID directory entry",
+    0x58: "scalable mode: PASID entry cannot be accessed",
+    0x59: "scalable mode: PASID entry not present",
+    0x5A: "scalable mode: reserved bits in PASID entry",
+    0x5B: "scalable mode: PASID entry invalid",
+    0x70: "first stage: paging entry cannot be accessed",
+    0x71: "first stage: paging entry not present",
+    0x72: "first stage: reserved bits in paging entry",
+    0x78: "second stage: paging entry cannot be accessed",
+    0x79: "second stage: no permission",
+    0x7A: "second stage: reserved bits in paging entry",
+    0x80: "first stage: address not canonical",
+    0x81: "first stage: user request to a supervisor page",
+    0x84: "second stage: address beyond the domain's width",
+    0x85: "no write permission",
+    0x86: "no read permission",
+    0x87: "access to the interrupt address range",
+}

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""device.dma-continuity: what was sent to a device arrived, all of it, also while no kernel looked.
+
+Two oracles: the control host's own list of the frames it sent, and the account of the driver on the
+host under update, which is kept in memory that goes through the kexec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from liveupdate.core.units import format_ns
+from liveupdate.formats import qemu_trace
+from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
+from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
+from liveupdate.judging.hop_devices import QUIESCE
+from liveupdate.model import layout
+from liveupdate.model.device_models import FED_KINDS
+from liveupdate.model.evidence import (
+    DeviceFacts,
+    DeviceTrace,
+    FrameAccount,
+    FrameSent,
+    IommuEvidence,
+)
+from liveupdate.model.scenario import DeviceSpec
+
+_GAPS_QUOTED = 4
+#: VT-d global status register, TES
+_TRANSLATION = 1 << 31
+
+
+def judge_continuity(context: Context) -> list[Finding]:
+    """Every frame sent to a continuous device came in: once, whole, in order, blackout or not."""
+    findings: list[Finding] = []
+    for hop in context.plan.hops:
+        for device in context.plan.devices:
+            if device.guest is not None:
+                findings.append(_judge_guests_own(context, hop.number, device, device.guest))
+                continue
+            if device.tier == QUIESCE:
+                findings.append(_judge_rest(context, hop.number, device))
+                continue
+            if context.rolled_back(hop.number):
+                reason = f"hop {hop.number}, {device.name}: rolled back, there was no kexec"
+                findings.append(skipped(reason))
+            else:
+                findings.append(_judge_device(context, hop.number, device))
+    if not findings:
+        findings.append(skipped("the plan has no device whose DMA is to go on"))
+    return findings
+
+
+def _judge_rest(context: Context, hop: int, device: DeviceSpec) -> Finding:
+    """Tier quiesce: DMA stopped, which is no failure; that it did not begin again is."""
+    where = f"hop {hop}, {device.name}"
+    paths = (layout.device(hop, device.name),)
+    if context.rolled_back(hop):
+        return skipped(f"{where}: rolled back, there was no kexec")
+    evidence = context.hop(hop)
+    trace = evidence.devices.get(device.name) if evidence is not None else None
+    facts = trace.facts if trace is not None else None
+    if facts is None or facts.frozen is None or facts.frozen_ns is None:
+        return context.missing("the device's account", hop, paths=paths)
+    if facts.error is not None or facts.adopted_ns is None:
+        return failed(
+            f"{where}: the driver did not get it to work again: "
+            f"{facts.error or 'it never said so'}",
+            expected="a device at work",
+            evidence=paths,
+        )
+    if facts.after is None:
+        return context.missing("the device's account after the update", hop, paths=paths)
+    done = facts.after.received - facts.frozen.received
+    if done <= 0:
+        return failed(
+            f"{where}: nothing was received after the update, although it was started again",
+            observed=f"{facts.after.received} received before and after",
+            expected="more than before",
+            evidence=paths,
+        )
+    return skipped(
+        f"{where}: tier quiesce: its driver stopped DMA on purpose for"
+        f" {format_ns(facts.adopted_ns - facts.frozen_ns)}; {done} received since"
+    )
+
+
+def _judge_guests_own(context: Context, hop: int, device: DeviceSpec, guest: str) -> Finding:
+    """A guest's own device: it stopped while the guest slept, and is used again since."""
+    where = f"hop {hop}, {device.name}"
+    paths = (layout.device(hop, device.name),)
+    if context.rolled_back(hop):
+        return skipped(f"{where}: rolled back, there was no kexec")
+    evidence = context.hop(hop)
+    trace = evidence.devices.get(device.name) if evidence is not None else None
+    use = trace.facts.use if trace is not None and trace.facts is not None else None
+    if use is None or use.asleep_ns is None:
+        return context.missing(f"how {guest} uses {device.name}", hop, guest, paths)
+    what = "echoes answered" if device.kind in FED_KINDS else "records written"
+    if not use.before:
+        return error_finding(
+            f"{where}: {guest} was not seen to use it before the update", evidence=paths
+        )
+    if use.first_ns is None or not use.after:
+        if context.loss(hop, guest) is not None:
+            return context.missing(f"how {guest} uses {device.name} again", hop, guest, paths)
+        awake = "is awake, but" if use.awake_ns is not None else "did not wake up, and"
+        return failed(
+            f"{where}: {guest} {awake} was not seen to use it again",
+            observed=f"{use.before} {what} before, none after",
+            expected="some after",
+            evidence=paths,
+        )
+    return skipped(
+        f"{where}: tier quiesce: DMA stopped, as {guest} slept, until it was seen again"
+        f" {format_ns(use.first_ns - use.asleep_ns)} later; {use.after} {what} since"
+    )
+
+
+def _judge_device(context: Context, hop: int, device: DeviceSpec) -> Finding:
+    where = f"hop {hop}, {device.name}"
+    paths = (layout.device(hop, device.name), layout.frames(hop, device.name))
+    evidence = context.hop(hop)
+    trace = evidence.devices.get(device.name) if evidence is not None else None
+    unreadable = any(path in context.evidence.unreadable for path in paths)
+    if evidence is None or trace is None or trace.facts is None or unreadable:
+        return context.missing(f"frames of {device.name}", hop, paths=paths)
+    facts = trace.facts
+    stopped = _judge_stop(where, facts, trace, evidence.iommu, paths)
+    if stopped is not None:
+        return stopped
+    before, after = facts.before, facts.after
+    if device.kind not in FED_KINDS:
+        return _judge_own(context, where, hop, facts, paths)
+    if before is None or after is None or not trace.frames:
+        return context.missing(f"frames received by {device.name}", hop, paths=paths)
+    if facts.landed is None or facts.frozen is None or facts.frozen_ns is None:
+        return context.missing(f"frames that came in during the blackout at {device.name}", hop)
+    if not _is_contiguous(trace.frames) or trace.frames[0].number != before.expected:
+        return error_finding(f"{where}: the list of frames sent has gaps", evidence=paths)
+    return (
+        _judge_account(where, facts, before, after, trace.frames, paths)
+        or _judge_blackout(where, facts, trace.frames, paths)
+        or _pass(where, facts, trace.frames, paths)
+    )
+
+
+def _judge_own(
+    context: Context, where: str, hop: int, facts: DeviceFacts, paths: tuple[str, ...]
+) -> Finding:
+    """Judge what a device does because its driver wants it: numbered frames it copies or reads.
+
+    What was in flight when nobody looked any more must have landed when somebody looked again; a
+    controller may complete its queue in any order, so the first to land need not be the oldest.
+    """
+    before, frozen, landed, after = facts.before, facts.frozen, facts.landed, facts.after
+    if before is None or frozen is None or landed is None or after is None:
+        return context.missing(f"what {facts.device} did by itself", hop, paths=paths)
+    counts = {
+        "missing": after.missing - before.missing,
+        "twice": after.duplicate - before.duplicate,
+        "out of order": after.reordered - before.reordered,
+        "damaged": after.damaged + after.foreign - before.damaged - before.foreign,
+    }
+    wrong = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    done = after.expected - before.expected
+    if wrong or after.received - before.received != done or done < 0:
+        return failed(
+            f"{where}: of {done} transfers {wrong or f'{after.received - before.received} whole'}",
+            observed=wrong or f"{after.received - before.received}",
+            expected=f"{done} in order, none damaged",
+            evidence=paths,
+        )
+    if not landed.found or landed.first is None or landed.first < frozen.expected:
+        return failed(
+            f"{where}: {landed.found} transfers landed during the blackout, the first is"
+            f" {landed.first}",
+            observed=f"{landed.found} from {landed.first}",
+            expected=f"those in flight, from {frozen.expected} on",
+            evidence=paths,
+        )
+    last = landed.last if landed.last is not None else -1
+    if after.expected <= last + 1:
+        return failed(
+            f"{where}: nothing was transferred after what had landed during the blackout",
+            observed=f"next {after.expected}",
+            expected=f"more than {last + 1}",
+            evidence=paths,
+        )
+    return passed(
+        f"{where}: {done} transfers of its own, whole and in order; {landed.found} in flight when"
+        f" nobody looked landed during the blackout, {after.expected - last - 1} came after it",
+        observed=f"{done} transfers",
+        evidence=paths,
+    )
+
+
+def _is_contiguous(frames: Sequence[FrameSent]) -> bool:
+    first = frames[0].number
+    return all(frame.number == first + index for index, frame in enumerate(frames))
+
+
+def _judge_stop(
+    where: str,
+    facts: DeviceFacts,
+    trace: DeviceTrace,
+    seen_outside: IommuEvidence | None,
+    paths: tuple[str, ...],
+) -> Finding | None:
+    """The device itself did not come through."""
+    why = facts.error
+    if why is None and facts.landed is not None and facts.adopted_ns is None:
+        why = "the incoming kernel did not adopt it"
+    if why is None:
+        return None
+    sent = len(trace.frames)
+    breakers = _say_breakers(facts, seen_outside)
+    landed = facts.landed.found if facts.landed is not None else 0
+    more = f"; before the kexec: {facts.not_kept}" if facts.not_kept else ""
+    return failed(
+        f"{where}: DMA did not go on: {breakers}{why}{more}",
+        observed=f"{landed} frames landed during the blackout"
+        + (f", {_refused(trace.frames)} of {sent} found nobody to take them" if sent else ""),
+        expected="every frame received" if sent else "every transfer done",
+        evidence=paths,
+    )
+
+
+def _say_breakers(facts: DeviceFacts, seen_outside: IommuEvidence | None) -> str:
+    """Say which of the known ways to stop DMA was seen from outside, in the order of time."""
+    if facts.frozen_ns is None or seen_outside is None:
+        return ""
+    times = {
+        "bus mastering went off": [
+            event.host_ns
+            for event in seen_outside.events
+            if event.what == qemu_trace.CONFIG_WRITE
+            and (event.where, event.offset) == (facts.bdf, COMMAND)
+            and not event.value & COMMAND_MASTER
+        ],
+        "translation went off": [
+            sample.host_ns for sample in seen_outside.samples if not sample.gsts & _TRANSLATION
+        ],
+        "it was reset": [
+            event.host_ns for event in seen_outside.events if event.what == qemu_trace.RESET
+        ],
+    }
+    first = {
+        what: min((at for at in seen if at > facts.frozen_ns), default=None)
+        for what, seen in times.items()
+    }
+    known = sorted((at, what) for what, at in first.items() if at is not None)
+    said = [f"{what} {format_ns(at - facts.frozen_ns)} after the last look" for at, what in known]
+    return f"{', '.join(said)}; " if said else ""
+
+
+def _refused(frames: Sequence[FrameSent]) -> int:
+    return sum(1 for frame in frames if frame.sent_ns is None)
+
+
+def _judge_account(
+    where: str,
+    facts: DeviceFacts,
+    before: FrameAccount,
+    after: FrameAccount,
+    frames: Sequence[FrameSent],
+    paths: tuple[str, ...],
+) -> Finding | None:
+    sent = len(frames)
+    received = after.received - before.received
+    # what came after the last good frame is missing without leaving a gap
+    missing = after.missing - before.missing + frames[-1].number + 1 - after.expected
+    counts = {
+        "missing": missing,
+        "received twice": after.duplicate - before.duplicate,
+        "out of order": after.reordered - before.reordered,
+        "damaged": after.damaged - before.damaged,
+    }
+    wrong = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    if not wrong and received == sent:
+        return None
+    refused = _refused(frames)
+    not_taken = f", {refused} of them never taken by the wire" if refused else ""
+    if facts.landed is not None and facts.landed.is_full:
+        not_taken += "; the ring was full before the blackout was over"
+    if received < 0 or missing < 0 or after.expected < before.expected:
+        return failed(
+            f"{where}: the account ran backwards over the kexec: its memory was not preserved",
+            observed=f"{received} received, next {after.expected}",
+            expected=f"{sent} received, next {frames[-1].number + 1}",
+            evidence=paths,
+        )
+    return failed(
+        f"{where}: of {sent} frames {wrong or f'{received} received'}{not_taken}"
+        f"{_say_gaps(before, after, frames)}",
+        observed=f"{received} received in order",
+        expected=f"{sent}",
+        evidence=paths,
+    )
+
+
+def _say_gaps(before: FrameAccount, after: FrameAccount, frames: Sequence[FrameSent]) -> str:
+    gaps = [gap for gap in after.gaps if gap not in before.gaps]
+    if after.expected <= frames[-1].number:
+        gaps.append((after.expected, frames[-1].number))
+    if not gaps:
+        return ""
+    shown = [
+        f"{first}" if first == last else f"{first}-{last}" for first, last in gaps[:_GAPS_QUOTED]
+    ]
+    more = ", …" if len(gaps) > _GAPS_QUOTED else ""
+    return f" (number {', '.join(shown)}{more})"
+
+
+def _judge_blackout(
+    where: str,
+    facts: DeviceFacts,
+    frames: Sequence[FrameSent],
+    paths: tuple[str, ...],
+) -> Finding | None:
+    """Frames must have landed while they were sent, not been queued until somebody cared."""
+    landed, frozen_ns = facts.landed, facts.frozen_ns
+    assert landed is not None
+    assert frozen_ns is not None
+    # When the agent looked is known by when its word arrived, which may have taken its time: what
+    # was sent in the first half must have been there by then, the rest is counted all the same.
+    middle_ns = (frozen_ns + landed.host_ns) // 2
+    due = [
+        frame.number
+        for frame in frames
+        if frame.sent_ns is not None and frozen_ns < frame.sent_ns < middle_ns
+    ]
+    if not due:
+        return error_finding(
+            f"{where}: no frame was sent during the blackout: nothing was tried", evidence=paths
+        )
+    last = landed.last if landed.last is not None else -1
+    if landed.found == 0 or last < due[-1]:
+        late = sum(1 for number in due if number > last)
+        full = ", the ring was full" if landed.is_full else ""
+        return failed(
+            f"{where}: {late} of {len(due)} frames sent during the blackout had not landed when "
+            f"the incoming kernel's agent looked{full}",
+            observed=f"{landed.found} landed, the last is {landed.last}",
+            expected=f"all up to {due[-1]}",
+            evidence=paths,
+        )
+    if landed.found != last + 1 - (landed.first or 0):
+        return failed(
+            f"{where}: {landed.found} frames landed from {landed.first} to {landed.last}",
+            expected=f"{last + 1 - (landed.first or 0)}",
+            evidence=paths,
+        )
+    return None
+
+
+def _pass(
+    where: str, facts: DeviceFacts, frames: Sequence[FrameSent], paths: tuple[str, ...]
+) -> Finding:
+    assert facts.landed is not None
+    return passed(
+        f"{where}: {len(frames)} frames sent, {len(frames)} received in order, none twice, none "
+        f"damaged; {facts.landed.found} of them landed during the blackout",
+        observed=f"{len(frames)} of {len(frames)} frames",
+        evidence=paths,
+    )

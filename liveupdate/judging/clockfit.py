@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest's clock against the host's: steps, steps back, and rate error.
+
+Pure. A reading is late by up to one sampling interval, sometimes by much more when the control host
+was busy, and always in the same direction; so medians and a median slope are used, which a quarter
+of bad readings does not move. Times in nanoseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+from liveupdate.judging.compare import Gap
+
+#: readings (host, guest)
+Reading = tuple[int, int]
+
+#: readings on each side of a suspected step
+_SIDE = 8
+#: fewer readings, or a shorter span, give no rate worth a number
+_MIN_RATE_READINGS = 10
+_MIN_RATE_SPAN_NS = 400_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockChange:
+    """What happened to one clock. ``None``: too few readings to say."""
+
+    #: jump of (guest - host) over the gap; minus the gap's length when the clock stood still in it
+    step_ns: int | None
+    #: largest jump of (guest - host) outside the gap, signed
+    inner_step_ns: int | None
+    #: first step back of the guest's own readings: (value, smaller value after it)
+    went_back: tuple[int, int] | None
+    #: rate error against the host's clock, parts per million
+    ppm_before: float | None
+    ppm_after: float | None
+
+
+def fit_clock(readings: Sequence[Reading], gap: Gap | None) -> ClockChange:
+    """Compare a guest's clock with the host's over an update.
+
+    :param readings: (host, guest), at most one per value of the guest's clock.
+    :param gap: the interval in which the guest did not run; ``None``: there was none, everything
+        is "after".
+    """
+    ordered = sorted(readings)
+    before = [reading for reading in ordered if gap and reading[0] <= gap.began_ns]
+    after = [reading for reading in ordered if not gap or reading[0] >= gap.ended_ns]
+    steps = [step for step in (_inner_step(before), _inner_step(after)) if step is not None]
+    back = next(
+        ((old[1], new[1]) for old, new in pairwise(ordered) if new[1] < old[1]),
+        None,
+    )
+    return ClockChange(
+        step_ns=_step(before, after),
+        inner_step_ns=max(steps, key=abs) if steps else None,
+        went_back=back,
+        ppm_before=fit_rate(before),
+        ppm_after=fit_rate(after),
+    )
+
+
+def _offsets(readings: Sequence[Reading]) -> list[int]:
+    return [guest - host for host, guest in readings]
+
+
+def _step(before: Sequence[Reading], after: Sequence[Reading]) -> int | None:
+    if not before or not after:
+        return None
+    return round(median(_offsets(after[:_SIDE])) - median(_offsets(before[-_SIDE:])))
+
+
+def _inner_step(readings: Sequence[Reading]) -> int | None:
+    """Find the largest jump that lasts: the median of some readings before against some after."""
+    side = min(_SIDE, len(readings) // 2)
+    if not side:
+        return None
+    offsets = _offsets(readings)
+    jumps = [
+        round(median(offsets[middle : middle + side]) - median(offsets[middle - side : middle]))
+        for middle in range(side, len(offsets) - side + 1)
+    ]
+    return max(jumps, key=abs)
+
+
+def fit_rate(readings: Sequence[Reading]) -> float | None:
+    """Fit the rate error in parts per million: median slope over pairs half the window apart."""
+    if len(readings) < _MIN_RATE_READINGS:
+        return None
+    if readings[-1][0] - readings[0][0] < _MIN_RATE_SPAN_NS:
+        return None
+    half = len(readings) // 2
+    slopes = [
+        ((new[1] - new[0]) - (old[1] - old[0])) / (new[0] - old[0])
+        for old, new in zip(readings, readings[half:], strict=False)
+        if new[0] > old[0]
+    ]
+    return median(slopes) * 1e6 if slopes else None
+
+
+def fit_slope(values: Sequence[float]) -> float | None:
+    """Fit the change per step of an evenly spaced series (Theil and Sen); needs 3 values."""
+    if len(values) < 3:
+        return None
+    slopes = [
+        (values[late] - values[early]) / (late - early)
+        for early in range(len(values))
+        for late in range(early + 1, len(values))
+    ]
+    return median(slopes)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the checks of devices and of their translation share: which devices, over which time.
+
+Two tiers, with different promises. Of a device that is ``continuous`` nothing may stop, not for
+one sample. One that is ``quiesce`` is stopped on purpose: promised is how it stands before and
+after, and that it could do no DMA while nothing translated it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from liveupdate.core.units import format_ns
+from liveupdate.formats.pci_config import ConfigSpace, decode_config
+from liveupdate.judging.context import Context, Finding, error_finding, skipped
+from liveupdate.judging.guest_share import GuestShare
+from liveupdate.model import layout
+from liveupdate.model.evidence import BindingSample, IommuEvidence, IommuWatch, WatchedDevice
+from liveupdate.model.plan import Hop
+
+AMD = "amd"
+CONTINUOUS, QUIESCE = "continuous", "quiesce"
+NO_DEVICE = "no device of the scenario is kept or quiesced"
+#: with a longer hole in the sampling nothing is claimed about what can only be sampled: what a
+#: short one hides would have to come and go within it. QEMU's trace has no holes
+MAX_HOLE_NS = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedDevice:
+    """A device of the plan as it was found in one hop."""
+
+    name: str
+    kind: str
+    tier: str
+    found: WatchedDevice
+    #: the guest that has it, and where its memory lay before and after; None: no guest has it
+    share: GuestShare | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopDevices:
+    """All that was seen of the devices in one hop; times are of the blackout."""
+
+    hop: int
+    evidence: IommuEvidence
+    watch: IommuWatch
+    devices: tuple[JudgedDevice, ...]
+    paused_ns: int
+    resumed_ns: int
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether any device is to go on with DMA."""
+        return any(each.tier == CONTINUOUS for each in self.devices)
+
+    def since_pause(self, at_ns: int) -> str:
+        """Say a time as people want to read it."""
+        return f"{(at_ns - self.paused_ns) / 1e6:+.0f} ms from the pause"
+
+
+JudgeHopDevices = Callable[[HopDevices], list[Finding]]
+
+
+def judge_hop_devices(context: Context, judge: JudgeHopDevices) -> list[Finding]:
+    """Judge every hop in which the devices were seen; say why the others were not."""
+    if not context.plan.devices:
+        return [error_finding("expected by the plan, which has no device")]
+    if not any(device.tier in (CONTINUOUS, QUIESCE) for device in context.plan.devices):
+        return [skipped(NO_DEVICE)]
+    findings: list[Finding] = []
+    for hop in context.plan.hops:
+        if context.rolled_back(hop.number):
+            findings.append(skipped(f"hop {hop.number}: rolled back, the kernel was not replaced"))
+            continue
+        hop_devices = _find_hop_devices(context, hop)
+        findings += [hop_devices] if isinstance(hop_devices, Finding) else judge(hop_devices)
+    return findings
+
+
+def _find_hop_devices(context: Context, hop: Hop) -> HopDevices | Finding:
+    number = hop.number
+    facts = context.hop(number)
+    watch_file = layout.iommu_file(number, "watch.json")
+    if facts is None or facts.iommu is None or facts.iommu.watch is None:
+        return context.missing("the devices seen from outside", number, paths=(watch_file,))
+    if not facts.paused_ns:
+        marks = layout.hop_file(number, "marks.jsonl")
+        return context.missing("the moment of the pause", number, paths=(marks,))
+    found = {each.name: each for each in facts.iommu.devices}
+    devices: list[JudgedDevice] = []
+    for spec in context.plan.devices:
+        if spec.tier not in (CONTINUOUS, QUIESCE):
+            continue
+        device = found.get(spec.name)
+        if device is None:
+            path = layout.iommu_file(number, "devices.json")
+            return context.missing(f"device '{spec.name}'", number, paths=(path,))
+        if spec.bdf is not None and spec.bdf != device.function:
+            return error_finding(
+                f"hop {number}: device '{spec.name}' was watched at {device.function}, "
+                f"planned was {spec.bdf}"
+            )
+        share = None
+        if spec.guest is not None:
+            memory = context.memory(number, spec.guest)
+            if memory is None or memory.pfns_before is None or memory.pfns_after is None:
+                files = tuple(layout.pfns(number, spec.guest, when) for when in ("before", "after"))
+                return context.missing("where its memory lies", number, spec.guest, files)
+            share = GuestShare.of(spec.guest, memory.pfns_before, memory.pfns_after)
+        devices.append(
+            JudgedDevice(name=spec.name, kind=spec.kind, tier=spec.tier, found=device, share=share)
+        )
+    return HopDevices(
+        hop=number,
+        evidence=facts.iommu,
+        watch=facts.iommu.watch,
+        devices=tuple(devices),
+        paused_ns=min(facts.paused_ns.values()),
+        # guests that never went on are judged elsewhere; devices are, for as long as was looked
+        resumed_ns=max(facts.resumed_ns.values(), default=facts.iommu.watch.ended_ns),
+    )
+
+
+def find_blindness(hop_devices: HopDevices, *, is_sampled: bool) -> Finding | None:
+    """Say why sampling and trace are not enough to claim that something never happened.
+
+    :param is_sampled: what is claimed rests on the samples, and not on the trace alone.
+    """
+    where, watch = f"hop {hop_devices.hop}", hop_devices.watch
+    path = layout.iommu_file(hop_devices.hop, "watch.json")
+    if watch.began_ns > hop_devices.paused_ns or watch.ended_ns < hop_devices.resumed_ns:
+        return error_finding(
+            f"{where}: the sampling did not cover the blackout from pause to resume",
+            evidence=(path,),
+        )
+    if is_sampled and watch.longest_hole_ns > MAX_HOLE_NS:
+        return error_finding(
+            f"{where}: nobody looked for {format_ns(watch.longest_hole_ns)}",
+            observed=format_ns(watch.longest_hole_ns),
+            evidence=(path,),
+        )
+    if not watch.trace_lines:
+        return error_finding(
+            f"{where}: QEMU's trace stayed empty, so what happens between samples goes unseen",
+            evidence=(path,),
+        )
+    return None
+
+
+def say_rate(hop_devices: HopDevices) -> str:
+    """Say how well the blackout was covered, as measured."""
+    samples = hop_devices.evidence.samples
+    inside = [
+        each for each in samples if hop_devices.paused_ns <= each.host_ns <= hop_devices.resumed_ns
+    ]
+    rate = len(inside) / (max(1, hop_devices.resumed_ns - hop_devices.paused_ns) / 1e9)
+    hole = format_ns(hop_devices.watch.longest_hole_ns)
+    return (
+        f"{len(samples)} samples, {len(inside)} of them in the blackout "
+        f"({rate:.0f} Hz, longest hole {hole})"
+    )
+
+
+def find_spaces(hop_devices: HopDevices, function: str) -> tuple[ConfigSpace, ConfigSpace] | str:
+    """Find a function's configuration space before and after, or say what is wrong with it."""
+    found: list[ConfigSpace] = []
+    for moment in ("before", "after"):
+        facts = next(
+            (
+                each
+                for each in hop_devices.evidence.configs
+                if each.function == function and each.moment == moment
+            ),
+            None,
+        )
+        if facts is None:
+            return f"its configuration space was not seen {moment} the update"
+        try:
+            found.append(decode_config(bytes.fromhex(facts.data)))
+        except ValueError as error:
+            return f"its configuration space {moment} the update cannot be used: {error}"
+    return found[0], found[1]
+
+
+def rows_of(hop_devices: HopDevices, device: JudgedDevice) -> list[BindingSample]:
+    """Return the samples of what translates one device, in the order they were taken."""
+    function = device.found.function
+    return [each for each in hop_devices.evidence.bindings if each.requester.split()[0] == function]

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evidence of a run as one file for a change ticket, with the digest of every file in it.
+
+A gzip'ed tar. Its first member, ``manifest.json``, names every other one with size and sha256; the
+digest of the whole file is what goes into the ticket. A bundle is untrusted input to whoever
+judges it: sizes are bounded, names checked, and nothing is unpacked that the manifest lacks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+import liveupdate
+from liveupdate.core.errors import EvidenceError
+from liveupdate.evidence.files import StoreError, write_atomic
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SUFFIX = ".bundle.tar.gz"
+MAX_FILES = 100_000
+MAX_MANIFEST_BYTES = 64 << 20
+MAX_TOTAL_BYTES = 64 << 30
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle that was written. ``sha256`` is of the whole file."""
+
+    path: Path
+    sha256: str
+    files: int
+
+
+def bundle_path(run_dir: Path) -> Path:
+    """Where a run's bundle is: beside the run directory."""
+    return run_dir.with_name(run_dir.name + SUFFIX)
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell a bundle from a run directory."""
+    return path.is_file()
+
+
+def make_bundle(run_dir: Path) -> Bundle:
+    """Write the bundle of a run directory beside it.
+
+    :raises StoreError: it cannot be written, or a file cannot be read.
+    """
+    path = bundle_path(run_dir)
+    try:
+        names = sorted(
+            each.relative_to(run_dir).as_posix()
+            for each in run_dir.rglob("*")
+            if each.is_file() and not each.is_symlink() and not each.name.startswith(".")
+        )
+        contents = {name: (run_dir / name).read_bytes() for name in names}
+    except OSError as error:
+        raise StoreError(run_dir, error) from error
+    manifest = {
+        "bundle": FORMAT,
+        "run": run_dir.name,
+        "tool_version": liveupdate.__version__,
+        "made_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for name, data in contents.items()
+        },
+    }
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
+        _add(tar, MANIFEST, json.dumps(manifest, indent=1).encode())
+        for name, data in contents.items():
+            _add(tar, name, data)
+    whole = out.getvalue()
+    write_atomic(path, whole)
+    return Bundle(path=path, sha256=hashlib.sha256(whole).hexdigest(), files=len(contents))
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o600
+    tar.addfile(info, io.BytesIO(data))
+
+
+def unpack(bundle: Path, directory: Path) -> Path:
+    """Check a bundle and unpack it below ``directory``; return the run directory.
+
+    :raises EvidenceError: it is not as it was made; nothing in it is to be believed.
+    """
+    try:
+        with tarfile.open(bundle, mode="r:gz") as tar:
+            return _unpack(tar, bundle, directory)
+    except (OSError, tarfile.TarError, EOFError, ValueError, zlib.error) as error:
+        raise EvidenceError(f"'{bundle}' is no bundle that can be read: {error}") from error
+
+
+def _unpack(tar: tarfile.TarFile, bundle: Path, directory: Path) -> Path:
+    first = tar.next()
+    if first is None or first.name != MANIFEST or not first.isreg():
+        raise EvidenceError(f"'{bundle}' does not begin with '{MANIFEST}'")
+    files, run = _read_manifest(_read(tar, first, MAX_MANIFEST_BYTES), bundle)
+    root = directory / run
+    root.mkdir(mode=0o700)
+    seen: set[str] = set()
+    while (member := tar.next()) is not None:
+        name = member.name
+        if name in seen or name not in files or not member.isreg():
+            raise EvidenceError(f"'{bundle}': '{name}' is not in its manifest, or there twice")
+        size, sha256 = files[name]
+        if member.size != size:
+            raise EvidenceError(f"'{bundle}': '{name}' has {member.size} bytes, not {size}")
+        data = _read(tar, member, size)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise EvidenceError(f"'{bundle}': '{name}' was altered after the bundle was made")
+        seen.add(name)
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.write_bytes(data)
+    if missing := sorted(set(files) - seen):
+        raise EvidenceError(f"'{bundle}': '{missing[0]}' is missing")
+    return root
+
+
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
+    if member.size > limit:
+        raise EvidenceError(f"'{member.name}' has {member.size} bytes, at most {limit}")
+    file = tar.extractfile(member)
+    data = file.read(limit + 1) if file is not None else b""
+    if len(data) != member.size:
+        raise EvidenceError(f"'{member.name}' is cut short")
+    return data
+
+
+def _read_manifest(data: bytes, bundle: Path) -> tuple[dict[str, tuple[int, str]], str]:
+    """Return (size, sha256) of every file, and the run's name."""
+    try:
+        manifest = json.loads(data)
+        if manifest["bundle"] != FORMAT:
+            raise EvidenceError(
+                f"'{bundle}' has format {manifest['bundle']}, this tool reads {FORMAT}"
+            )
+        run = manifest["run"]
+        files = {
+            name: (int(facts["bytes"]), str(facts["sha256"]))
+            for name, facts in manifest["files"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EvidenceError(f"'{bundle}': its manifest cannot be read: {error!r}") from error
+    if len(files) > MAX_FILES or sum(size for size, _ in files.values()) > MAX_TOTAL_BYTES:
+        raise EvidenceError(f"'{bundle}' has more in it than any run")
+    for name in (run, *files):
+        if not _is_safe(name) or (name is run and "/" in run):
+            raise EvidenceError(f"'{bundle}' has a name in it that leads elsewhere: {name!r}")
+    return files, run
+
+
+def _is_safe(name: object) -> bool:
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and str(path) == name and name != "."

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal of an update: its format, and what any part of it means. Pure.
+
+One JSON object per line, each on disk before what it says is done (:mod:`liveupdate.operate.wal`):
+
+    {"v": 1, "n": 0, "utc": T, "kind": "begin", "update": ID, "host": NAME, "place": PATH, ...}
+    {"v": 1, "n": 1, "utc": T, "kind": "intent", "step": "lock"}
+    {"v": 1, "n": 2, "utc": T, "kind": "done", "step": "lock", "facts": {...}}
+
+Kinds: begin; intent, done and failed (with ``error``) of a step; turn (``path`` back or lost, with
+``why``): from here on the update is being given up; clock (how the host's clock relates to ours);
+note; end (``outcome``, ``exit_code``). A line that the last writer did not finish is as if it had
+never been begun; anything else that does not fit is an error, as somebody else wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from liveupdate.core.errors import EvidenceError
+from liveupdate.operate.steps import BY_NAME, FORWARD, NO_RETURN, first_open, path_of
+
+VERSION = 1
+KINDS = ("begin", "intent", "done", "failed", "turn", "clock", "note", "end")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One line. ``data`` is all but ``v``, ``n``, ``utc`` and ``kind``."""
+
+    n: int
+    utc: str
+    kind: str
+    data: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def step(self) -> str:
+        return str(self.data.get("step", ""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockPair:
+    """How a boot of the host relates to a boot of the control host.
+
+    ``offset_ns``: CLOCK_MONOTONIC here minus CLOCK_BOOTTIME there, known to ``rtt_ns``.
+    ``real_ns``: CLOCK_REALTIME here minus CLOCK_MONOTONIC here, for after a reboot of ours.
+    """
+
+    boot_id: str
+    offset_ns: int
+    rtt_ns: int
+    control_boot_id: str
+    real_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What a journal, or any beginning of one, amounts to."""
+
+    begin: Mapping[str, object] | None = None
+    path: str = "forward"
+    why: str = ""
+    done: frozenset[str] = frozenset()
+    #: a step that was begun, and neither done nor failed
+    pending: str | None = None
+    failed: str | None = None
+    error: str = ""
+    facts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    clocks: Mapping[str, ClockPair] = field(default_factory=dict)
+    #: the jump was asked for, or may have been
+    is_past: bool = False
+    outcome: str | None = None
+    exit_code: int | None = None
+    records: int = 0
+
+    @property
+    def host_boot_id(self) -> str:
+        """The boot of the host in which the update began, "": it has not taken the host yet."""
+        return str(self.facts.get("lock", {}).get("boot_id", ""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostView:
+    """What the host says of itself now.
+
+    ``update``: id of the update that holds it, "" none; ``owner``: whose that is.
+    """
+
+    boot_id: str
+    update: str = ""
+    owner: str = ""
+    #: when it was taken, as the host says; an agent that was started anew says another time
+    since: int = 0
+    handover: str = "idle"
+    loaded: bool = False
+    recovered: bool = False
+    restored: bool = False
+    failure: str = ""
+
+
+def status_view(answer: Mapping[str, object]) -> HostView:
+    """Read the agent's ``update_status``; what it does not say is as if there were none."""
+    update = answer.get("update")
+    held = update if isinstance(update, dict) else {}
+    since = held.get("since")
+    failure = answer.get("failure")
+    return HostView(
+        boot_id=str(answer.get("boot_id", "")),
+        update=str(held.get("id", "")),
+        owner=str(held.get("owner", "")),
+        since=since if isinstance(since, int) else 0,
+        handover=str(answer.get("handover", "")),
+        loaded=answer.get("loaded") is True,
+        recovered=answer.get("recovered") is True,
+        restored=answer.get("restored") is True,
+        failure=failure if isinstance(failure, str) else "",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """What to do next: ``kind`` is go (``step``), turn (``path``), ended or refused (``why``)."""
+
+    kind: str
+    step: str = ""
+    path: str = ""
+    why: str = ""
+
+
+def encode(record: Record) -> str:
+    """One line, without its newline."""
+    row = {"v": VERSION, "n": record.n, "utc": record.utc, "kind": record.kind, **record.data}
+    return json.dumps(row, separators=(",", ":"), ensure_ascii=True)
+
+
+def decode(data: bytes) -> tuple[Record, ...]:
+    """Read a journal.
+
+    :raises EvidenceError: it is not one, or of another version.
+    """
+    whole, _, _cut = data.rpartition(b"\n")
+    records: list[Record] = []
+    for number, line in enumerate(whole.split(b"\n") if whole else []):
+        try:
+            row = json.loads(line)
+            version = row.pop("v")
+            if version != VERSION:
+                raise EvidenceError(
+                    f"journal line {number + 1} has version {version}, this tool reads {VERSION}",
+                    hint="use the version of liveupdate that began the update",
+                )
+            record = Record(n=row.pop("n"), utc=row.pop("utc"), kind=row.pop("kind"), data=row)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise EvidenceError(f"journal line {number + 1} is garbled: {error!r}") from error
+        if record.n != number or record.kind not in KINDS:
+            raise EvidenceError(f"journal line {number + 1} is out of order or of no known kind")
+        if record.kind in ("intent", "done", "failed") and record.step not in BY_NAME:
+            raise EvidenceError(f"journal line {number + 1} has no known step: '{record.step}'")
+        records.append(record)
+    return tuple(records)
+
+
+def replay(records: Iterable[Record]) -> State:
+    """Say what a journal amounts to; any beginning of one has a meaning."""
+    begin: Mapping[str, object] | None = None
+    path, why, pending, failed, error = "forward", "", None, None, ""
+    done: set[str] = set()
+    facts: dict[str, Mapping[str, object]] = {}
+    clocks: dict[str, ClockPair] = {}
+    is_past, outcome, exit_code, count = False, None, None, 0
+    for record in records:
+        count += 1
+        match record.kind:
+            case "begin":
+                begin = record.data
+            case "intent":
+                pending, failed = record.step, None
+                # done again, after the host forgot what was done: what follows is open again, too
+                path = path_of(record.step)
+                done -= _from(record.step)
+                is_past = is_past or record.step == NO_RETURN
+            case "done":
+                pending = None
+                done.add(record.step)
+                found = record.data.get("facts")
+                facts[record.step] = found if isinstance(found, dict) else {}
+            case "failed":
+                pending, failed = None, record.step
+                error = str(record.data.get("error", ""))
+            case "turn":
+                path, pending = str(record.data.get("path")), None
+                why = str(record.data.get("why", ""))
+            case "clock":
+                pair = _clock(record.data)
+                if pair is not None:
+                    clocks[pair.boot_id] = pair
+            case "end":
+                outcome = str(record.data.get("outcome"))
+                code = record.data.get("exit_code")
+                exit_code = code if isinstance(code, int) else None
+    return State(
+        begin=begin,
+        path=path if path in ("forward", "back", "lost") else "forward",
+        why=why,
+        done=frozenset(done),
+        pending=pending,
+        failed=failed,
+        error=error,
+        facts=facts,
+        clocks=clocks,
+        is_past=is_past,
+        outcome=outcome,
+        exit_code=exit_code,
+        records=count,
+    )
+
+
+def _from(step: str) -> set[str]:
+    from liveupdate.operate.steps import PATHS
+
+    names = [each.name for each in PATHS[path_of(step)]]
+    return set(names[names.index(step) :])
+
+
+def _clock(data: Mapping[str, object]) -> ClockPair | None:
+    try:
+        return ClockPair(
+            boot_id=str(data["boot_id"]),
+            offset_ns=int(str(data["offset_ns"])),
+            rtt_ns=int(str(data["rtt_ns"])),
+            control_boot_id=str(data["control_boot_id"]),
+            real_ns=int(str(data["real_ns"])),
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def decide(state: State, verb: str, view: HostView) -> Move:
+    """Say what comes next, from what was written down and what the host says now.
+
+    :param verb: ``resume`` (``apply`` is one that has just begun) or ``abort``.
+    """
+    if state.outcome is not None:
+        return Move(kind="ended", why=state.outcome)
+    if state.begin is None:
+        return Move(kind="refused", why="the journal does not say which update this is")
+    update = str(state.begin.get("update"))
+    if view.update and view.update != update:
+        return Move(kind="refused", why=f"update '{view.update}' of {view.owner} holds the host")
+    if state.path == "lost":
+        return _go("lost", state)
+    known = state.host_boot_id
+    if not known:
+        # nothing but the lock may have been tried
+        if state.path == "back":
+            return _go("back", state)
+        return _turn("back", "aborted") if verb == "abort" else Move(kind="go", step="lock")
+    if view.boot_id != known:
+        return _decide_incoming(state, verb, view, update)
+    if state.path == "back":
+        return _go("back", state)
+    if verb == "abort":
+        return _turn("back", "aborted")
+    if view.handover == "failed":
+        return _turn("back", view.failure or "the host refused to freeze or to jump")
+    if state.failed is not None:
+        return _turn("back", f"{state.failed}: {state.error}")
+    if view.update != update or view.since != state.facts["lock"].get("since", view.since):
+        # the agent was started anew, and forgot
+        return Move(kind="go", step="lock")
+    if view.handover == "prepared" and "observe-before" in state.done:
+        # not before an agent that was started anew watches the guests again
+        if "prepare" not in state.done:
+            return Move(kind="go", step="prepare")
+        return Move(kind="go", step="jump" if view.loaded else "load-kernel")
+    before = frozenset(state.done - {"prepare", "load-kernel", "jump"})
+    return Move(kind="go", step=first_open("forward", before) or "prepare")
+
+
+def _decide_incoming(state: State, verb: str, view: HostView, update: str) -> Move:
+    """The host runs another boot than the one in which the update began."""
+    if "collect" in state.done:
+        # all that the host could say has been fetched
+        if verb == "abort":
+            return Move(kind="refused", why=PASSED)
+        return _after_jump(state)
+    if not state.is_past:
+        return _turn("lost", "the host was rebooted by somebody else, before the jump")
+    if not view.recovered:
+        return _turn("lost", "the host booted anew and has nothing of its guests")
+    if verb == "abort":
+        return Move(kind="refused", why=PASSED)
+    if view.update != update:
+        return _turn("lost", "the host came back, and knows nothing of this update")
+    return _after_jump(state)
+
+
+def _after_jump(state: State) -> Move:
+    """Go on beyond the jump; that it was done shows in the host, answered or not."""
+    names = [step.name for step in FORWARD]
+    passed = frozenset(names[: names.index(NO_RETURN) + 1])
+    step = first_open("forward", state.done | passed)
+    if step is None:
+        return Move(kind="ended", why="all steps are done")
+    return Move(kind="go", step=step)
+
+
+PASSED = "the point of no return is passed: the host is in the incoming kernel; use 'resume'"
+
+
+def _go(path: str, state: State) -> Move:
+    step = first_open(path, state.done)
+    if step is None:
+        return Move(kind="ended", why="all steps are done")
+    return Move(kind="go", step=step)
+
+
+def _turn(path: str, why: str) -> Move:
+    return Move(kind="turn", path=path, why=why)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of an update, made from what the host says it runs. Pure.
+
+It is the plan of a scenario with one hop, so that the same judge judges it; the hop has the number
+that the host's own count says comes next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from liveupdate.model.plan import ImageSet, KernelImage, Plan
+from liveupdate.model.scenario import Budget, GuestSpec, HostSpec, Observation, Scenario, Timeouts
+from liveupdate.operate.preflight import GuestFacts, Local, Survey
+from liveupdate.planning.planner import MachineFacts, make_plan
+
+NAME = "apply"
+
+
+def plan_update(
+    survey: Survey,
+    local: Local,
+    *,
+    place: Path,
+    append: str,
+    host_key: Path,
+    key: Path,
+    observe: Observation,
+    timeouts: Timeouts,
+    budget: Budget,
+) -> Plan:
+    """Make the plan.
+
+    :param place: description of the host; :param append: the incoming kernel's command line.
+    :raises PlanError: these kernels cannot do it.
+    """
+    outgoing = _outgoing(survey, local)
+    scenario = Scenario(
+        name=NAME,
+        target=f"ssh:{place}",
+        guests=tuple(_guest(guest) for _, guest in sorted(survey.guests.items())),
+        host=HostSpec(),
+        observe=observe,
+        timeouts=timeouts,
+        budget=budget,
+        cold=True,
+    )
+    # what nobody could find out is not held against the kernel: the preflight has said so
+    known = {each.partition("-v")[0] for each in outgoing.abi}
+    rest = tuple(each for each in local.incoming.abi if each.partition("-v")[0] not in known)
+    images = ImageSet(
+        outgoing=replace(outgoing, abi=(*outgoing.abi, *rest)),
+        incoming=local.incoming,
+        guest_kernel="",
+        guest_initrd="",
+        rootfs="",
+        rootfs_sha256="",
+        ssh_client_key=str(key),
+        ssh_host_key_pub=str(host_key),
+    )
+    machine = MachineFacts(
+        accel="remote",
+        ram_available_bytes=0,
+        run_free_bytes=local.run_free_bytes,
+        append=append,
+    )
+    plan = make_plan(scenario, images, machine)
+    number = survey.facts.generation + 1
+    return replace(
+        plan,
+        images=replace(images, outgoing=outgoing),
+        hops=tuple(replace(hop, number=number) for hop in plan.hops),
+    )
+
+
+def _outgoing(survey: Survey, local: Local) -> KernelImage:
+    if local.outgoing is not None:
+        return local.outgoing
+    return KernelImage(
+        path="",
+        sha256="",
+        release=survey.facts.release,
+        build_id=survey.facts.build_id,
+        abi=survey.abi,
+    )
+
+
+def _guest(guest: GuestFacts) -> GuestSpec:
+    spec = guest.spec
+    return GuestSpec(
+        name=spec.name,
+        memory_bytes=spec.memory_bytes,
+        vcpus=spec.vcpus,
+        pattern_bytes=spec.pattern_bytes,
+        image=spec.image or None,
+        liveness="agent" if spec.image else "payload",
+    )

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What passed-through devices need of a scenario and of its machine. Pure; a part of planning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from liveupdate.core.errors import ScenarioError
+from liveupdate.faults.table import DEVICE_FAULTS, GUEST_DEVICE_FAULTS
+from liveupdate.model.device_models import FED_KINDS, GUEST_KINDS, UNSAVED_KINDS
+from liveupdate.model.scenario import DeviceSpec, Scenario
+from liveupdate.preserve.base import Requirements
+from liveupdate.scenario.load import where
+
+#: words for the command line by kind of IOMMU and scalable mode; AMD's is on by default, and Linux
+#: does not use QEMU's to remap interrupts, which VFIO wants to know to be intended
+IOMMU_APPEND: Mapping[tuple[str, bool], str] = MappingProxyType(
+    {
+        ("intel", False): "intel_iommu=on",
+        ("intel", True): "intel_iommu=on,sm_on",
+        ("amd", False): "vfio_iommu_type1.allow_unsafe_interrupts=1"
+        " iommufd.allow_unsafe_interrupts=1",
+    }
+)
+
+
+def check_devices(scenario: Scenario, mechanism: Requirements) -> None:
+    """Refuse devices that cannot be had.
+
+    :raises ScenarioError: they contradict the IOMMU, the mechanism or the fault.
+    """
+    iommu = scenario.iommu
+    if iommu.scalable and iommu.kind != "intel":
+        raise ScenarioError(
+            f"an IOMMU of kind '{iommu.kind}' has no scalable mode",
+            where=where(scenario, "iommu.scalable"),
+        )
+    for device in scenario.devices:
+        place = where(scenario, f"device.{device.name}.name")
+        if iommu.kind == "none":
+            raise ScenarioError(
+                f"device '{device.name}': nothing translates its addresses without an IOMMU",
+                where=place,
+                hint='set iommu.kind = "intel"',
+            )
+        if iommu.kind != "intel" and device.tier == "continuous":
+            raise ScenarioError(
+                f"device '{device.name}': our kernels keep the tables of an IOMMU of kind 'intel',"
+                f" not of kind '{iommu.kind}', so tier 'continuous' is not to be had",
+                where=place,
+                hint='set its tier = "quiesce", or iommu.kind = "intel"',
+            )
+        if device.guest is not None:
+            _check_guests_own(scenario, device)
+        elif device.tier == "quiesce" and device.kind == "nvme":
+            raise ScenarioError(
+                f"device '{device.name}': our driver of an nvme does not ask again for reads that"
+                " were in flight, so tier 'quiesce' is not to be had",
+                where=place,
+            )
+        if mechanism.name != "luo-memfd":
+            raise ScenarioError(
+                f"device '{device.name}': the memory it works on is carried over by mechanism"
+                f" 'luo-memfd', not by '{mechanism.name}'",
+                where=place,
+            )
+    if scenario.fault in DEVICE_FAULTS and scenario.devices and scenario.devices[0].guest:
+        raise ScenarioError(
+            f"fault '{scenario.fault}' strikes a device of the host's own driver, and"
+            f" '{scenario.devices[0].name}' is a guest's",
+            where=where(scenario, "fault"),
+        )
+    if scenario.fault in GUEST_DEVICE_FAULTS and scenario.devices:
+        first = scenario.devices[0]
+        if first.guest is None or first.kind not in FED_KINDS:
+            raise ScenarioError(
+                f"fault '{scenario.fault}' strikes a guest's own network card, and '{first.name}'"
+                " is none",
+                where=where(scenario, "fault"),
+            )
+    if scenario.fault == "drop-frames" and scenario.devices:
+        first = scenario.devices[0]
+        if first.kind not in FED_KINDS:
+            raise ScenarioError(
+                f"fault 'drop-frames': nobody sends frames to device '{first.name}' of kind"
+                f" '{first.kind}'",
+                where=where(scenario, "fault"),
+            )
+
+
+def _check_guests_own(scenario: Scenario, device: DeviceSpec) -> None:
+    """Refuse a device that its guest could not use, or not let go of."""
+    guest = next((each for each in scenario.guests if each.name == device.guest), None)
+    others = [each for each in scenario.devices if each.guest == device.guest]
+    wrong: tuple[str, str, str | None] | None = None
+    if guest is None:
+        wrong = "guest", f"there is no guest '{device.guest}'", None
+    elif device.tier != "quiesce":
+        # The mappings are the VMM's, and it knows nothing of taking over a device that runs.
+        said = "a guest's own device stops for the update"
+        wrong = "tier", said, 'set its tier = "quiesce"'
+    elif guest.image is not None:
+        wrong = "guest", f"'{guest.name}' is an image of yours, and only our payload sleeps", None
+    elif device.kind not in GUEST_KINDS:
+        said = f"no guest has a driver for kind '{device.kind}'"
+        wrong = "kind", said, f"one of {', '.join(GUEST_KINDS)}"
+    elif device.mapped_bytes is not None:
+        wrong = "mapped", "what is mapped for it is its guest's memory", None
+    elif len({each.access for each in others}) > 1:
+        # QEMU 11.1 aborts: it takes the one's address space for the other's
+        wrong = "access", f"one VMM opens all devices of '{guest.name}' in the same way", None
+    elif sum(each.kind == "nvme" for each in others) > 1:
+        wrong = "kind", f"'{guest.name}' has another nvme, and keeps a journal on one", None
+    if wrong is not None:
+        key, said, hint = wrong
+        raise ScenarioError(
+            f"device '{device.name}': {said}",
+            where=where(scenario, f"device.{device.name}.{key}"),
+            hint=hint,
+        )
+
+
+def mapped_bytes(scenario: Scenario) -> int:
+    """Memory that is mapped for devices beside what they work on."""
+    return sum(device.mapped_bytes or 0 for device in scenario.devices)
+
+
+def can_be_saved(scenario: Scenario) -> bool:
+    """Tell whether QEMU can save a machine with these devices, and load it again."""
+    return not any(
+        # a guest that has a device was not saved while it ran, ever
+        device.kind in UNSAVED_KINDS or device.guest is not None
+        for device in scenario.devices
+    )

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Digests of guests' memory as the host under update tells them: the inside view.
+
+Used where nobody can see the memory from outside. Bounded and checked: a host is not trusted.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from liveupdate.transport.agent_link import AgentEvent
+
+#: liveupdate/agent/guest/digest.py, PAGES_PER_EVENT
+_MAX_EVENT_BYTES = (1 << 14) * 8
+#: what comes right before the digests of each moment
+_BEFORE = {"freeze": "paused", "boot": "retrieved"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldDigests:
+    """All digests of one guest at one moment; times are those at which we were told."""
+
+    guest: str
+    moment: str
+    digests: bytes
+    began_ns: int
+    ended_ns: int
+
+
+def collect_digests(events: Iterable[AgentEvent]) -> Iterator[ToldDigests]:
+    """Put "digests" events together; pieces that are missing leave the digests too short."""
+    pieces: dict[tuple[str, str], list[AgentEvent]] = {}
+    began: dict[tuple[str, str], int] = {}
+    for event in events:
+        for follows, name in _BEFORE.items():
+            if event.name == name:
+                began.setdefault((event.guest, follows), event.at_ns)
+        moment = event.data.get("moment")
+        if event.name == "digests" and isinstance(moment, str):
+            pieces.setdefault((event.guest, moment), []).append(event)
+    for (guest, moment), found in pieces.items():
+        if (guest, moment) not in began:
+            continue
+        whole = b""
+        for event in found:
+            piece = _unpack(event.data.get("digests"))
+            if event.data.get("first") != len(whole) // 8 or piece is None:
+                break
+            whole += piece
+        yield ToldDigests(
+            guest=guest,
+            moment=moment,
+            digests=whole,
+            began_ns=began[guest, moment],
+            ended_ns=found[-1].at_ns,
+        )
+
+
+def _unpack(text: object) -> bytes | None:
+    try:
+        data = base64.b64decode(str(text), validate=True)
+        raw = zlib.decompressobj().decompress(data, _MAX_EVENT_BYTES)
+    except (binascii.Error, zlib.error):
+        return None
+    return raw if len(raw) % 8 == 0 else None

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DMA remapping units of QEMU's machines as its monitor and RAM show them: VT-d and AMD-Vi.
+
+Reading has no side effects. Must not know which devices are of interest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import EvidenceError
+from liveupdate.formats import amdvi_regs
+from liveupdate.formats.amdvi import decode_device_table
+from liveupdate.formats.hmp_xp import MemoryDumpError, parse_xp
+from liveupdate.formats.iommu import ByteReader, Requester
+from liveupdate.formats.iommu_walk import DecodedTables
+from liveupdate.formats.malformed import MalformedError
+from liveupdate.formats.vtd import regs
+from liveupdate.formats.vtd.tables import decode_unit
+from liveupdate.model.evidence import UnitSample
+
+_CALL_S = 10.0
+#: GSTS, RTADDR and FSTS lie in one dump of seven words
+_STATUS_FIRST, _STATUS_BYTES = regs.GSTS, 28
+
+
+class Monitor(Protocol):
+    """Of :class:`liveupdate.transport.quick_qmp.QuickQmp`, what this probe needs."""
+
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        deadline: Deadline | None = None,
+    ) -> object: ...
+
+    def hmp(self, command_line: str, deadline: Deadline | None = None) -> str: ...
+
+
+def soon(what: str) -> Deadline:
+    """Give a monitor that is alive more time than it needs."""
+    return Deadline.after(_CALL_S, what)
+
+
+def read_physical(monitor: Monitor, address: int, size: int) -> bytes:
+    """Read registers or memory through the monitor; ``size`` is a multiple of 4.
+
+    :raises EvidenceError: nothing is there, or the answer is no dump.
+    """
+    text = monitor.hmp(f"xp /{size // 4}wx {address:#x}", soon("a memory dump of the monitor"))
+    try:
+        return parse_xp(text, size=size).data
+    except MemoryDumpError as error:
+        raise EvidenceError(f"the monitor does not show {address:#x}: {error}") from error
+
+
+class Unit(Protocol):
+    """What differs between the kinds."""
+
+    @property
+    def kind(self) -> str:
+        """As scenarios name it."""
+
+    def read_status(self, monitor: Monitor) -> UnitSample:
+        """Read the registers that are sampled."""
+
+    def is_translating(self, sample: UnitSample) -> bool:
+        """Whether requests go through the tables that the sample names."""
+
+    def decode(
+        self, ram: ByteReader, root: int, only: Iterable[Requester], *, is_walking: bool = True
+    ) -> DecodedTables:
+        """Decode what some requesters are attached to; ``root`` is a sample's ``rtaddr``."""
+
+
+def _word(data: bytes, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size], "little")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VtdUnit:
+    """VT-d's registers at ``base``."""
+
+    base: int
+    fault_offset: int
+    fault_count: int
+    kind: str = "intel"
+
+    @classmethod
+    def find(cls, monitor: Monitor, base: int) -> VtdUnit:
+        """:raises EvidenceError: what is there is no VT-d unit."""
+        page = read_physical(monitor, base, regs.REGISTER_BYTES)
+        try:
+            capabilities = regs.decode_registers(page).capabilities
+        except MalformedError as error:
+            raise EvidenceError(f"VT-d unit at {base:#x}: {error}") from error
+        return cls(
+            base=base,
+            fault_offset=capabilities.fault_offset,
+            fault_count=capabilities.fault_count,
+        )
+
+    def read_status(self, monitor: Monitor) -> UnitSample:
+        """Read the registers that are sampled, and the fault records if there are any."""
+        data = read_physical(monitor, self.base + _STATUS_FIRST, _STATUS_BYTES)
+        sample = UnitSample(
+            host_ns=time.monotonic_ns(),
+            gsts=_word(data, regs.GSTS - _STATUS_FIRST, 4),
+            rtaddr=_word(data, regs.RTADDR - _STATUS_FIRST, 8),
+            fsts=_word(data, regs.FSTS - _STATUS_FIRST, 4),
+        )
+        if regs.FaultStatus(sample.fsts).is_clear:
+            return sample
+        size = self.fault_count * regs.FAULT_RECORD_BYTES
+        records = read_physical(monitor, self.base + self.fault_offset, size)
+        return replace(sample, fault_records=records.hex())
+
+    def is_translating(self, sample: UnitSample) -> bool:
+        return regs.GlobalStatus(sample.gsts).is_translating
+
+    def decode(
+        self, ram: ByteReader, root: int, only: Iterable[Requester], *, is_walking: bool = True
+    ) -> DecodedTables:
+        return decode_unit(ram, root, only=only, is_walking=is_walking)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AmdUnit:
+    """AMD-Vi's registers at ``base``."""
+
+    base: int
+    kind: str = "amd"
+
+    def read_status(self, monitor: Monitor) -> UnitSample:
+        """Read the registers that are sampled; they lie in two dumps."""
+        first = read_physical(monitor, self.base, amdvi_regs.FIRST_BYTES)
+        status = read_physical(monitor, self.base + amdvi_regs.STATUS, 8)
+        return UnitSample(
+            host_ns=time.monotonic_ns(),
+            gsts=_word(first, amdvi_regs.CONTROL, 8),
+            rtaddr=_word(first, amdvi_regs.DEVICE_TABLE_BASE, 8),
+            fsts=_word(status, 0, 8),
+        )
+
+    def is_translating(self, sample: UnitSample) -> bool:
+        return amdvi_regs.Control(sample.gsts).is_translating
+
+    def decode(
+        self, ram: ByteReader, root: int, only: Iterable[Requester], *, is_walking: bool = True
+    ) -> DecodedTables:
+        return decode_device_table(ram, root, only=only, is_walking=is_walking)

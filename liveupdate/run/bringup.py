@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a plan to a testbed whose guests tick: cold by booting, warm by loading a saved host.
+
+A warm state is keyed by everything that went into it, so that it can only be loaded into the run
+it was saved for; one that does not load is thrown away and the run goes on cold, and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from liveupdate.core import paths
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import (
+    DeadlineExceeded,
+    LiveUpdateError,
+    LostMachine,
+    PlanError,
+    RemoteError,
+)
+from liveupdate.core.steps import Steps
+from liveupdate.core.units import GIB, MIB
+from liveupdate.evidence import RunDir
+from liveupdate.formats import payload, tickpage
+from liveupdate.formats.pattern import STEP
+from liveupdate.images import catalogue
+from liveupdate.model import codec
+from liveupdate.model.plan import Plan
+from liveupdate.model.scenario import GuestSpec
+from liveupdate.run.devices import find_guests_own, start_devices, stop_devices
+from liveupdate.run.testbed import GuestHandle, Testbed
+from liveupdate.target.base import Host
+from liveupdate.target.machines import Registry
+from liveupdate.target.qemu.host import HostFiles, QemuHost
+from liveupdate.target.ssh.host import SshHost
+from liveupdate.target.ssh.spec import read_description
+from liveupdate.target.warm import WarmState, WarmStateError, WarmStore, make_key
+
+#: saved states together may take this much of the cache
+WARM_BYTES = 12 * GIB
+_SAVE_S = 60.0
+_LOAD_S = 60.0
+_CONT_S = 10.0
+#: nearly all of the host's memory is touched, page by page
+_FRAGMENT_S = 120.0
+#: a loaded guest has booted already and only has to say so
+_WARM_READY_S = 20.0
+#: of a pattern whose size the scenario does not say
+_PATTERN_BYTES = 8 * MIB
+#: so many ticks within so many seconds are a guest whose timers run
+_TICKS_SEEN = 20
+_TICKS_S = 10.0
+
+
+@contextmanager
+def bring_up(plan: Plan, record: RunDir, steps: Steps) -> Iterator[Testbed]:
+    """Yield a host under update with all guests ready; it is gone when the block is left.
+
+    :raises LiveUpdateError: it did not come up; the run directory has its console.
+    """
+    with ExitStack() as stack:
+        with steps.step("bring-up"):
+            kit = catalogue.make_kit(plan.images)
+            bed = _start(plan, record, steps, stack, kit)
+            stack.callback(stop_devices, bed, steps)
+            _start_devices(bed, steps)
+        stack.callback(bed.close_ssh)
+        yield bed
+
+
+def _start_devices(bed: Testbed, steps: Steps) -> None:
+    """Start the devices while the guests stand still, and see these tick again.
+
+    Taking a device changes the machine's memory map again and again, and TCG has trouble with that
+    while other CPUs are busy: guests that died, and a QEMU that did (docs/adr/0006).
+    """
+    if all(spec.guest is not None for spec in bed.plan.devices):
+        return
+    bed.call("stop_guests")
+    start_devices(bed, steps)
+    bed.call("cont_guests")
+    _check_ticks(bed)
+
+
+def _start(plan: Plan, record: RunDir, steps: Steps, stack: ExitStack, kit: Path) -> Testbed:
+    """Start warm when it may and can be, else cold; a cold host that may be is saved."""
+    if plan.cold:
+        return _start_cold(plan, record, steps, stack, kit)
+    store = WarmStore(paths.cache_dir() / "warm")
+    key = warm_key(plan, kit)
+    state = store.find(key)
+    if state is not None:
+        try:
+            return _start_warm(plan, record, steps, stack, kit, store, state)
+        except WarmStateError as error:
+            steps.note("warm-state-discarded", reason=str(error))
+    bed = _start_cold(plan, record, steps, stack, kit)
+    try:
+        with steps.step("save-warm-state"):
+            _save(bed, store, key, steps)
+    except GuestStopped:
+        store.discard(key)
+        raise
+    return bed
+
+
+class GuestStopped(LostMachine):
+    """A guest does not tick, before anything has been done to it that is under test."""
+
+    def __init__(self, guest: str, seq: int) -> None:
+        super().__init__(f"guest '{guest}' does not tick any more, at tick {seq}", how="no-answer")
+
+
+def warm_key(plan: Plan, kit: Path) -> str:
+    """Digest all that a saved host was made from; what only the update itself uses is left out."""
+    images = plan.images
+    return make_key(
+        {
+            "machine": codec.encode(plan.machine),
+            "qemu": hashlib.sha256(_resolve_program(plan.machine.qemu).read_bytes()).hexdigest(),
+            "kernel": images.outgoing.sha256,
+            "rootfs": images.rootfs_sha256,
+            # content-addressed: the path says what is in it, agent and guest images included
+            "kit": str(kit),
+            "append": plan.boot_append,
+            "guests": [codec.encode(guest) for guest in plan.guests],
+            "user-images": [_stat(guest.image) for guest in plan.guests if guest.image],
+            "seed": str(plan.seed),
+        }
+    )
+
+
+def _resolve_program(name: str) -> Path:
+    found = shutil.which(name)
+    if found is None:
+        raise PlanError(f"no program '{name}' in PATH", hint="run 'make setup'")
+    return Path(found)
+
+
+def _stat(path: str) -> list[object]:
+    status = Path(path).stat()
+    return [str(Path(path).absolute()), status.st_size, status.st_mtime_ns]
+
+
+def make_host(plan: Plan, run_id: str, run_dir: Path, kit: Path) -> QemuHost:
+    """Make the machine of a plan's target, not started.
+
+    :raises PlanError: the target is a machine that is there already.
+    """
+    if plan.target == "ssh":
+        raise PlanError(
+            f"'{plan.place}' is a machine that is there already", hint="log in with ssh itself"
+        )
+    images = plan.images
+    files = HostFiles(
+        kernel=Path(images.outgoing.path),
+        rootfs=Path(images.rootfs),
+        kit=kit,
+        ssh_client_key=Path(images.ssh_client_key),
+        ssh_host_key_pub=Path(images.ssh_host_key_pub),
+        images={guest.name: Path(guest.image) for guest in plan.guests if guest.image},
+    )
+    registry = Registry(paths.runtime_dir())
+    if plan.target == "libvirt":
+        from liveupdate.target.libvirt.host import LibvirtHost
+
+        machine = replace(plan.machine, qemu=str(_resolve_program(plan.machine.qemu)))
+        return LibvirtHost(
+            machine,
+            files,
+            uri=plan.place,
+            run_id=run_id,
+            run_dir=run_dir,
+            append=plan.boot_append,
+            registry=registry,
+        )
+    return QemuHost(
+        plan.machine,
+        files,
+        run_id=run_id,
+        run_dir=run_dir,
+        append=plan.boot_append,
+        registry=registry,
+    )
+
+
+def take_host(plan: Plan, record: RunDir, kit: Path) -> Host:
+    """Make a machine of ours, or take one of a lab; not entered."""
+    if plan.target != "ssh":
+        return make_host(plan, record.run_id, record.path, kit)
+    return SshHost(
+        read_description(Path(plan.place)),
+        run_id=record.run_id,
+        run_dir=record.path,
+        registry=Registry(paths.runtime_dir()),
+    )
+
+
+def _testbed(plan: Plan, host: Host, record: RunDir) -> Testbed:
+    guests = tuple(GuestHandle(spec=spec, index=index) for index, spec in enumerate(plan.guests))
+    return Testbed(plan=plan, host=host, record=record, guests=guests)
+
+
+def _enter(host: Host, stack: ExitStack, steps: Steps) -> None:
+    """Have the host shut down when the stack ends, and what that leaves behind be said."""
+
+    def leave() -> None:
+        for problem in host.shutdown():
+            steps.note("cleanup", problem=problem)
+
+    stack.callback(leave)
+
+
+def _start_warm(
+    plan: Plan,
+    record: RunDir,
+    steps: Steps,
+    stack: ExitStack,
+    kit: Path,
+    store: WarmStore,
+    state: WarmState,
+) -> Testbed:
+    """Load a saved host, set the clocks right and let the guests go on.
+
+    :raises WarmStateError: it does not load; it has been thrown away, and nothing runs.
+    """
+    host = make_host(plan, record.run_id, record.path, kit)
+    try:
+        with steps.step("load-warm-state"):
+            store.load(host, state, Deadline.after(_LOAD_S, "the saved host to load"))
+            host.resume(Deadline.after(_CONT_S, "the loaded host to go on"))
+            bed = _testbed(plan, host, record)
+            bed.start = "warm"
+            pid, version = state.meta.facts.get("agent_pid"), state.meta.facts.get("guest_qemu")
+            bed.agent_pid = pid if isinstance(pid, int) else 0
+            bed.guest_qemu_version = version if isinstance(version, str) else None
+            set_clock_and_nonce(bed)
+            bed.call("cont_guests")
+            mark = host.agent.mark()
+            for guest in bed.guests:
+                if guest.spec.image is None:
+                    bed.command(guest, payload.set_time(time.time_ns()))
+                    bed.command(guest, payload.HELLO)
+            wait_guests(bed, timeout_s=_WARM_READY_S, since=mark)
+            _check_ticks(bed)
+    except LiveUpdateError as error:
+        host.shutdown()
+        store.discard(state.meta.key)
+        if isinstance(error, WarmStateError):
+            raise
+        raise WarmStateError(f"the loaded host does not work: {error}") from error
+    except BaseException:
+        host.shutdown()
+        raise
+    _enter(host, stack, steps)
+    return bed
+
+
+def _save(bed: Testbed, store: WarmStore, key: str, steps: Steps) -> None:
+    """Save the host while its guests' VMMs stand still; not being able to is not fatal."""
+    bed.call("stop_guests")
+    try:
+        facts = {"agent_pid": bed.agent_pid, "guest_qemu": bed.guest_qemu_version}
+        assert isinstance(bed.host, QemuHost)
+        figures = store.save(bed.host, key, facts, Deadline.after(_SAVE_S, "the host to be saved"))
+        steps.note("warm-state-saved", ram_bytes=figures.ram_bytes, state_bytes=figures.state_bytes)
+        store.prune(WARM_BYTES)
+    except WarmStateError as error:
+        steps.note("warm-state-not-saved", reason=str(error))
+    finally:
+        bed.call("cont_guests")
+    _check_ticks(bed)
+
+
+def _check_ticks(bed: Testbed) -> None:
+    """See every payload tick on: a guest that is dead before the update says nothing about it.
+
+    Seen under TCG before the host was told that its TSC is constant (docs/adr/0006): timers that
+    never came, in a guest that QEMU called running.
+
+    :raises GuestStopped: one does not.
+    """
+    for guest in bed.guests:
+        if guest.spec.image is None:
+            _wait_ticks(bed, guest)
+
+
+def _wait_ticks(bed: Testbed, guest: GuestHandle) -> None:
+    first = seen = -1
+
+    def has_ticked() -> bool:
+        nonlocal first, seen
+        seq = _read_seq(bed, guest)
+        if seq is None:
+            return False
+        first = seq if first < 0 else first
+        seen = seq
+        return seen >= first + _TICKS_SEEN
+
+    try:
+        wait_until(has_ticked, Deadline.after(_TICKS_S, f"guest '{guest.spec.name}' to tick"))
+    except DeadlineExceeded as error:
+        raise GuestStopped(guest.spec.name, seen) from error
+
+
+def _read_seq(bed: Testbed, guest: GuestHandle) -> int | None:
+    """Read the tick, or None: a guest that lost its CPU within a write leaves the page torn."""
+    try:
+        return tickpage.read_tick(lambda: bed.read_tick_page(guest)).seq
+    except tickpage.TornTickError:
+        return None
+    except tickpage.TickPageError:
+        if bed.machine is not None:
+            raise
+        # the host could not be asked; it may the next time
+        return None
+
+
+def _start_cold(plan: Plan, record: RunDir, steps: Steps, stack: ExitStack, kit: Path) -> Testbed:
+    """Boot the host, then its guests."""
+    host = take_host(plan, record, kit)
+    _enter(host, stack, steps)
+    host.__enter__()
+    bed = _testbed(plan, host, record)
+    with steps.step("boot-host"):
+        deadline = Deadline.after(plan.timeouts.boot_s, "the agent's first hello")
+        hello = host.agent.wait_event("hello", deadline)
+        pid = hello.data.get("pid")
+        bed.agent_pid = pid if isinstance(pid, int) else 0
+    set_clock_and_nonce(bed)
+    if plan.observe.hugetlb:
+        _try_hugetlb(bed, steps)
+    if plan.fragment:
+        with steps.step("fragment-memory"):
+            said = bed.call("fragment", {"share": plan.fragment}, timeout_s=_FRAGMENT_S)
+            steps.note("memory-fragmented", **said)
+    found = find_guests_own(bed)
+    with steps.step("boot-guests", guests=len(bed.guests)):
+        answer = bed.call(
+            "start_guests",
+            {"guests": [_start_args(plan, guest, found) for guest in bed.guests]},
+            timeout_s=plan.timeouts.guest_boot_s,
+        )
+        version = answer.get("qemu_version")
+        bed.guest_qemu_version = version if isinstance(version, str) else None
+        wait_guests(bed, timeout_s=plan.timeouts.guest_boot_s)
+        _check_ticks(bed)
+    return bed
+
+
+def _try_hugetlb(bed: Testbed, steps: Steps) -> None:
+    """Time what the guests' RAM is to be compared with; a host that has none is told as such."""
+    size = sum(guest.memory_bytes for guest in bed.plan.guests)
+    try:
+        bed.call("hugetlb", {"bytes": size}, timeout_s=_FRAGMENT_S)
+    except RemoteError as error:
+        steps.note("hugetlb-not-tried", reason=str(error))
+
+
+def _start_args(plan: Plan, guest: GuestHandle, found: Mapping[str, str]) -> dict[str, object]:
+    """:param found: addresses of guests' own devices, by name."""
+    spec = guest.spec
+    return {
+        "name": spec.name,
+        "index": guest.index,
+        "memory_bytes": spec.memory_bytes,
+        "vcpus": spec.vcpus,
+        "pattern_bytes": pattern_bytes(spec),
+        # far apart, so that no two guests have a page in common
+        "seed": str((plan.seed + guest.index * STEP) % (1 << 64)),
+        "append": "",
+        "disk": plan.guest_disks[guest.index] if plan.guest_disks else spec.name,
+        # what nobody sees from outside is told from inside
+        "digest": plan.target == "ssh" and plan.observe.memory,
+        "image": "disk" if spec.image else "",
+        "qga": spec.liveness == "agent",
+        "cpu": _guest_cpu(plan),
+        "devices": [
+            {"name": each.name, "kind": each.kind, "access": each.access, "bdf": found[each.name]}
+            for each in plan.devices
+            if each.guest == spec.name
+        ],
+    }
+
+
+def _guest_cpu(plan: Plan) -> int:
+    """Give the only CPU that guests may use, or -1 for any.
+
+    Two nested guests that run at the same time on two emulated CPUs reset, or take the host with
+    them, within seconds: seen with QEMU 10.0.2 and multi-threaded TCG in 5 of 8 starts, and in none
+    with the guests on one CPU. A single guest that may move between them was reset, too, in 2 of 30
+    cold runs (docs/adr/0006).
+    """
+    return plan.machine.vcpus - 1 if plan.machine.accel == "tcg" else -1
+
+
+def pattern_bytes(spec: GuestSpec) -> int:
+    """How much of its RAM the payload fills: as wished, or an eighth, at most 8 MiB.
+
+    Digests cover all of it from outside; reading a pattern back from inside costs a nested page
+    fault for each page that the guest has not touched since it was resumed.
+    """
+    if spec.pattern_bytes is not None:
+        return spec.pattern_bytes
+    return min(spec.memory_bytes // 8, _PATTERN_BYTES)
+
+
+def set_clock_and_nonce(bed: Testbed) -> None:
+    """Set the host's wall clock, and leave the nonce that SSH has to find."""
+    bed.call("set_time", {"realtime_ns": time.time_ns()})
+    bed.call("set_nonce", {"nonce": bed.nonce})
+
+
+def wait_guests(bed: Testbed, *, timeout_s: float, since: int = 0) -> None:
+    """Wait until every payload says that it is ready, and learn where its pages lie.
+
+    :raises DeadlineExceeded: names the guest that is not.
+    """
+    deadline = Deadline.after(timeout_s, "the guests to be ready")
+    for guest in bed.guests:
+        if guest.spec.image is None:
+            line = bed.wait_payload(guest, payload.Ready, deadline, since=since)
+            assert isinstance(line, payload.Ready)
+            guest.ready = line
+    bed.refresh_pfns()

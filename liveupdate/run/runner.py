@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Walk a plan: bring a host up, hop, store what was seen, judge it.
+
+The only place where errors of machines become incidents. A run always ends in a verdict, also when
+its machine is lost, its disk is full or it was interrupted half-way.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, LostMachine
+from liveupdate.core.steps import Steps
+from liveupdate.evidence import RunDir
+from liveupdate.judging.judge import judge
+from liveupdate.model.evidence import Evidence, Incident
+from liveupdate.model.plan import Hop, Plan
+from liveupdate.model.scenario import Scenario
+from liveupdate.model.verdict import Verdict
+from liveupdate.run.bringup import bring_up
+from liveupdate.run.hop import FreezeRefused, HopRun
+from liveupdate.run.observers.guests import GuestObservers
+from liveupdate.run.provenance import describe
+from liveupdate.run.testbed import Testbed
+from liveupdate.scenario.dump import dump_scenario
+
+_TAIL_LINES = 20
+_SWITCH_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run came to, where it is stored, and what it was made from."""
+
+    verdict: Verdict
+    evidence: Evidence
+    run_dir: Path
+    #: last lines of the host's console, for when it went wrong
+    console_tail: tuple[str, ...] = ()
+
+
+def run(
+    plan: Plan,
+    scenario: Scenario,
+    *,
+    results: Path,
+    steps: Steps,
+    argv: tuple[str, ...],
+    accel_reason: str,
+) -> RunResult:
+    """Carry a plan out in a new run directory under ``results``.
+
+    :param argv: the command line, the program's name first, for provenance.json.
+    :param accel_reason: why this accelerator was chosen, for provenance.json.
+    :raises PlanError: nothing was started (unwritable directory, missing images).
+    :raises KeyboardInterrupt: passed on after everything was taken down and stored.
+    """
+    # Events are stamped on arrival; a thread that computes must not keep the stamp waiting.
+    sys.setswitchinterval(_SWITCH_S)
+    record = RunDir.create(results, plan=plan, scenario=dump_scenario(scenario))
+    steps.subscribe(record.log_step)
+    tail: tuple[str, ...] = ()
+    try:
+        with bring_up(plan, record, steps) as bed:
+            record.put_provenance(describe(bed, argv=argv, accel_reason=accel_reason))
+            try:
+                _walk(bed, steps)
+            finally:
+                tail = bed.host.console.tail(_TAIL_LINES)
+    except LiveUpdateError as error:
+        # Before the first hop there is no machine whose promise could have been broken.
+        record.add_incident(Incident(kind=_kind(error), hop=0, text=str(error)))
+    finally:
+        record.close()
+    evidence = record.load_evidence()
+    return RunResult(
+        verdict=judge(plan, evidence), evidence=evidence, run_dir=record.path, console_tail=tail
+    )
+
+
+def _walk(bed: Testbed, steps: Steps) -> None:
+    """Make all hops, or as many as there is a machine for."""
+    with GuestObservers(bed) as watchers:
+        for hop in bed.plan.hops:
+            if not _hop(bed, hop, watchers, steps):
+                break
+
+
+def _hop(bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps) -> bool:
+    """Make one hop and store it; tell whether there is anything left to hop with."""
+    walk = HopRun(bed, hop, watchers, steps)
+    try:
+        walk.run()
+    except FreezeRefused as error:
+        bed.record.add_incident(Incident(kind="freeze-refused", hop=hop.number, text=error.message))
+        _roll_back(bed, hop, steps)
+        return False
+    except LiveUpdateError as error:
+        bed.record.add_incident(_incident(bed, hop, error))
+        return False
+    finally:
+        walk.store()
+    return True
+
+
+def _roll_back(bed: Testbed, hop: Hop, steps: Steps) -> None:
+    """Give the update up; what the guests do then is observed like after a hop."""
+    with steps.step("roll-back", hop=hop.number):
+        bed.call("abandon")
+        time.sleep(bed.plan.observe.after_s)
+        bed.record.set_rolled_back()
+
+
+def _incident(bed: Testbed, hop: Hop, error: LiveUpdateError) -> Incident:
+    """Say what happened by what was seen: a panic on the console explains whatever came after."""
+    crash = bed.host.console.find_crash("panic")
+    if crash is not None:
+        return Incident(kind="panic", hop=hop.number, text=crash.text)
+    events = bed.machine.qmp.events() if bed.machine is not None else ()
+    for event in events:
+        # A kexec never touches the platform's reset; -no-reboot turns any reset into the end.
+        reason = str(event.data.get("reason", ""))
+        if event.name == "SHUTDOWN" and reason.endswith("reset"):
+            return Incident(kind="reset", hop=hop.number, text=reason)
+    return Incident(kind=_kind(error), hop=hop.number, text=str(error))
+
+
+def _kind(error: LiveUpdateError) -> str:
+    if isinstance(error, DeadlineExceeded):
+        return "deadline"
+    if isinstance(error, LostMachine):
+        return "exited" if error.how == "exited" else "lost-agent"
+    return "harness"

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every key a scenario may have, as a table: the loader, the dumper and docs/scenario.md follow it.
+
+Defaults stand in :mod:`liveupdate.model.scenario` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from liveupdate.core.units import GIB, KIB, MIB, PAGE_BYTES
+from liveupdate.model.device_models import DEVICE_KINDS
+from liveupdate.model.scenario import MAX_GUEST_BYTES, MIN_GUEST_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One key. ``low`` and ``high`` are inclusive, in bytes for sizes and seconds for durations."""
+
+    name: str
+    #: field of the dataclass it fills
+    attribute: str
+    #: text, words, name, address, bdf, path, target, choice, size, duration, integer, number or
+    #: boolean
+    kind: str
+    doc: str
+    low: float = 0
+    high: float = 0
+    #: a size must be a multiple of this
+    step: int = 1
+    choices: tuple[str, ...] = ()
+    #: "none" takes the value away
+    nullable: bool = False
+
+
+def _key(name: str, kind: str, doc: str, **rest: object) -> Key:
+    suffix = {"size": "_bytes", "duration": "_s"}.get(kind, "")
+    return Key(name=name, attribute=name + suffix, kind=kind, doc=doc, **rest)  # type: ignore[arg-type]
+
+
+def _duration(name: str, low_s: float, high_s: float, doc: str) -> Key:
+    return _key(name, "duration", doc, low=low_s, high=high_s)
+
+
+TOP = (
+    _key("name", "name", "shown in reports; the file's own name when absent"),
+    _key("target", "target", "what the host under update is"),
+    _key("accel", "choice", "accelerator of the host under update", choices=("auto", "kvm", "tcg")),
+    _key("mechanism", "text", "what carries the guests' memory across"),
+    _key("hops", "integer", "how many kexecs in a row (A to B to A …)", low=1, high=100),
+    _key("kernel", "path", "bzImage of the outgoing kernel; the built one when absent"),
+    _key("next_kernel", "path", "bzImage of the incoming kernel; the built one when absent"),
+    _key("calibration", "boolean", "hand the TSC calibration to the incoming kernel"),
+    _key("fault", "text", "a fault to inject, see `liveupdate faults`", nullable=True),
+    _key("cold", "boolean", "boot anew instead of loading a saved host"),
+)
+
+GUEST = (
+    _key("name", "name", "unique, at most 20 characters"),
+    _key(
+        "memory",
+        "size",
+        "RAM",
+        low=MIN_GUEST_BYTES,
+        high=MAX_GUEST_BYTES,
+        step=2 * MIB,
+    ),
+    _key("vcpus", "integer", "virtual CPUs", low=1, high=16),
+    _key(
+        "pattern",
+        "size",
+        "RAM filled with the seeded pattern; an eighth of it, at most 8 MiB, when absent",
+        low=PAGE_BYTES,
+        high=MAX_GUEST_BYTES,
+        step=PAGE_BYTES,
+        nullable=True,
+    ),
+    _key("disk", "size", "journal disk", low=64 * KIB, high=16 * GIB, step=PAGE_BYTES),
+    _key("image", "path", "a disk image of your own (raw or qcow2) instead of the payload"),
+    _key(
+        "liveness",
+        "choice",
+        "how life is observed",
+        choices=("payload", "agent", "network"),
+    ),
+    _key("address", "address", "IPv4 address on the wire, for liveness = \"network\""),
+)  # fmt: skip
+
+DEVICE = (
+    _key("name", "name", "unique, at most 20 characters"),
+    _key("kind", "choice", "what it is", choices=DEVICE_KINDS),
+    _key("guest", "name", "the guest it is passed through to; the host's own driver when absent"),
+    _key(
+        "tier",
+        "choice",
+        "what becomes of its DMA at the kexec",
+        choices=("continuous", "quiesce"),
+    ),
+    _key("bdf", "bdf", "its PCI address there; the first free one of its kind when absent"),
+    _key("access", "choice", "how VFIO is used", choices=("container", "cdev")),
+    _key(
+        "ring",
+        "integer",
+        "receive descriptors; reads in flight (nvme, at most 1023 of them)",
+        low=64,
+        high=4096,
+    ),
+    _key(
+        "rate",
+        "integer",
+        "frames per second that are sent to it, or that it reads (nvme)",
+        low=1,
+        high=5000,
+    ),
+    _key(
+        "mapped",
+        "size",
+        "memory that is mapped for it besides, in pages of 4 KiB that lie scattered",
+        low=PAGE_BYTES,
+        high=GIB,
+        step=PAGE_BYTES,
+        nullable=True,
+    ),
+)
+
+IOMMU = (
+    _key("kind", "choice", "the IOMMU there is", choices=("intel", "amd", "none")),
+    _key("scalable", "boolean", "scalable mode (PASID tables) of an Intel IOMMU"),
+)
+
+HOST = (
+    _key(
+        "memory",
+        "size",
+        "RAM; what the guests need and 1.25 GiB, at least 2 GiB, when absent",
+        low=GIB,
+        high=1024 * GIB,
+        step=2 * MIB,
+        nullable=True,
+    ),
+    _key("vcpus", "integer", "virtual CPUs", low=1, high=64),
+    _key("append", "words", "added to both kernels' command lines"),
+    _key("next_append", "words", "added to the incoming kernel's command line only"),
+    _key(
+        "fragment",
+        "number",
+        "share of free 2 MiB blocks that is spoilt before guests are started; the host boots anew",
+        low=0,
+        high=1,
+    ),
+)
+
+TIMEOUTS = (
+    _duration("boot", 1, 86400, "start of the host until its agent answers"),
+    _duration("guest_boot", 1, 86400, "start of a guest until it is ready"),
+    _duration("prepare", 1, 86400, "the brownout"),
+    _duration("jump", 1, 86400, "order to jump until the incoming kernel's first line"),
+    _duration("incoming", 1, 86400, "that line until the agent is up"),
+    _duration("restore", 1, 86400, "agent up until all guests have been dealt with"),
+    _duration("total", 1, 86400 * 7, "the whole run"),
+)
+
+OBSERVE = (
+    _duration("before", 0.1, 3600, "how long life is watched before the update"),
+    _duration("after", 0.5, 86400, "and after it"),
+    _duration("tick_sample", 0.001, 1, "between two readings of a tick page"),
+    _duration("echo_interval", 0.001, 1, "between two network echoes"),
+    _key("memory", "boolean", "digest the guests' memory; leave out to measure what that costs"),
+    _key("hugetlb", "boolean", "time what hugetlbfs takes for the guests' RAM, before they start"),
+)
+
+BUDGET = (
+    _key(
+        "blackout",
+        "duration",
+        "longest blackout of any guest; no bound when absent",
+        low=0.001,
+        high=86400,
+        nullable=True,
+    ),
+    _key(
+        "clock_ppm", "number", "rate error of a guest's clock, parts per million", low=1, high=1e6
+    ),
+    _duration("stall", 0.01, 3600, "longest silence of a guest outside the blackout"),
+)
+
+SECTIONS: Mapping[str, tuple[Key, ...]] = MappingProxyType(
+    {
+        "": TOP,
+        "host": HOST,
+        "iommu": IOMMU,
+        "timeouts": TIMEOUTS,
+        "observe": OBSERVE,
+        "budget": BUDGET,
+    }
+)
+"""Keys by table."""
+
+ARRAYS: Mapping[str, tuple[Key, ...]] = MappingProxyType({"guest": GUEST, "device": DEVICE})
+"""Keys by array of tables."""

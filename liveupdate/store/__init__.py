@@ -1,7 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""The run directory: written while a run goes on, read back to judge it."""
-
-from liveupdate.store.files import StoreError, write_atomic
-from liveupdate.store.run import RunDir
-
-__all__ = ["RunDir", "StoreError", "write_atomic"]

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libvirt-python with deadlines: one connection, one domain, and QMP through its monitor.
+
+libvirt's calls wait without end, so each runs in a thread that is left behind when its time is up;
+its events need a loop, of which a process has one. The binding is an optional extra and imported
+only when it is used. Must not know what a domain is made of.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, TypeVar
+
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import (
+    LaunchError,
+    LiveUpdateError,
+    LostMachine,
+    OutcomeUnknown,
+    PlanError,
+)
+from liveupdate.transport.monitor import Monitor
+from liveupdate.transport.qmp import COMMAND_TIMEOUT_S, QmpRefused
+from liveupdate.transport.unix import Watch
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 20.0
+_KEEPALIVE_S = 5
+_KEEPALIVE_COUNT = 3
+
+
+class NoAnswer(PlanError):
+    """There is no libvirt at a URI, or it refuses the connection."""
+
+
+@functools.cache
+def load() -> tuple[ModuleType, ModuleType]:
+    """Import the binding and start its event loop, once.
+
+    :raises PlanError: it is not installed.
+    """
+    try:
+        import libvirt
+        import libvirt_qemu
+    except ImportError as error:
+        raise PlanError(
+            f"target 'libvirt' needs libvirt-python: {error}",
+            hint="run 'make setup', or pip install 'liveupdate[libvirt]'",
+        ) from error
+    # it prints every error to stderr as well
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    libvirt.virEventRegisterDefaultImpl()
+
+    def loop() -> None:
+        while True:
+            libvirt.virEventRunDefaultImpl()
+
+    threading.Thread(target=loop, name="libvirt", daemon=True).start()
+    return libvirt, libvirt_qemu
+
+
+def check(uri: str) -> None:
+    """See that a connection opens, before anything is planned on it.
+
+    :raises NoAnswer: nobody answers.
+    :raises PlanError: there is no binding.
+    """
+    try:
+        Link.open(uri, Deadline.after(CONNECT_TIMEOUT_S, f"libvirt at '{uri}'")).close()
+    except LaunchError as error:
+        raise NoAnswer(error.message, hint=error.hint) from error
+
+
+def bounded(work: Callable[[], T], deadline: Deadline, what: str) -> T:
+    """Call ``work`` in a thread of its own.
+
+    :raises DeadlineExceeded: it has not returned; the thread is left to itself.
+    """
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def carry_out() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=carry_out, name="libvirt-call", daemon=True).start()
+    try:
+        return future.result(deadline.remaining_s)
+    except concurrent.futures.TimeoutError as error:
+        if future.done():
+            raise
+        raise deadline.exceeded(f"libvirt does not answer: {what}") from error
+
+
+class Link:
+    """One connection to a libvirtd, and the domain started over it."""
+
+    def __init__(self, connection: Any, uri: str) -> None:
+        self.uri = uri
+        self._libvirt, self._libvirt_qemu = load()
+        self._connection = connection
+        self._domain: Any = None
+        self._lock = threading.Lock()
+        self._lost: str | None = None
+        #: how the domain stopped, as libvirt tells it
+        self.stopped: str | None = None
+        connection.registerCloseCallback(self._closed, None)
+        connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_COUNT)
+
+    @classmethod
+    def open(cls, uri: str, deadline: Deadline) -> Link:
+        """Connect.
+
+        :raises PlanError: there is no binding.
+        :raises LaunchError: nobody answers, or libvirt refuses.
+        """
+        binding, _ = load()
+        try:
+            return cls(bounded(lambda: binding.open(uri), deadline, f"open '{uri}'"), uri)
+        except binding.libvirtError as error:
+            raise LaunchError(
+                f"no libvirt at '{uri}': {_say(error)}",
+                hint="start libvirtd, or name another one: --target libvirt:URI",
+            ) from error
+
+    @property
+    def lost(self) -> str | None:
+        """Why the connection is gone, or None while it lives."""
+        return self._lost
+
+    @property
+    def version(self) -> str:
+        number = int(self._connection.getLibVersion())
+        return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
+
+    def create(self, xml: str, deadline: Deadline) -> str:
+        """Start a transient domain, paused; return its UUID. It ends with this connection.
+
+        :raises LaunchError: with what libvirt, or QEMU, said.
+        """
+        flags = self._libvirt.VIR_DOMAIN_START_PAUSED | self._libvirt.VIR_DOMAIN_START_AUTODESTROY
+        try:
+            self._domain = bounded(
+                lambda: self._connection.createXML(xml, flags), deadline, "create the domain"
+            )
+            self._connection.domainEventRegisterAny(
+                self._domain, self._libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None
+            )
+            return str(self._domain.UUIDString())
+        except self._libvirt.libvirtError as error:
+            raise LaunchError(f"libvirt did not start the machine: {_say(error)}") from error
+
+    def watch_monitor(self, keep: Callable[[str, str | None], None]) -> None:
+        """Have ``keep`` called with name and JSON data of each QMP event."""
+
+        def event(_c: object, _d: object, name: str, _s: int, _us: int, data: Any, _o: Any) -> None:
+            keep(name, data)
+
+        self._libvirt_qemu.qemuMonitorEventRegister(
+            self._connection, self._domain, None, event, None
+        )
+
+    def ask_monitor(self, command: str, deadline: Deadline, what: str) -> str:
+        """Pass a QMP command on and return QEMU's answer, both JSON.
+
+        :raises LostMachine: there is no domain, or no libvirtd, any more.
+        :raises OutcomeUnknown: it went away in the middle.
+        """
+        if self._lost is not None:
+            raise LostMachine(f"libvirt is gone: {self._lost}; wanted {what}", how="no-answer")
+        try:
+            answer = bounded(
+                lambda: self._libvirt_qemu.qemuMonitorCommand(self._domain, command, 0),
+                deadline,
+                what,
+            )
+        except self._libvirt.libvirtError as error:
+            gone = (
+                self._libvirt.VIR_ERR_OPERATION_INVALID,
+                self._libvirt.VIR_ERR_NO_DOMAIN,
+                self._libvirt.VIR_ERR_INVALID_CONN,
+            )
+            if error.get_error_code() in gone:
+                raise LostMachine(
+                    f"libvirt has no such machine any more: {_say(error)}; wanted {what}",
+                    how="no-answer",
+                ) from error
+            raise OutcomeUnknown(
+                f"libvirt lost QEMU while {what} was under way: {_say(error)}"
+            ) from error
+        return str(answer)
+
+    def destroy(self, deadline: Deadline) -> None:
+        """Power the domain off; one that is off already is fine.
+
+        :raises LostMachine: libvirt cannot.
+        """
+        if self._domain is None:
+            return
+        try:
+            bounded(self._domain.destroy, deadline, "destroy the domain")
+        except self._libvirt.libvirtError as error:
+            off = (self._libvirt.VIR_ERR_OPERATION_INVALID, self._libvirt.VIR_ERR_NO_DOMAIN)
+            if error.get_error_code() not in off:
+                raise LostMachine(
+                    f"libvirt cannot end the machine: {_say(error)}", how="no-answer"
+                ) from error
+
+    def is_defined(self, name: str, deadline: Deadline) -> bool:
+        """Tell whether libvirt still knows a domain of that name."""
+        try:
+            bounded(lambda: self._connection.lookupByName(name), deadline, "look for the domain")
+        except self._libvirt.libvirtError as error:
+            if error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN:
+                return False
+            raise LostMachine(f"libvirt cannot be asked: {_say(error)}", how="no-answer") from error
+        return True
+
+    def close(self) -> None:
+        """Disconnect, which ends the domain if it still runs. Idempotent."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        self._note_lost("closed by us")
+        try:
+            bounded(
+                connection.close,
+                Deadline.after(CONNECT_TIMEOUT_S, "libvirt to let go"),
+                "close the connection",
+            )
+        except (self._libvirt.libvirtError, LiveUpdateError) as error:
+            log.debug("closing '%s': %s", self.uri, error)
+
+    def _closed(self, _connection: object, reason: int, _opaque: object) -> None:
+        names = ("error", "end of file", "keepalive", "client")
+        self._note_lost(names[reason] if 0 <= reason < len(names) else str(reason))
+
+    def _note_lost(self, why: str) -> None:
+        self._lost = self._lost or why
+
+    def _lifecycle(self, _c: object, _d: object, event: int, detail: int, _o: object) -> None:
+        if event == self._libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            # virDomainEventStoppedDetailType
+            names = ("shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "snapshot")
+            self.stopped = names[detail] if 0 <= detail < len(names) else str(detail)
+
+
+class PassedMonitor(Monitor):
+    """QMP through libvirt."""
+
+    WHO = "libvirt"
+
+    def __init__(self, link: Link, *, watch: Watch | None = None) -> None:
+        super().__init__(watch)
+        self._link = link
+
+    @property
+    def lost(self) -> str | None:
+        return self._link.lost
+
+    def connect(self, deadline: Deadline) -> Mapping[str, object]:
+        """Begin to listen and return what ``query-version`` says."""
+        self._link.watch_monitor(self._keep_text)
+        version = self.execute("query-version", None, deadline)
+        return version if isinstance(version, dict) else {}
+
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        deadline: Deadline | None = None,
+    ) -> object:
+        deadline = deadline or Deadline.after(COMMAND_TIMEOUT_S, f"QMP '{command}'")
+        request = json.dumps({"execute": command, "arguments": dict(arguments or {})})
+        try:
+            text = self._link.ask_monitor(request, deadline, f"'{command}'")
+        except (LostMachine, OutcomeUnknown):
+            if command == "quit":
+                # QEMU may close before the answer is on the wire; it did what it was asked
+                return {}
+            raise
+        return parse_answer(command, text)
+
+    def drop(self) -> None:
+        """Close the connection, which ends the machine: it is libvirtd that holds the monitor."""
+        self._link.close()
+
+    def close(self) -> None:
+        """The link is its owner's to close."""
+
+    def _keep_text(self, name: str, data: str | None) -> None:
+        try:
+            self._keep(name, json.loads(data) if data else {})
+        except ValueError:
+            self._keep(name, {})
+
+
+def parse_answer(command: str, text: str) -> object:
+    """Take the value out of QEMU's answer as libvirt hands it on.
+
+    :raises QmpRefused: QEMU said no.
+    :raises LostMachine: it is none.
+    """
+    try:
+        answer = json.loads(text)
+    except ValueError as error:
+        raise LostMachine(f"nonsense in answer to '{command}': {error}", how="garbled") from error
+    match answer:
+        case {"return": value}:
+            return value
+        case {"error": {"class": str(kind), "desc": str(message)}}:
+            raise QmpRefused(command, kind, message)
+        case _:
+            raise LostMachine(f"nonsense in answer to '{command}': {text[:80]}", how="garbled")
+
+
+def _say(error: Exception) -> str:
+    """Put what libvirt says on one line; it ends with QEMU's own words."""
+    return " ".join(str(error).split())

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which machines run, so that ``ps`` can tell and ``gc`` can clean up after a CLI that was killed.
+
+One JSON file per machine in the runtime directory. A record is a claim, not a fact: a process is
+ours only if its start time is the recorded one *and* its argv names the run, and it is signalled
+through a pidfd, so that a number used again is never hit. Must not know what a machine is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import shutil
+import signal
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import Enum
+from itertools import pairwise
+from pathlib import Path
+
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import StateError
+from liveupdate.core.proc import read_start_time
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = ".machine.json"
+_MAX_RECORD_BYTES = 64 * 1024
+
+
+class RecordError(ValueError):
+    """A file of the registry is not a record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """One started machine. Start times are clock ticks after boot, as in ``/proc/PID/stat``."""
+
+    run_id: str
+    pid: int
+    start_time: int
+    owner_pid: int
+    owner_start_time: int
+    #: sockets, in our runtime directory; goes when the machine goes
+    runtime_dir: str
+    #: results; never removed from here
+    run_dir: str
+    ssh_port: int | None = None
+    accel: str = ""
+
+
+class MachineState(Enum):
+    """What a record comes to. ORPHAN: it runs, and nobody is in charge of it any more."""
+
+    RUNNING = "running"
+    ORPHAN = "orphan"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A record and what became of it."""
+
+    machine: Machine
+    state: MachineState
+    file: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcResult:
+    """What ``gc`` did: run ids, and what it could not do."""
+
+    killed: tuple[str, ...]
+    removed: tuple[str, ...]
+    errors: tuple[str, ...]
+
+
+def machine_name(run_id: str) -> str:
+    """Return the value of QEMU's ``-name``, by which its argv is recognised."""
+    return f"lu-{run_id}"
+
+
+def parse_record(data: bytes) -> Machine:
+    """Parse one record.
+
+    :raises RecordError: it is not one.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RecordError("not an object")
+    fields = {key: value[key] for key in Machine.__slots__ if key in value}
+    numbers = [fields.get(key) for key in ("pid", "start_time", "owner_pid", "owner_start_time")]
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise RecordError("pids and start times have to be positive numbers")
+    texts = [fields.get(key) for key in ("run_id", "runtime_dir", "run_dir")]
+    if not all(isinstance(text, str) and text and "\0" not in text for text in texts):
+        raise RecordError("ids and paths have to be text")
+    return Machine(**fields)
+
+
+def is_named(cmdline: bytes, run_id: str) -> bool:
+    """Tell whether an argv, as in ``/proc/PID/cmdline``, is that run's machine."""
+    argv = cmdline.split(b"\0")
+    name = machine_name(run_id).encode()
+    # libvirt writes the long form, with more behind the comma
+    return any(
+        option == b"-name" and value.partition(b",")[0] in (name, b"guest=" + name)
+        for option, value in pairwise(argv)
+    )
+
+
+def decide(
+    machine: Machine, start_time: int | None, cmdline: bytes, owner_start_time: int | None
+) -> MachineState:
+    """Tell what a record comes to, from what ``/proc`` says of its pid and of its owner's."""
+    if start_time != machine.start_time or not is_named(cmdline, machine.run_id):
+        return MachineState.DEAD
+    if owner_start_time != machine.owner_start_time:
+        return MachineState.ORPHAN
+    return MachineState.RUNNING
+
+
+class Registry:
+    """The records in one runtime directory (:func:`liveupdate.core.paths.runtime_dir`)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def make_runtime_dir(self, run_id: str) -> Path:
+        """Make the 0700 directory for the sockets of a run.
+
+        :raises StateError: there is one of that name already.
+        """
+        path = self.root / run_id
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError as error:
+            raise StateError(f"run '{run_id}'", state="exists", required="new") from error
+        return path
+
+    def add(self, machine: Machine) -> None:
+        """Record a machine, or record it anew."""
+        data = json.dumps(asdict(machine), indent=1).encode() + b"\n"
+        fresh = self.root / f".{machine.run_id}.new"
+        fresh.write_bytes(data)
+        fresh.replace(self._file(machine.run_id))
+
+    def remove(self, run_id: str) -> None:
+        """Forget a machine whose process is gone; its directory has to be gone, too."""
+        self._file(run_id).unlink(missing_ok=True)
+
+    def list(self) -> tuple[Listed, ...]:
+        """Return every record that can be read, with what became of it."""
+        return tuple(self._each())
+
+    def find(self, run_id: str) -> Listed | None:
+        """Return the record of a run, by its id or the beginning of it, if that is unique."""
+        found = [item for item in self._each() if item.machine.run_id.startswith(run_id)]
+        return found[0] if len(found) == 1 else None
+
+    def sweep(self, deadline: Deadline, *, everything: bool = False) -> GcResult:
+        """Kill orphans, and remove what the dead left behind.
+
+        :param everything: kill the machines of living owners as well.
+        """
+        killed, removed, errors = [], [], []
+        for item in self.list():
+            run_id = item.machine.run_id
+            try:
+                if item.state is MachineState.ORPHAN or (
+                    everything and item.state is MachineState.RUNNING
+                ):
+                    kill(item.machine, deadline)
+                    killed.append(run_id)
+                elif item.state is MachineState.RUNNING:
+                    continue
+                self._remove_traces(item.machine)
+                removed.append(run_id)
+            except (OSError, StateError, TimeoutError) as error:
+                errors.append(f"{run_id}: {error}")
+        known = {item.machine.run_id for item in self.list()}
+        for path in self._strays(known):
+            # made by a CLI that was killed before its machine started
+            try:
+                shutil.rmtree(path)
+                removed.append(path.name)
+            except OSError as error:
+                errors.append(f"{path.name}: {error}")
+        return GcResult(killed=tuple(killed), removed=tuple(removed), errors=tuple(errors))
+
+    def _file(self, run_id: str) -> Path:
+        return self.root / f"{run_id}{_SUFFIX}"
+
+    def _each(self) -> Iterator[Listed]:
+        for path in sorted(self.root.glob(f"*{_SUFFIX}")):
+            try:
+                with path.open("rb") as file:
+                    machine = parse_record(file.read(_MAX_RECORD_BYTES))
+            except (OSError, RecordError) as error:
+                log.warning("'%s' is not a record: %s", path, error)
+                continue
+            if path.name == f"{machine.run_id}{_SUFFIX}":
+                yield Listed(machine=machine, state=look_at(machine), file=path)
+
+    def _remove_traces(self, machine: Machine) -> None:
+        directory = Path(machine.runtime_dir)
+        # A record is a file that could say anything: only what is directly below our root goes,
+        # and rmtree does not follow links.
+        if directory.parent == self.root and directory.name == machine.run_id:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(directory)
+        self.remove(machine.run_id)
+
+    def _strays(self, known: set[str]) -> Iterator[Path]:
+        for path in self.root.iterdir():
+            owner = path / "owner"
+            if path.name in known or not stat.S_ISDIR(path.lstat().st_mode) or not owner.is_file():
+                continue
+            pid, _, start_time = owner.read_text().strip().partition(" ")
+            if pid.isdigit() and str(read_start_time(int(pid))) != start_time:
+                yield path
+
+
+def write_owner(directory: Path) -> None:
+    """Say in a runtime directory whose it is, from before there is a record."""
+    pid = os.getpid()
+    (directory / "owner").write_text(f"{pid} {read_start_time(pid)}\n")
+
+
+def look_at(machine: Machine) -> MachineState:
+    """Ask ``/proc`` what a record comes to."""
+    try:
+        cmdline = Path(f"/proc/{machine.pid}/cmdline").read_bytes()
+    except OSError:
+        cmdline = b""
+    return decide(
+        machine, read_start_time(machine.pid), cmdline, read_start_time(machine.owner_pid)
+    )
+
+
+def kill(machine: Machine, deadline: Deadline) -> None:
+    """Kill a machine, with its process group, and wait until it is gone.
+
+    :raises StateError: the process is not the recorded one (any more).
+    :raises TimeoutError: it did not go.
+    """
+    try:
+        descriptor = os.pidfd_open(machine.pid)
+    except ProcessLookupError:
+        return
+    try:
+        # Looked at again through the pidfd's eyes: from here on the number cannot change hands.
+        if look_at(machine) is MachineState.DEAD:
+            raise StateError(
+                f"pid {machine.pid}", state="another process", required=machine_name(machine.run_id)
+            )
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(machine.pid) == machine.pid:
+                os.killpg(machine.pid, signal.SIGKILL)
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        if not poller.poll(deadline.remaining_s * 1000):
+            raise TimeoutError(f"pid {machine.pid} outlives SIGKILL")
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,476 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host under update as a QEMU machine on this control host.
+
+A context manager: entering starts the machine, leaving it ends it, whatever happened, and leaves no
+process, socket or file behind but the run directory. Must not know what the machine is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import (
+    DeadlineExceeded,
+    LaunchError,
+    LiveUpdateError,
+    LostMachine,
+    StateError,
+)
+from liveupdate.core.paths import SUN_PATH_BYTES
+from liveupdate.model.device_models import FED_KINDS, NAMESPACE_BYTES
+from liveupdate.model.plan import MachineSpec
+from liveupdate.target.base import Process
+from liveupdate.target.machines import Machine, Registry, write_owner
+from liveupdate.target.qemu.argv import (
+    RAM_ID,
+    SSH_NIC,
+    DiskFile,
+    MachinePaths,
+    build_argv,
+    parse_ssh_port,
+)
+from liveupdate.transport.agent_link import AgentLink
+from liveupdate.transport.console import Console
+from liveupdate.transport.guest_network import Wire
+from liveupdate.transport.monitor import Monitor, QmpEvent
+from liveupdate.transport.physmem import PhysMem, parse_mtree
+from liveupdate.transport.qmp import Qmp
+from liveupdate.transport.ssh import Ssh
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LAUNCH_TIMEOUT_S = 30.0
+#: QEMU ends within milliseconds of `quit` unless it is stuck
+QUIT_TIMEOUT_S = 5.0
+_KILL_TIMEOUT_S = 10.0
+_TAIL_BYTES = 8192
+_TAIL_LINES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFiles:
+    """What the machine is made from; none of it is written to."""
+
+    kernel: Path
+    rootfs: Path
+    kit: Path
+    ssh_client_key: Path
+    ssh_host_key_pub: Path
+    #: users' own disk images, by guest
+    images: Mapping[str, Path] = field(default_factory=dict)
+
+
+Starter = Callable[["QemuHost", Deadline], object]
+
+
+class QemuHost:
+    """One machine, once. ``qmp console agent wire ram disks`` are there while it is entered."""
+
+    #: name of the memory backend's region in ``info mtree``
+    _ram_id = RAM_ID
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        files: HostFiles,
+        *,
+        run_id: str,
+        run_dir: Path,
+        append: str,
+        registry: Registry,
+        starter: Starter | None = None,
+    ) -> None:
+        """
+        :param run_dir: exists; gets ``boot-N/``, ``disks/`` and ``qemu.log``.
+        :param starter: brings the machine up to where :meth:`resume` lets it go; a cold boot
+            (:meth:`start`) unless a warm start is wanted.
+        """
+        self.spec = spec
+        self.files = files
+        self.run_id = run_id
+        self.run_dir = run_dir
+        self.append = append
+        self.argv: tuple[str, ...] = ()
+        self.disks: Mapping[str, Path] = MappingProxyType({})
+        #: what is behind NVMe controllers, by name of the device
+        self.namespaces: Mapping[str, Path] = MappingProxyType({})
+        self.qemu_version = ""
+        #: what ``query-kvm`` says of this machine, which is no proof that it works
+        self.kvm_enabled: bool | None = None
+        self.ssh_port = 0
+        #: what went wrong while cleaning up; the runner reports it
+        self.problems: tuple[str, ...] = ()
+        self._registry = registry
+        self._starter: Starter = starter or QemuHost.start
+        self._stack = contextlib.ExitStack()
+        self._child: Process | None = None
+        self._qmp: Monitor | None = None
+        self._console: Console | None = None
+        self._agent: AgentLink | None = None
+        self._wire: Wire | None = None
+        self._feeds: dict[str, Wire] = {}
+        self._ram: PhysMem | None = None
+        self._ram_fd = -1
+        self._prepared: MachinePaths | None = None
+        self._stopping = False
+        self._killed = False
+
+    # --- capabilities
+
+    @property
+    def qmp(self) -> Monitor:
+        return _there(self._qmp)
+
+    @property
+    def console(self) -> Console:
+        return _there(self._console)
+
+    @property
+    def agent(self) -> AgentLink:
+        return _there(self._agent)
+
+    @property
+    def wire(self) -> Wire:
+        return _there(self._wire)
+
+    @property
+    def feeds(self) -> Mapping[str, Wire]:
+        """The wires of the passed-through devices, by name."""
+        return self._feeds
+
+    @property
+    def ram(self) -> PhysMem:
+        return _there(self._ram)
+
+    @property
+    def watch_path(self) -> Path:
+        """Socket of the second monitor, which a machine with passed-through devices has."""
+        return _there(self._prepared).watch
+
+    @property
+    def pid(self) -> int:
+        return _there(self._child).pid
+
+    @property
+    def ram_fd(self) -> int:
+        """The memfd itself, for the warm start."""
+        return self._ram_fd
+
+    def ssh(self, deadline: Deadline) -> Ssh:
+        """Log in as root, with the pinned host key."""
+        return Ssh.connect(
+            host="127.0.0.1",
+            port=self.ssh_port,
+            user="root",
+            key=self.files.ssh_client_key,
+            host_key=self.files.ssh_host_key_pub,
+            deadline=deadline,
+            watch=self.death,
+        )
+
+    def monitor(self, command_line: str, deadline: Deadline) -> str:
+        """Run a human monitor command."""
+        return self.qmp.hmp(command_line, deadline)
+
+    def reset(self, deadline: Deadline) -> None:
+        """Reset the machine and wait for the first line of its kernel.
+
+        Every other reset is the machine's end (``-no-reboot``).
+        """
+        mark = self.console.mark()
+        self.qmp.execute("set-action", {"reboot": "reset"}, deadline)
+        self.qmp.execute("system_reset", {}, deadline)
+        # Not before there is a kernel again: SeaBIOS resets once more to get its own memory clean.
+        self.console.wait_line("Linux version", deadline, since=mark)
+        self.qmp.execute("set-action", {"reboot": "shutdown"}, deadline)
+
+    def cut_ssh(self) -> None:
+        """Pull the plug of the SSH network; for the fault tests."""
+        self.qmp.execute("set_link", {"name": SSH_NIC, "up": False})
+
+    def kill(self) -> None:
+        """Kill QEMU with its process group; for the fault tests."""
+        self._killed = True
+        _there(self._child).kill()
+
+    def death(self) -> Exception | None:
+        """Say why there is no use in waiting any more: QEMU ended or is about to, or a panic."""
+        if self._child is None or self._stopping:
+            return None
+        code = self._child.returncode
+        event = self._shutdown_event()
+        panic = self._console.find_crash("panic") if self._console else None
+        if panic is not None:
+            return LostMachine(f"kernel panic in boot {panic.boot}: {panic.text}", how="exited")
+        if event is not None:
+            reason = event.data.get("reason", "unknown")
+            return LostMachine(f"the machine ended: {reason}", how="exited")
+        if code is not None:
+            tail = self._log_tail()
+            how = self._describe_end(code)
+            return LostMachine(f"QEMU ended ({how}){': ' + tail if tail else ''}", how="exited")
+        return None
+
+    # --- lifetime
+
+    def __enter__(self) -> QemuHost:
+        deadline = Deadline.after(LAUNCH_TIMEOUT_S, "QEMU to start")
+        try:
+            self._starter(self, deadline)
+            self.resume(deadline)
+        except BaseException:
+            self.shutdown()
+            raise
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.shutdown()
+
+    def start(self, deadline: Deadline, *, incoming: bool = False) -> None:
+        """Start QEMU and connect everything; the machine stays paused until :meth:`resume`.
+
+        The caller shuts down, also when this fails.
+
+        :param incoming: it waits for a saved state; RAM and disks were filled by :meth:`prepare`.
+        :raises LaunchError: with what QEMU said.
+        """
+        paths = self._prepared if self._prepared is not None else self.prepare()
+        try:
+            self._wire = self._stack.enter_context(Wire(paths.wire_ours, paths.wire_qemu))
+            for number, (name, kind) in enumerate(self.spec.devices):
+                if kind not in FED_KINDS:
+                    continue
+                feed = Wire(paths.feed_ours(number), paths.feed_qemu(number))
+                self._feeds[name] = self._stack.enter_context(feed)
+            self._child = self._launch(paths, deadline, incoming=incoming)
+            self._stack.callback(self._child.close)
+            self._register()
+            self._connect(paths, deadline, booted=incoming)
+        except LostMachine as error:
+            # A QEMU that refuses its command line closes its sockets a moment before it ends.
+            if self._child is not None:
+                with contextlib.suppress(DeadlineExceeded):
+                    self._child.wait(Deadline.after(1.0, "QEMU to end"))
+            raise LaunchError(f"QEMU did not start: {self.death() or error.message}") from error
+        except OSError as error:
+            raise LaunchError(f"QEMU did not start: {error}") from error
+
+    def resume(self, deadline: Deadline) -> None:
+        """Let the virtual CPUs run."""
+        self.qmp.execute("cont", {}, deadline)
+
+    def prepare(self) -> MachinePaths:
+        """Make what QEMU will open: sockets' directory, RAM, disks. Called by :meth:`start`.
+
+        :raises LaunchError: no room, no permission.
+        """
+        try:
+            runtime = self._registry.make_runtime_dir(self.run_id)
+            self._stack.callback(shutil.rmtree, runtime)
+            self._stack.callback(self._registry.remove, self.run_id)
+            write_owner(runtime)
+            self._make_ram()
+            disks = tuple(self._make_disk(serial, size) for serial, size in self.spec.disks)
+            self.namespaces = MappingProxyType(
+                {name: self._make_disk(name, NAMESPACE_BYTES).path for name in self._controllers()}
+            )
+        except OSError as error:
+            raise LaunchError(f"cannot prepare the machine: {error}") from error
+        self.disks = MappingProxyType({disk.serial: disk.path for disk in disks})
+        paths = MachinePaths(
+            kernel=self.files.kernel,
+            rootfs=self.files.rootfs,
+            kit=self.files.kit,
+            disks=disks,
+            runtime_dir=runtime,
+            ram_fd=self._ram_fd,
+            namespaces=self.namespaces,
+        )
+        if len(os.fsencode(paths.console)) > SUN_PATH_BYTES:
+            raise LaunchError(
+                f"'{paths.console}' is too long for a unix socket", hint="set XDG_RUNTIME_DIR"
+            )
+        self._prepared = paths
+        return paths
+
+    def shutdown(self) -> tuple[str, ...]:
+        """Quit, wait, kill; then clean up. Idempotent.
+
+        :return: what went wrong on the way, all of it; :attr:`problems` keeps it.
+        """
+        problems: list[str] = []
+        if not self._stopping:
+            self._stopping = True
+            if self._child is not None and self._child.returncode is None:
+                self._end_process(problems)
+            if self._console is not None:
+                with contextlib.suppress(DeadlineExceeded):
+                    self._console.drain(Deadline.after(1.0, "the rest of the console"))
+        try:
+            # runs every callback, and chains the errors of all that failed
+            self._stack.close()
+        except (OSError, LiveUpdateError, BufferError) as error:
+            failed: BaseException | None = error
+            while failed is not None:
+                problems.append(f"cleaning up: {failed!r}")
+                failed = failed.__context__
+        if self._console is not None and self._console.write_error is not None:
+            problems.append(f"console log: {self._console.write_error}")
+        self.problems += tuple(problems)
+        for problem in problems:
+            log.warning("%s: %s", self.run_id, problem)
+        return tuple(problems)
+
+    # --- inside
+
+    # what another way of starting QEMU does differently (:mod:`liveupdate.target.libvirt.host`)
+
+    def _launch(self, paths: MachinePaths, deadline: Deadline, *, incoming: bool) -> Process:
+        """Start QEMU; ``argv`` is known afterwards."""
+        self.argv = build_argv(
+            self.spec, paths, run_id=self.run_id, append=self.append, incoming=incoming
+        )
+        with self._log_file.open("ab") as output:
+            return proc.spawn(self.argv, stdout=output, stderr=output, pass_fds=(paths.ram_fd,))
+
+    def _make_monitor(self, paths: MachinePaths) -> Monitor:
+        return Qmp(paths.qmp, watch=self.death)
+
+    def _make_ram(self) -> None:
+        self._ram_fd = os.memfd_create(f"liveupdate-{self.run_id}", os.MFD_CLOEXEC)
+        self._stack.callback(self._close_ram_fd)
+        os.ftruncate(self._ram_fd, self.spec.memory_bytes)
+
+    def _map_ram(self, deadline: Deadline) -> PhysMem:
+        """Map the RAM. :raises ValueError: the monitor does not say where it lies."""
+        ranges = parse_mtree(self.qmp.hmp("info mtree -f", deadline), self._ram_id)
+        return PhysMem(self._ram_fd, self.spec.memory_bytes, ranges)
+
+    def _describe_end(self, code: int) -> str:
+        return f"signal {-code}" if code < 0 else f"exit {code}"
+
+    @property
+    def _log_file(self) -> Path:
+        return self.run_dir / "qemu.log"
+
+    def _connect(self, paths: MachinePaths, deadline: Deadline, *, booted: bool) -> None:
+        self._qmp = self._make_monitor(paths)
+        self._stack.callback(self._qmp.close)
+        version = self._qmp.connect(deadline).get("qemu", {})
+        if isinstance(version, dict):
+            self.qemu_version = ".".join(
+                str(version.get(k, "?")) for k in ("major", "minor", "micro")
+            )
+        self._console = self._stack.enter_context(
+            Console(paths.console, self.run_dir, booted=booted, watch=self._process_death)
+        )
+        self._console.connect(deadline)
+        self._agent = self._stack.enter_context(AgentLink(paths.agent, watch=self.death))
+        self._agent.connect(deadline)
+        kvm = self._qmp.execute("query-kvm", {}, deadline)
+        self.kvm_enabled = bool(kvm.get("enabled")) if isinstance(kvm, dict) else None
+        try:
+            self.ssh_port = parse_ssh_port(self._qmp.hmp("info usernet", deadline))
+            self._ram = self._stack.enter_context(self._map_ram(deadline))
+        except ValueError as error:
+            raise LaunchError(f"QEMU's monitor makes no sense: {error}") from error
+        self._register()
+
+    def _register(self) -> None:
+        child = _there(self._child)
+        self._registry.add(
+            Machine(
+                run_id=self.run_id,
+                pid=child.pid,
+                start_time=child.start_time,
+                owner_pid=os.getpid(),
+                owner_start_time=proc.read_start_time(os.getpid()) or 0,
+                runtime_dir=str(_there(self._prepared).runtime_dir),
+                run_dir=str(self.run_dir),
+                ssh_port=self.ssh_port or None,
+                accel=self.spec.accel,
+            )
+        )
+
+    def _controllers(self) -> list[str]:
+        return [name for name, kind in self.spec.devices if kind == "nvme"]
+
+    def _make_disk(self, serial: str, size_bytes: int) -> DiskFile:
+        directory = self.run_dir / "disks"
+        directory.mkdir(exist_ok=True)
+        image = self.files.images.get(serial)
+        if image is None:
+            path = directory / f"{serial}.raw"
+            with path.open("wb") as file:
+                file.truncate(size_bytes)
+            return DiskFile(serial=serial, path=path)
+        # The user's image stays as it is; what the guest writes goes into a layer of this run.
+        path = directory / f"{serial}.qcow2"
+        deadline = Deadline.after(_KILL_TIMEOUT_S, "qemu-img")
+        info = json.loads(
+            proc.run(("qemu-img", "info", "--output=json", image), deadline=deadline).stdout
+        )
+        # fmt: off
+        proc.run(
+            ("qemu-img", "create", "-q", "-f", "qcow2",
+             "-b", image.absolute(), "-F", str(info["format"]), path),
+            deadline=deadline,
+        )
+        # fmt: on
+        return DiskFile(serial=serial, path=path, format="qcow2")
+
+    def _process_death(self) -> Exception | None:
+        """Like :meth:`death`, but lets the console go on to be read after a panic."""
+        if self._child is None or self._child.returncode is None:
+            return None
+        return self.death()
+
+    def _shutdown_event(self) -> QmpEvent | None:
+        events = self._qmp.events() if self._qmp else ()
+        return next((event for event in events if event.name == "SHUTDOWN"), None)
+
+    def _end_process(self, problems: list[str]) -> None:
+        child = _there(self._child)
+        try:
+            if self._shutdown_event() is None:
+                self.qmp.quit(Deadline.after(QUIT_TIMEOUT_S, "QEMU to take 'quit'"))
+            # otherwise it is on its way out by itself, and answers no more
+            child.wait(Deadline.after(QUIT_TIMEOUT_S, "QEMU to end"))
+        except LiveUpdateError as error:
+            if child.returncode is None and not self._killed:
+                problems.append(f"QEMU had to be killed: {error}")
+            child.kill()
+
+    def _close_ram_fd(self) -> None:
+        if self._ram_fd >= 0:
+            os.close(self._ram_fd)
+            self._ram_fd = -1
+
+    def _log_tail(self) -> str:
+        """What QEMU said last, without what it says each time."""
+        try:
+            with self._log_file.open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return ""
+        lines = [line for line in text.splitlines() if ": warning: TCG doesn't support" not in line]
+        return "\n".join(lines[-_TAIL_LINES:]).strip()
+
+
+def _there(thing: T | None) -> T:
+    if thing is None:
+        raise StateError("the machine", state="not started", required="started")
+    return thing

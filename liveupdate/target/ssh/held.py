@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A machine that is updated as it stands: nothing is reset, and its agent is held by one update.
+
+Taken again and again in the life of an update, by processes that come and go. Its console is of
+use, and not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LaunchError, LiveUpdateError, LostMachine, RemoteError
+from liveupdate.target.machines import Registry, write_owner
+from liveupdate.target.ssh.host import AGENT_SOCKET, SshHost
+from liveupdate.target.ssh.spec import ConsoleSpec, LabMachine
+from liveupdate.transport.agent_link import AgentLink, Garbled, parse_line
+from liveupdate.transport.agent_link import Reply as AgentReply
+from liveupdate.transport.bridge import Bridge
+from liveupdate.transport.console import Console
+from liveupdate.transport.ssh import Ssh
+
+#: an update outlives its process, and a place that is given back with it would be no use
+NO_CONSOLE = "it is a labgrid place's, and an update takes no place"
+_CONSOLE_S = 5.0
+_LOOK_S = 0.05
+#: sends the lines it is given, and prints the answer to call 1
+_ASK = """
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(float(sys.argv[2]))
+s.connect(sys.argv[1])
+for line in sys.argv[3:]:
+    s.sendall(line.encode() + b"\\n")
+for line in s.makefile("rb"):
+    found = json.loads(line) if line.strip() else {}
+    if found.get("re") == 1 or (found.get("re") == 0 and "error" in found):
+        sys.stdout.buffer.write(line)
+        break
+"""
+
+
+class HeldHost(SshHost):
+    """One machine, held by one update while it is entered and until the update lets go of it."""
+
+    def __init__(
+        self,
+        machine: LabMachine,
+        *,
+        run_id: str,
+        run_dir: Path,
+        registry: Registry,
+        update: str,
+        owner: str,
+        console_dir: Path | None = None,
+    ) -> None:
+        """:param console_dir: where the console's log goes when it is not ``run_dir``."""
+        super().__init__(machine, run_id=run_id, run_dir=run_dir, registry=registry)
+        self._attach = {"id": update, "owner": owner}
+        self._console_dir = console_dir or run_dir
+        #: why the console is not read, "": it is
+        self.no_console = ""
+
+    @property
+    def has_console(self) -> bool:
+        return self._console is not None
+
+    def _enter(self, deadline: Deadline) -> None:
+        runtime = self._registry.make_runtime_dir(self.run_id)
+        self._stack.callback(shutil.rmtree, runtime)
+        write_owner(runtime)
+        self._try_console(runtime)
+        self._relay = self._stack.enter_context(Bridge(runtime / "agt", self._open_agent))
+        self._agent = self._stack.enter_context(AgentLink(runtime / "agt", watch=self.death))
+        self._agent.connect(deadline)
+
+    def _try_console(self, runtime: Path) -> None:
+        spec = self.machine.console
+        path = Path(spec.socket)
+        if spec == ConsoleSpec():
+            self.no_console = NO_CONSOLE
+            return
+        try:
+            if not spec.socket:
+                path = runtime / "con"
+                self._stack.enter_context(Bridge(path, self._open_console))
+            console = Console(path, self._console_dir, booted=True)
+            console.connect(Deadline.after(_CONSOLE_S, f"the console '{path}'"))
+        except (LiveUpdateError, OSError) as error:
+            self.no_console = str(error)
+            return
+        self._console = self._stack.enter_context(console)
+
+    def death(self) -> Exception | None:
+        """A panic is no reason not to wait: the machine may come back, and can be asked then."""
+        return None if self._stopping else self._refusal
+
+    def reconnect(self) -> None:
+        """Give up the line to the agent and make a new one: nobody says that a network is gone."""
+        if self._relay is not None:
+            self._relay.drop()
+
+    def wait_line(self, deadline: Deadline) -> None:
+        """Wait until what is said reaches the agent; before, it would be dropped.
+
+        :raises DeadlineExceeded: it cannot be reached.
+        :raises WrongHostKey, HostLocked: it will not.
+        """
+
+        def look() -> bool | None:
+            if self._refusal is not None:
+                raise self._refusal
+            return True if self._relay is not None and self._relay.is_open else None
+
+        wait_until(look, deadline, interval_s=_LOOK_S, describe=lambda: self.trouble)
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no line to the agent now; "": there is, as far as is known."""
+        return self._relay.trouble if self._relay is not None else "not entered"
+
+
+def ask(
+    ssh: Ssh,
+    name: str,
+    args: Mapping[str, object],
+    deadline: Deadline,
+    *,
+    attach: bool = False,
+) -> Mapping[str, object]:
+    """Ask the agent one thing, beside whoever else is connected.
+
+    :param attach: it changes something: nobody else may be connected.
+    :raises RemoteError: it refuses.
+    :raises LaunchError: there is no agent.
+    """
+    lines = [json.dumps({"seq": 1, "call": name, "args": dict(args)})]
+    if attach:
+        lines.insert(0, json.dumps({"seq": 0, "call": "attach", "args": {"id": ""}}))
+    limit = f"{deadline.remaining_s:.1f}"
+    done = ssh.run(("python3", "-I", "-S", "-c", _ASK, AGENT_SOCKET, limit, *lines), deadline)
+    if done.status != 0:
+        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise LaunchError(
+            f"there is no agent of ours on the host: {said}", hint="see docs/apply.md"
+        )
+    answer = parse_line(done.stdout.strip())
+    if not isinstance(answer, AgentReply):
+        why = answer.why if isinstance(answer, Garbled) else "no reply"
+        raise LostMachine(f"the agent's answer to '{name}' is none: {why}", how="garbled")
+    if answer.ok is None:
+        raise RemoteError(name, answer.kind, answer.message)
+    return answer.ok

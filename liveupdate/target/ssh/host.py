@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host under update as a machine of a lab: SSH, a serial console, and a power switch.
+
+It was installed by somebody else: our agent starts at boot and listens on a unix socket over there,
+which a relay reaches through SSH. The machine is reset when it is entered, so that every run begins
+with a cold boot, and left running. Must not know what the machine is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import termios
+import threading
+import tty
+from collections.abc import Mapping
+from pathlib import Path
+
+from liveupdate.core import proc
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import (
+    CommandFailed,
+    LaunchError,
+    LiveUpdateError,
+    LostMachine,
+    StateError,
+)
+from liveupdate.target.labgrid import Place
+from liveupdate.target.machines import Registry, write_owner
+from liveupdate.target.ssh.spec import LabMachine
+from liveupdate.transport.agent_link import AgentLink
+from liveupdate.transport.bridge import Bridge, Stream
+from liveupdate.transport.console import Console
+from liveupdate.transport.ssh import Channel, Ssh, WrongHostKey
+
+log = logging.getLogger(__name__)
+
+#: as liveupdate/agent/link/port.py has it
+AGENT_SOCKET = "/run/liveupdate/agent.sock"
+NEXT_KERNEL = "/run/liveupdate/next-kernel"
+POWER_TIMEOUT_S = 60.0
+_CONNECT_TIMEOUT_S = 30.0
+#: one attempt to reach the agent; the bridge tries again
+_ATTEMPT_S = 20.0
+_PUT_TIMEOUT_S = 120.0
+
+#: connects, attaches with the line it is given, passes the answer on, then everything
+_RELAY = """
+import os, select, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+agent = s.fileno()
+s.sendall(sys.argv[2].encode() + b"\\n")
+while True:
+    ready = select.select([0, agent], [], [])[0]
+    for source, sink in ((0, agent), (agent, 1)):
+        if source in ready:
+            data = os.read(source, 65536)
+            if not data:
+                sys.exit()
+            while data:
+                data = data[os.write(sink, data):]
+"""
+_MAX_ANSWER_BYTES = 4096
+
+
+class HostLocked(LaunchError):
+    """Another control host's update holds the machine; waiting does not help."""
+
+
+class SshHost:
+    """One machine, for one run. ``console`` and ``agent`` are there while it is entered."""
+
+    def __init__(
+        self, machine: LabMachine, *, run_id: str, run_dir: Path, registry: Registry
+    ) -> None:
+        """:param run_dir: exists; gets ``boot-N/``."""
+        self.machine = machine
+        self.run_id = run_id
+        self.run_dir = run_dir
+        self.problems: tuple[str, ...] = ()
+        self._registry = registry
+        self._stack = contextlib.ExitStack()
+        self._console: Console | None = None
+        self._agent: AgentLink | None = None
+        self._relay: Bridge | None = None
+        self._place: Place | None = None
+        self._refusal: LiveUpdateError | None = None
+        #: what is said to the agent first, see ``Agent._attach``
+        self._attach: dict[str, object] = {"id": ""}
+        self._stopping = False
+
+    @property
+    def console(self) -> Console:
+        if self._console is None:
+            raise StateError("the machine", state="not entered", required="entered")
+        return self._console
+
+    @property
+    def agent(self) -> AgentLink:
+        if self._agent is None:
+            raise StateError("the machine", state="not entered", required="entered")
+        return self._agent
+
+    def ssh(self, deadline: Deadline) -> Ssh:
+        """Log in, with the pinned host key."""
+        return Ssh.connect(
+            host=self.machine.address,
+            port=self.machine.port,
+            user=self.machine.user,
+            key=self.machine.key,
+            host_key=self.machine.host_key,
+            deadline=deadline,
+            watch=self.death,
+        )
+
+    def reset(self, deadline: Deadline) -> None:
+        """Have the power switched.
+
+        :raises LaunchError: the command failed, or took too long.
+        :raises PlaceLost: the machine is not ours any more.
+        """
+        try:
+            if self.machine.power:
+                proc.run((*self.machine.power, "reset"), deadline=deadline)
+            elif self._place is not None:
+                self._place.reset(deadline)
+            else:
+                raise LaunchError(
+                    "the description has no power command, and no place of a lab was taken",
+                    hint="name one with [power], or switch it yourself and resume",
+                )
+        except CommandFailed as error:
+            raise LaunchError(f"the power command failed: {error.message}") from error
+
+    def push_kernel(self, path: Path) -> str:
+        """Copy a kernel over and return where it lies there."""
+        deadline = Deadline.after(_PUT_TIMEOUT_S, "the kernel to be copied")
+        with self.ssh(deadline) as ssh:
+            ssh.put(path.read_bytes(), NEXT_KERNEL, deadline)
+        return NEXT_KERNEL
+
+    def death(self) -> Exception | None:
+        """Say why there is no use in waiting: place lost, a panic, another machine answers."""
+        if self._stopping:
+            return None
+        if self._place is not None and self._place.lost() is not None:
+            return self._place.lost()
+        if self._refusal is not None:
+            return self._refusal
+        panic = self._console.find_crash("panic") if self._console else None
+        if panic is not None:
+            return LostMachine(f"kernel panic in boot {panic.boot}: {panic.text}", how="exited")
+        return None
+
+    def __enter__(self) -> SshHost:
+        deadline = Deadline.after(_CONNECT_TIMEOUT_S + POWER_TIMEOUT_S, "the machine to be taken")
+        try:
+            self._enter(deadline)
+        except OSError as error:
+            self.shutdown()
+            raise LaunchError(f"the machine cannot be taken: {error}") from error
+        except BaseException:
+            self.shutdown()
+            raise
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.shutdown()
+
+    def shutdown(self) -> tuple[str, ...]:
+        """Let go of it; it runs on. Idempotent. Returns what went wrong on the way."""
+        self._stopping = True
+        problems: list[str] = []
+        try:
+            self._stack.close()
+        except (OSError, LiveUpdateError) as error:
+            problems.append(f"cleaning up: {error!r}")
+        if self._console is not None and self._console.write_error is not None:
+            problems.append(f"console log: {self._console.write_error}")
+        self.problems += tuple(problems)
+        return tuple(problems)
+
+    # --- inside
+
+    def _enter(self, deadline: Deadline) -> None:
+        self._take()
+        if self.machine.labgrid is not None:
+            self._place = self._stack.enter_context(Place(self.machine.labgrid))
+        runtime = self._registry.make_runtime_dir(self.run_id)
+        self._stack.callback(shutil.rmtree, runtime)
+        write_owner(runtime)
+        spec = self.machine.console
+        path = Path(spec.socket)
+        if not spec.socket:
+            path = runtime / "con"
+            self._stack.enter_context(Bridge(path, self._open_console))
+        self._console = self._stack.enter_context(Console(path, self.run_dir))
+        self._console.connect(Deadline.after(_CONNECT_TIMEOUT_S, f"the console '{path}'"))
+        mark = self._console.mark()
+        self.reset(Deadline.after(POWER_TIMEOUT_S, "the power command"))
+        # What an older run's agent would still say must not be taken for this one's.
+        self._console.wait_line("Linux version", deadline, since=mark)
+        self._relay = self._stack.enter_context(Bridge(runtime / "agt", self._open_agent))
+        self._agent = self._stack.enter_context(AgentLink(runtime / "agt", watch=self.death))
+        self._agent.connect(deadline)
+
+    def _take(self) -> None:
+        """Keep other runs of this user away; a lab's own reservations are not ours to make.
+
+        :raises LaunchError: there is another run.
+        """
+        name = f"{self.machine.address}-{self.machine.port}".replace("/", "_")
+        lock = (self._registry.root / f"{name}.lock").open("ab")
+        self._stack.callback(lock.close)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(
+                f"another run uses {self.machine.address}:{self.machine.port}",
+                hint="wait until it has ended",
+            ) from error
+
+    def _open_agent(self) -> Stream:
+        deadline = Deadline.after(_ATTEMPT_S, "the relay to the agent")
+        try:
+            ssh = self.ssh(deadline)
+            try:
+                line = json.dumps({"seq": 0, "call": "attach", "args": self._attach})
+                argv = ("python3", "-I", "-S", "-c", _RELAY, AGENT_SOCKET, line)
+                channel = ssh.stream(argv, deadline)
+                _read_answer(channel, deadline)
+            except BaseException:
+                ssh.close()
+                raise
+        except (WrongHostKey, HostLocked) as error:
+            # not a matter of time: whoever waits is told
+            self._refusal = error
+            raise
+        return _OwningStream(channel, ssh)
+
+    def _open_console(self) -> Stream:
+        spec = self.machine.console
+        if spec.device:
+            return _TtyStream(spec.device)
+        if not spec.command and self._place is not None:
+            return _CommandStream(self._place.console_argv, self._place.env)
+        return _CommandStream(spec.command)
+
+
+def _read_answer(channel: Channel, deadline: Deadline) -> None:
+    """Read what the agent says to being attached to, and not a byte more.
+
+    :raises HostLocked: an update of somebody else holds the machine.
+    :raises LaunchError: it cannot be now.
+    """
+    line = bytearray()
+    channel.settimeout(max(0.1, deadline.remaining_s))
+    try:
+        while not line.endswith(b"\n") and len(line) < _MAX_ANSWER_BYTES:
+            byte = channel.recv(1)
+            if not byte:
+                raise LaunchError("the agent's socket is not there, or it hung up")
+            line += byte
+        answer = json.loads(line)
+    except (OSError, ValueError) as error:
+        raise LaunchError(f"the agent does not answer: {error!r}") from error
+    finally:
+        channel.settimeout(None)
+    refusal = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(refusal, dict):
+        message = str(refusal.get("message"))
+        if refusal.get("kind") == "locked":
+            raise HostLocked(message, hint="wait until it has ended, or have it aborted")
+        raise LaunchError(f"the agent refuses us: {message}")
+    if not isinstance(answer, dict) or "ok" not in answer:
+        raise LaunchError("the agent's answer is not one of our protocol")
+
+
+class _OwningStream:
+    """A channel whose connection ends with it."""
+
+    def __init__(self, channel: Stream, ssh: Ssh) -> None:
+        self._channel = channel
+        self._ssh = ssh
+
+    def fileno(self) -> int:
+        return self._channel.fileno()
+
+    def recv(self, size: int) -> bytes:
+        return self._channel.recv(size)
+
+    def sendall(self, data: bytes) -> object:
+        return self._channel.sendall(data)
+
+    def close(self) -> None:
+        self._channel.close()
+        self._ssh.close()
+
+
+class _TtyStream:
+    """A serial device at 115200 baud, raw."""
+
+    def __init__(self, device: str) -> None:
+        """:raises OSError: it cannot be opened, or is no tty."""
+        self._fd = os.open(device, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            tty.setraw(self._fd)
+            attributes = termios.tcgetattr(self._fd)
+            attributes[4] = attributes[5] = termios.B115200
+            termios.tcsetattr(self._fd, termios.TCSANOW, attributes)
+        except (termios.error, OSError) as error:
+            os.close(self._fd)
+            raise OSError(f"'{device}' is no serial line: {error}") from error
+        self._lock = threading.Lock()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def recv(self, size: int) -> bytes:
+        return os.read(self._fd, size)
+
+    def sendall(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+    def close(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+
+class _CommandStream:
+    """A command whose output is the console, such as a conserver's client."""
+
+    def __init__(self, argv: tuple[str, ...], env: Mapping[str, str] | None = None) -> None:
+        """:raises CommandFailed: there is no such program."""
+        ours, theirs = socket.socketpair()
+        self._link = ours
+        try:
+            with theirs:
+                self._child = proc.spawn(
+                    argv, stdout=theirs.fileno(), stderr=theirs.fileno(), tree=True, env=env
+                )
+        except BaseException:
+            ours.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._link.fileno()
+
+    def recv(self, size: int) -> bytes:
+        return self._link.recv(size)
+
+    def sendall(self, data: bytes) -> None:
+        self._link.sendall(data)
+
+    def close(self) -> None:
+        self._link.close()
+        self._child.close()

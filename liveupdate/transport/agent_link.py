@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's channel: JSON lines over a unix socket that outlives the kernel on the other side.
+
+Calls carry sequence numbers that are never used twice, so an answer that a kexec held up cannot be
+taken for another. A ``hello`` is a new boot: what was under way then is :class:`OutcomeUnknown`.
+Nothing that arrives is trusted: lines are bounded, what is not one of our objects is counted and
+dropped (kexec cuts a line anywhere). Must not know what calls and events mean, except ``hello``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import LostMachine, OutcomeUnknown, RemoteError
+from liveupdate.transport.unix import Watch, check_watch, connect_unix
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MAX_LINE_BYTES = 8 << 20
+_READ_BYTES = 256 * 1024
+_EVENTS_KEPT = 20_000
+_GARBLED_KEPT = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentEvent:
+    """One event. ``at_ns``: CLOCK_MONOTONIC here at arrival; ``t_ns``: CLOCK_BOOTTIME over there.
+
+    ``boot`` counts the ``hello``\\ s of this connection, from 1; 0: sent by an agent that said
+    hello before we were connected.
+    """
+
+    name: str
+    n: int
+    boot: int
+    at_ns: int
+    t_ns: int
+    data: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def guest(self) -> str:
+        """The guest it is about, or ""."""
+        guest = self.data.get("guest")
+        return guest if isinstance(guest, str) else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An answer: ``ok`` is None when it is an error."""
+
+    re: int
+    ok: Mapping[str, object] | None
+    kind: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """An event as it stood on the line."""
+
+    name: str
+    n: int
+    t_ns: int
+    data: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Garbled:
+    """A line that is none of the protocol's; ``head`` is how it begins."""
+
+    why: str
+    head: bytes
+
+
+class LineBuffer:
+    """Cuts a byte stream into lines of bounded length. No I/O."""
+
+    def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._partial = bytearray()
+        self._skipping = False
+
+    def feed(self, data: bytes) -> Iterator[bytes | Garbled]:
+        """Yield each complete line without its newline; one that is too long once, as garbled."""
+        start = 0
+        while start < len(data):
+            newline = data.find(b"\n", start)
+            end = newline if newline >= 0 else len(data)
+            if not self._skipping:
+                if len(self._partial) + end - start > self._max_bytes:
+                    self._skipping = True
+                    head = bytes(self._partial[:80]) or data[start : start + 80]
+                    self._partial.clear()
+                    yield Garbled(why=f"longer than {self._max_bytes} bytes", head=head)
+                else:
+                    self._partial += data[start:end]
+            if newline >= 0:
+                if not self._skipping:
+                    yield bytes(self._partial)
+                self._partial.clear()
+                self._skipping = False
+            start = end + 1
+
+
+def parse_line(line: bytes) -> Reply | Event | Garbled | None:
+    """Parse one line; None for an empty one, with which the agent resynchronises."""
+    if not line.strip():
+        return None
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Garbled(why=f"not JSON: {error}", head=line[:80])
+    if not isinstance(value, dict):
+        return Garbled(why="not an object", head=line[:80])
+    match value:
+        case {"re": int(number), "ok": dict(answer)}:
+            return Reply(re=number, ok=answer)
+        case {"re": int(number), "error": {"kind": str(kind), "message": str(message)}}:
+            return Reply(re=number, ok=None, kind=kind, message=message)
+        case {"n": int(number), "event": str(name), "t_ns": int(t_ns), "data": dict(data)}:
+            return Event(name=name, n=number, t_ns=t_ns, data=data)
+        case _:
+            return Garbled(why="neither reply nor event", head=line[:80])
+
+
+def matches(event: AgentEvent, name: str, where: Mapping[str, object] | None) -> bool:
+    """Tell whether an event has that name and all of ``where`` in its data."""
+    return event.name == name and all(
+        key in event.data and event.data[key] == value for key, value in (where or {}).items()
+    )
+
+
+class AgentLink:
+    """The connection, its reader thread, and what arrived. Safe to use from several threads."""
+
+    def __init__(self, path: Path, *, watch: Watch | None = None) -> None:
+        """
+        :param path: unix socket of the virtio-serial port.
+        :param watch: asked while waiting; what it returns is raised (machine ended, panic).
+        """
+        self.path = path
+        self._watch = watch
+        self._changed = threading.Condition()
+        self._sending = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._seq = 0
+        #: calls under way: None until answered; an exception when a hello cut them off
+        self._pending: dict[int, Reply | OutcomeUnknown | None] = {}
+        self._events: list[AgentEvent] = []
+        self._dropped = 0
+        self._boot = 0
+        self._last_n = 0
+        self._resync = True
+        self._lost: str | None = None
+        self._garbled: list[Garbled] = []
+        #: lines that were not understood, answers nobody waits for, numbers missing between events
+        self.garbled_lines = 0
+        self.stray_replies = 0
+        self.missed_events = 0
+
+    def __enter__(self) -> AgentLink:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    @property
+    def lost(self) -> str | None:
+        """Why the connection is gone, or None while it lives."""
+        return self._lost
+
+    @property
+    def boot(self) -> int:
+        """How many ``hello``\\ s came."""
+        return self._boot
+
+    @property
+    def garbled(self) -> tuple[Garbled, ...]:
+        """The first garbled lines, for the report; :attr:`garbled_lines` counts them all."""
+        with self._changed:
+            return tuple(self._garbled)
+
+    def connect(self, deadline: Deadline) -> None:
+        """Connect to QEMU's end; says nothing about the agent, wait for ``hello`` for that.
+
+        :raises LostMachine: what ``watch`` said, or the socket cannot be used.
+        :raises DeadlineExceeded: nobody listens.
+        """
+        self._socket = connect_unix(self.path, deadline, self._watch)
+        self._socket.setblocking(False)
+        self._thread = threading.Thread(
+            target=self._read, args=(self._socket,), name="agent", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Disconnect; calls under way fail. Idempotent."""
+        self._end("closed by us")
+        with self._sending:
+            link, self._socket = self._socket, None
+        if link is not None:
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+            if self._thread is not None:
+                self._thread.join()
+            link.close()
+
+    # --- calls
+
+    def call(
+        self, name: str, args: Mapping[str, object] | None = None, deadline: Deadline | None = None
+    ) -> Mapping[str, object]:
+        """Ask the agent and return its ``ok`` object.
+
+        :raises RemoteError: the agent refused.
+        :raises OutcomeUnknown: the connection ended, or a new boot began, before the answer.
+        :raises LostMachine: it could not even be asked, or what ``watch`` said.
+        :raises DeadlineExceeded: no answer in time.
+        """
+        deadline = deadline or Deadline.after(30.0, f"the agent's answer to '{name}'")
+        with self._changed:
+            if self._lost or self._socket is None:
+                why = self._lost or "not connected"
+                raise LostMachine(
+                    f"the agent's channel is gone: {why}; wanted '{name}'", how="no-answer"
+                )
+            self._seq += 1
+            seq = self._seq
+            self._pending[seq] = None
+        request = {"seq": seq, "call": name, "args": dict(args or {})}
+        try:
+            self._send(json.dumps(request, separators=(",", ":")).encode(), deadline, name)
+
+            def is_answered() -> bool:
+                if self._pending[seq] is None:
+                    check_watch(self._watch)
+                return self._pending[seq] is not None
+
+            wait_until(
+                is_answered,
+                deadline,
+                describe=lambda: f"no answer to '{name}'",
+                sleep=self._sleep,
+            )
+        finally:
+            with self._changed:
+                answer = self._pending.pop(seq)
+        assert answer is not None
+        if isinstance(answer, OutcomeUnknown):
+            raise answer
+        if answer.ok is None:
+            raise RemoteError(name, answer.kind, answer.message)
+        return answer.ok
+
+    # --- events
+
+    def mark(self) -> int:
+        """Return the position after the newest event, for ``since``."""
+        with self._changed:
+            return self._dropped + len(self._events)
+
+    def events(self, since: int = 0) -> tuple[AgentEvent, ...]:
+        """Return what arrived so far, from position ``since``."""
+        with self._changed:
+            return tuple(self._events[max(0, since - self._dropped) :])
+
+    def wait_event(
+        self,
+        name: str,
+        deadline: Deadline,
+        *,
+        where: Mapping[str, object] | None = None,
+        since: int = 0,
+    ) -> AgentEvent:
+        """Wait for an event with all of ``where`` in its data; the past counts from ``since``.
+
+        :raises LostMachine: the channel ended without it, or what ``watch`` said.
+        :raises DeadlineExceeded: with the names of the last events seen.
+        """
+        return self.wait_for(
+            lambda event: matches(event, name, where), deadline, what=f"'{name}'", since=since
+        )
+
+    def wait_for(
+        self,
+        wanted: Callable[[AgentEvent], bool],
+        deadline: Deadline,
+        *,
+        what: str,
+        since: int = 0,
+    ) -> AgentEvent:
+        """Wait for the first event that is ``wanted``; errors as :meth:`wait_event`."""
+        position = since
+
+        def look() -> AgentEvent | None:
+            nonlocal position
+            with self._changed:
+                lost, fresh = self._lost, self.events(position)
+                position = self.mark()
+            for event in fresh:
+                if wanted(event):
+                    return event
+            check_watch(self._watch)
+            if lost:
+                raise LostMachine(
+                    f"the agent's channel ended before {what}: {lost}", how="no-answer"
+                )
+            return None
+
+        def describe() -> str:
+            names = ", ".join(event.name for event in self.events(since)[-5:]) or "no event"
+            return names + (f", {self.garbled_lines} garbled" if self.garbled_lines else "")
+
+        return wait_until(look, deadline, describe=describe, sleep=self._sleep)
+
+    # --- inside
+
+    def _sleep(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait(seconds)
+
+    def _send(self, line: bytes, deadline: Deadline, name: str) -> None:
+        """Write a whole line or say that it was not; a dead guest stops reading at some point."""
+        with self._sending:
+            link = self._socket
+            # Over there may be half a line that an earlier kernel, or a deadline, cut off.
+            data = memoryview((b"\n" if self._resync else b"") + line + b"\n")
+            self._resync = False
+            while data:
+                if link is None or self._lost:
+                    raise LostMachine(
+                        f"the agent's channel ended; wanted '{name}'", how="no-answer"
+                    )
+                try:
+                    data = data[link.send(data) :]
+                except BlockingIOError:
+                    select.select([], [link], [], min(0.05, deadline.remaining_s))
+                except OSError as error:
+                    raise LostMachine(
+                        f"the agent's channel ended; wanted '{name}': {error}", how="no-answer"
+                    ) from error
+                if data and deadline.expired:
+                    self._resync = True
+                    raise deadline.exceeded(f"the host does not read; wanted '{name}'")
+                if data:
+                    check_watch(self._watch)
+
+    def _read(self, link: socket.socket) -> None:
+        buffer = LineBuffer()
+        why = "QEMU closed it"
+        while True:
+            try:
+                select.select([link], [], [])
+                data = link.recv(_READ_BYTES)
+            except BlockingIOError:
+                continue
+            except (OSError, ValueError) as error:
+                why = str(error)
+                break
+            at_ns = time.monotonic_ns()
+            if not data:
+                break
+            for line in buffer.feed(data):
+                self._take(line if isinstance(line, Garbled) else parse_line(line), at_ns)
+        self._end(why)
+
+    def _take(self, item: Reply | Event | Garbled | None, at_ns: int) -> None:
+        with self._changed:
+            match item:
+                case Garbled():
+                    log.debug("agent: garbled line (%s): %r", item.why, item.head)
+                    self.garbled_lines += 1
+                    if len(self._garbled) < _GARBLED_KEPT:
+                        self._garbled.append(item)
+                case Reply():
+                    if item.re in self._pending and self._pending[item.re] is None:
+                        self._pending[item.re] = item
+                    else:
+                        self.stray_replies += 1
+                case Event():
+                    self._take_event(item, at_ns)
+                case None:
+                    return
+            self._changed.notify_all()
+
+    def _take_event(self, event: Event, at_ns: int) -> None:
+        if event.name == "hello":
+            self._boot += 1
+            self._last_n = 0
+            self._resync = True
+            self._cut_off("a new boot began")
+        elif self._last_n and event.n > self._last_n + 1:
+            self.missed_events += event.n - self._last_n - 1
+        self._last_n = event.n
+        self._events.append(
+            AgentEvent(
+                name=event.name,
+                n=event.n,
+                boot=self._boot,
+                at_ns=at_ns,
+                t_ns=event.t_ns,
+                data=event.data,
+            )
+        )
+        if len(self._events) > _EVENTS_KEPT:
+            self._dropped += len(self._events) - _EVENTS_KEPT
+            del self._events[:-_EVENTS_KEPT]
+
+    def _cut_off(self, why: str) -> None:
+        for seq, answer in self._pending.items():
+            if answer is None:
+                self._pending[seq] = OutcomeUnknown(f"{why} before the agent answered call {seq}")
+
+    def _end(self, why: str) -> None:
+        with self._changed:
+            self._lost = self._lost or why
+            self._cut_off(f"the agent's channel ended ({why})")
+            self._changed.notify_all()

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire: raw Ethernet frames to and from the guests, past every stack but theirs.
+
+The peer is ``-netdev dgram,local.type=unix,remote.type=unix`` of QEMU: one datagram per frame. Must
+not know what is in a frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from liveupdate.core.deadline import Deadline
+
+#: longest frame QEMU's net/dgram.c passes on (NET_BUFSIZE)
+MAX_FRAME_BYTES = 4096 + 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame as it arrived; ``at_ns`` is CLOCK_MONOTONIC of this host."""
+
+    data: bytes
+    at_ns: int
+
+
+class Wire:
+    """Our end of the wire: bound at ``local``, sends to QEMU's ``remote``.
+
+    Sending and receiving may be done by two threads. Bind before QEMU starts: frames that nobody
+    can take are lost, as on any wire.
+    """
+
+    def __init__(self, local: Path, remote: Path) -> None:
+        """:raises OSError: ``local`` cannot be bound."""
+        self.local = local
+        self.remote = remote
+        #: frames QEMU could not take (not up yet, or its queue is full)
+        self.not_sent = 0
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        #: waits, which the other one must never do
+        self._sender: socket.socket | None = None
+        self._closed = False
+        try:
+            self._socket.setblocking(False)
+            self._socket.bind(str(local))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def send(self, frame: bytes) -> int | None:
+        """Send one frame without waiting; return when (ns), or None when QEMU did not take it."""
+        try:
+            at_ns = time.monotonic_ns()
+            self._socket.sendto(frame, str(self.remote))
+        except OSError:
+            # ENOENT, ECONNREFUSED: no QEMU; EAGAIN: its queue is full. A wire loses frames.
+            self.not_sent += 1
+            return None
+        return at_ns
+
+    def send_within(self, frame: bytes, patience_s: float) -> int | None:
+        """Send one frame, waiting until QEMU takes it; return when it did (ns), or None.
+
+        A device that receives nothing stops its side of the wire: then this waits for nothing.
+        """
+        if self._sender is None:
+            self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        whole = int(patience_s)
+        limit = struct.pack("@ll", whole, int((patience_s - whole) * 1e6))
+        self._sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        try:
+            self._sender.sendto(frame, 0 if patience_s else socket.MSG_DONTWAIT, str(self.remote))
+        except OSError:
+            # as in send(); EAGAIN is the time-out here
+            self.not_sent += 1
+            return None
+        return time.monotonic_ns()
+
+    def recv(self, deadline: Deadline) -> Frame | None:
+        """Return the next frame, or None when the deadline passed or the wire was closed."""
+        while not self._closed:
+            with contextlib.suppress(BlockingIOError):
+                data = self._socket.recv(MAX_FRAME_BYTES)
+                return Frame(data, time.monotonic_ns())
+            ready, _, _ = select.select(
+                [self._socket.fileno(), self._wake_read], [], [], deadline.remaining_s
+            )
+            if self._wake_read in ready or (not ready and deadline.expired):
+                break
+        return None
+
+    def wake(self) -> None:
+        """Make every :meth:`recv`, now and later, return None; for ending a receiver thread."""
+        self._closed = True
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b".")
+
+    def close(self) -> None:
+        """Unbind. Idempotent; the receiving thread has to be gone (:meth:`wake`, join)."""
+        self._closed = True
+        self._socket.close()
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+        for descriptor in (self._wake_read, self._wake_write):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        self._wake_read = self._wake_write = -1
+        self.local.unlink(missing_ok=True)
