@@ -18,6 +18,7 @@ from liveupdate import __version__
 from liveupdate.cli.output import PROGRAM, complain, log, log_error, setup_logging
 from liveupdate.cli.signals import Interrupted, handle_signals
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, ScenarioError
+from liveupdate.core.suggest import suggest
 from liveupdate.model.verdict import ExitCode
 
 COMPLETION_VARIABLE = "_LIVEUPDATE_COMPLETE"
@@ -84,11 +85,9 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in VERBS:
-            import difflib
-
-            near = difflib.get_close_matches(args[0], VERBS, n=1)
-            if near:
-                ctx.fail(f"No such command '{args[0]}'. Did you mean '{near[0]}'?")
+            hint = suggest(args[0], VERBS)
+            if hint:
+                ctx.fail(f"No such command '{args[0]}'. {hint.capitalize()}")
         return super().resolve_command(ctx, args)
 
 

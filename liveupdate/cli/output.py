@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from liveupdate.core.atomic_write import atomic_write
 from liveupdate.core.errors import LiveUpdateError, ScenarioError
 
 PROGRAM = "liveupdate"
@@ -74,35 +74,16 @@ def printable(text: str) -> str:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write ``text`` whole or not at all.
+    """Write ``text`` whole or not at all; a device or a FIFO is written in place.
 
-    :raises ScenarioError: the directory cannot be written to.
+    :raises ScenarioError: it cannot be written.
     """
-    import tempfile
-
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes it 0600; a report is for everybody the umask lets
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        atomic_write(path, text.encode())
     except OSError as error:
         raise ScenarioError(
             f"cannot be written: {error.strerror or error}", where=str(path)
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 class StderrHandler(logging.Handler):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from liveupdate.core.errors import BuildError, PlanError, ScenarioError
+from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import KIB
 
 if TYPE_CHECKING:
@@ -120,8 +121,6 @@ def scenario_of_fault(scenario_args: ScenarioArgs) -> str | None:
 
 def find_scenario(name: str) -> Path:
     """Find a scenario: a file, or the name of a shipped one."""
-    import difflib
-
     from liveupdate.core.paths import scenarios_dir
 
     path = Path(name)
@@ -130,11 +129,10 @@ def find_scenario(name: str) -> Path:
     shipped = {item.stem: item for item in scenarios_dir().glob("*.toml")}
     if name in shipped:
         return shipped[name]
-    near = difflib.get_close_matches(name, shipped, n=1)
     raise ScenarioError(
         f"neither a file nor a shipped scenario: '{name}'",
         where="SCENARIO",
-        hint=f"did you mean '{near[0]}'?" if near else f"shipped: {', '.join(sorted(shipped))}",
+        hint=suggest_or_list(name, shipped, "shipped"),
     )
 
 

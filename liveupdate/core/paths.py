@@ -57,11 +57,6 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
     return _xdg(env, "XDG_CACHE_HOME", ".cache") / "liveupdate"
 
 
-def state_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """What must outlive a boot of the control host."""
-    return _xdg(env, "XDG_STATE_HOME", ".local/state") / "liveupdate"
-
-
 def config_dir(env: Mapping[str, str] = os.environ) -> Path:
     """What the user says of their lab: ``machines/NAME.toml``."""
     return _xdg(env, "XDG_CONFIG_HOME", ".config") / "liveupdate"

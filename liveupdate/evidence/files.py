@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from liveupdate.core.atomic_write import atomic_write
 from liveupdate.core.errors import EvidenceError, LiveUpdateError
 from liveupdate.model import codec, layout
 from liveupdate.model.evidence import Artifact
@@ -47,30 +48,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     :raises StoreError: when it cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_directory(path.parent)
+        atomic_write(path, data)
     except OSError as error:
         raise StoreError(path, error) from error
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def append_line(path: Path, line: str, *, sync: bool = False) -> None:

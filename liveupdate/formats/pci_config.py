@@ -88,12 +88,6 @@ class ConfigSpace:
             at = self.data[at + 1] & 0xFC
         return None
 
-    @property
-    def power_state(self) -> int | None:
-        """0 for D0 to 3 for D3hot; None: it has no power capability."""
-        at = self.find_capability(CAP_POWER)
-        return None if at is None else self.read(at + _PMCSR, 2) & 3
-
     def fields(self) -> Iterator[tuple[str, int, int]]:
         """Give (name, offset, value) of what has to stay while a device works."""
         yield "vendor and device id", 0x00, self.read(0x00, 4)

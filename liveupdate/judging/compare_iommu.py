@@ -139,46 +139,6 @@ def diff_requesters(before: Iterable[MappingSet], after: Iterable[MappingSet]) -
     )
 
 
-def find_outside(
-    mappings: MappingSet, allowed: Iterable[tuple[int, int]]
-) -> tuple[tuple[int, int], ...]:
-    """Find mapped physical ranges that do not lie in ``allowed``.
-
-    :param allowed: physical (start, size) pairs, for instance the preserved pages; any order.
-    :return: (start, size) pairs, ascending and merged.
-    """
-    spans = sorted((run.phys, run.phys + run.size) for run in mappings.runs)
-    fences = _merge_spans((start, start + size) for start, size in allowed)
-    outside: list[tuple[int, int]] = []
-    index = 0
-    for start, end in _merge_spans(spans):
-        at = start
-        while index < len(fences) and fences[index][1] <= at:
-            index += 1
-        probe = index
-        while at < end:
-            if probe == len(fences) or fences[probe][0] >= end:
-                outside.append((at, end - at))
-                break
-            if fences[probe][0] > at:
-                outside.append((at, fences[probe][0] - at))
-            at = max(at, fences[probe][1])
-            probe += 1
-    return tuple(outside)
-
-
-def _merge_spans(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if end <= start:
-            continue
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
-
-
 def _sweep(before: tuple[Run, ...], after: tuple[Run, ...]) -> Iterator[MappingChange]:
     """Cut both sides at each other's bounds and give the pieces that differ, ascending."""
     old_index = new_index = 0

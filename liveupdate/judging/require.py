@@ -7,10 +7,10 @@ check that is named and was skipped becomes an ERROR, so that CI cannot pass by 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 
 from liveupdate.core.errors import ScenarioError
+from liveupdate.core.suggest import suggest
 from liveupdate.model.verdict import CHECK_IDS, Check, Outcome, Verdict, reduce
 
 VARIABLE = "LIVEUPDATE_REQUIRE"
@@ -33,12 +33,12 @@ def parse_required(text: str) -> frozenset[str]:
         elif word in CHECK_IDS:
             required.add(word)
         elif word not in TEST_WORDS:
-            known = [*CHECK_IDS, *_FAMILIES, "all"]
-            near = difflib.get_close_matches(word, known, n=1)
             raise ScenarioError(
                 f"'{word}' is no check",
                 where=VARIABLE,
-                hint=f"did you mean '{near[0]}'?" if near else f"known: {', '.join(CHECK_IDS)}",
+                hint=suggest(
+                    word, [*CHECK_IDS, *_FAMILIES, "all"], f"known: {', '.join(CHECK_IDS)}"
+                ),
             )
     return frozenset(required)
 

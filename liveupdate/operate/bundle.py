@@ -27,7 +27,6 @@ SUFFIX = ".bundle.tar.gz"
 MAX_FILES = 100_000
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_TOTAL_BYTES = 64 << 30
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,13 @@ so that ``--bisect`` skips such a kernel and does not call it bad.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from liveupdate.core.errors import PlanError, ScenarioError
+from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
 from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS, Fault
 from liveupdate.model.device_models import FED_KINDS
@@ -293,7 +293,7 @@ def _mechanism(scenario: Scenario) -> Requirements:
         raise ScenarioError(
             f"unknown mechanism '{scenario.mechanism}'",
             where=where(scenario, "mechanism"),
-            hint=_close(scenario.mechanism, MECHANISMS),
+            hint=suggest_or_list(scenario.mechanism, MECHANISMS),
         )
     return found
 
@@ -305,7 +305,9 @@ def _fault(scenario: Scenario, mechanism: Requirements) -> Fault | None:
     place = where(scenario, "fault")
     found = FAULTS.get(name)
     if found is None:
-        raise ScenarioError(f"unknown fault '{name}'", where=place, hint=_close(name, FAULTS))
+        raise ScenarioError(
+            f"unknown fault '{name}'", where=place, hint=suggest_or_list(name, FAULTS)
+        )
     if name in mechanism.immune:
         raise ScenarioError(
             f"fault '{name}' says nothing about mechanism '{mechanism.name}'",
@@ -332,12 +334,6 @@ def _fault(scenario: Scenario, mechanism: Requirements) -> Fault | None:
             where=place,
         )
     return found
-
-
-def _close(name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
 
 
 def _check_room(scenario: Scenario, machine: MachineFacts, memory_bytes: int) -> None:

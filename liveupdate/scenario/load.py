@@ -7,15 +7,15 @@ machine: whether a kernel, mechanism or fault exists is the planner's to say.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from liveupdate.core.errors import ScenarioError
+from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import MIB, format_size
 from liveupdate.model.scenario import (
     Budget,
@@ -149,13 +149,6 @@ def _toml_error(error: ValueError, where: str) -> ScenarioError:
     return ScenarioError(f"not TOML: {match[1]}", where=line)
 
 
-def _close(name: str, known: Iterable[str]) -> str:
-    """Make the hint for a name that is not known."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
-
-
 def _split(
     document: Mapping[str, object], lines: KeyLines, where: str, base: Path
 ) -> tuple[dict[str, _Table], _Arrays]:
@@ -178,7 +171,7 @@ def _split(
                 raise ScenarioError(
                     f"unknown key '{key}' in [{shown}]",
                     where=at(*path, key),
-                    hint=_close(key, (known.name for known in keys)),
+                    hint=suggest_or_list(key, (known.name for known in keys)),
                 )
             table[key] = Leaf(value, at(*path, key), base)
         return table
@@ -199,7 +192,9 @@ def _split(
             tables[""][name] = Leaf(value, at(name), base)
         else:
             known = {*top, *SECTIONS, *ARRAYS} - {""}
-            raise ScenarioError(f"unknown key '{name}'", where=at(name), hint=_close(name, known))
+            raise ScenarioError(
+                f"unknown key '{name}'", where=at(name), hint=suggest_or_list(name, known)
+            )
     for name, most in _MOST.items():
         if len(arrays[name]) > most:
             raise ScenarioError(
@@ -242,14 +237,14 @@ def _apply(
             raise ScenarioError(
                 f"unknown table '{section}'",
                 where=override.option,
-                hint=_close(section, [*filter(None, SECTIONS), *ARRAYS]),
+                hint=suggest_or_list(section, [*filter(None, SECTIONS), *ARRAYS]),
             )
 
 
 def _check_known(key: str, keys: tuple[Key, ...], option: str) -> None:
     names = {known.name for known in keys}
     if key not in names:
-        raise ScenarioError(f"unknown key '{key}'", where=option, hint=_close(key, names))
+        raise ScenarioError(f"unknown key '{key}'", where=option, hint=suggest_or_list(key, names))
 
 
 def _name_of(array: str, entry: _Table, index: int) -> str:
@@ -265,7 +260,7 @@ def _select(array: str, entries: list[_Table], name: str, option: str) -> list[_
         raise ScenarioError(
             f"no {array} '{name}'",
             where=option,
-            hint=_close(name, names) if names else f"the scenario has no [[{array}]]",
+            hint=suggest_or_list(name, names) if names else f"the scenario has no [[{array}]]",
         )
     return [entries[names.index(name)]]
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import math
 import re
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from liveupdate.core.errors import ScenarioError
+from liveupdate.core.suggest import suggest
 from liveupdate.core.units import format_size, parse_duration, parse_size
 from liveupdate.model.targets import TARGETS, split_target
 from liveupdate.scenario.keys import Key
@@ -105,8 +105,7 @@ def _target(key: Key, leaf: Leaf) -> str:
     try:
         split_target(value)
     except ValueError as error:
-        near = difflib.get_close_matches(value.partition(":")[0], TARGETS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near and near[0] != value else None
+        hint = suggest(value.partition(":")[0], TARGETS)
         raise _wrong(key, leaf, str(error), hint) from error
     return value
 
@@ -115,8 +114,7 @@ def _choice(key: Key, leaf: Leaf) -> str:
     value = _string(key, leaf)
     if value not in key.choices:
         listed = " or ".join(f"'{choice}'" for choice in key.choices)
-        near = difflib.get_close_matches(value, key.choices, n=1)
-        raise _wrong(key, leaf, listed, f"did you mean '{near[0]}'?" if near else None)
+        raise _wrong(key, leaf, listed, suggest(value, key.choices))
     return value
 
 

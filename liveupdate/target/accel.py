@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from liveupdate.core import proc
+from liveupdate.core.atomic_write import atomic_write
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, PlanError
 from liveupdate.core.paths import cache_dir, runtime_dir
@@ -219,9 +220,7 @@ def _read_cache(path: Path) -> Probe | None:
 def _write_cache(path: Path, probe: Probe) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(asdict(probe), file)
-        Path(file.name).replace(path)
+        atomic_write(path, json.dumps(asdict(probe)).encode(), mode=0o600)
     except OSError as error:
         log.debug("accelerator probe not cached: %s", error)
 

@@ -23,7 +23,6 @@ from liveupdate.core.units import PAGE_BYTES, Pfn, PhysAddr, format_addr
 
 #: how much is translated at a time; small enough for a batch to lie in one range
 _BATCH_PAGES = 1024
-_SEQLOCK_ATTEMPTS = 64
 
 # "  0000000100000000-000000017fffffff (prio 0, ram): hostram @0000000080000000 KVM"
 _RANGE = re.compile(
@@ -175,26 +174,6 @@ class PhysMem:
     def read_page(self, pfn: Pfn | int) -> bytes:
         """Copy one page out. :raises NotRam:"""
         return self.read(pfn * PAGE_BYTES, PAGE_BYTES)
-
-    def read_seqlocked(
-        self, address: PhysAddr | int, size_bytes: int, lock_offset: int
-    ) -> bytes | None:
-        """Copy memory whose writer keeps a u64 sequence at ``lock_offset``, odd while it writes.
-
-        :return: a copy made while the lock was even and did not move, or None: the writer was at
-            it all the time, or was stopped in the middle.
-        :raises NotRam:
-        """
-        with self.view(address, size_bytes) as view:
-            for _ in range(_SEQLOCK_ATTEMPTS):
-                before = bytes(view[lock_offset : lock_offset + 8])
-                if before[0] & 1:
-                    continue
-                data = bytes(view)
-                # x86 does not reorder loads, and each of these is a call of its own
-                if bytes(view[lock_offset : lock_offset + 8]) == before:
-                    return data
-        return None
 
     def flip_bit(self, address: PhysAddr | int, bit: int) -> None:
         """Flip one bit of one byte; the fault ``flip-bit``. :raises NotRam:"""

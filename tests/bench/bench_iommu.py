@@ -20,8 +20,8 @@ from liveupdate.formats.iommu_walk import DecodedTables
 from liveupdate.formats.vtd.debugfs import parse_domain_translation
 from liveupdate.formats.vtd.tables import decode_unit
 from liveupdate.judging.compare_iommu import diff_mappings
-from tests.unit.iommu_debugfs import print_domain
-from tests.unit.iommu_tables import AmdDeviceTable, AmdPageTable, Memory, VtdPageTable, VtdUnit
+from tests.support.iommu_debugfs import print_domain
+from tests.support.iommu_tables import AmdDeviceTable, AmdPageTable, Memory, VtdPageTable, VtdUnit
 
 MAPPINGS = 65_000
 SAMPLES_PER_SECOND = 50

@@ -13,7 +13,7 @@ import pytest
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import DeadlineExceeded, LostMachine, OutcomeUnknown, RemoteError
 from liveupdate.transport.agent_link import AgentLink
-from tests.component.fake_peer import Peer, Script, serve
+from tests.support.fake_peer import Peer, Script, serve
 
 
 def soon(timeout_s: float = 5.0) -> Deadline:

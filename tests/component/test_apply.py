@@ -34,7 +34,7 @@ from liveupdate.operate.wal import Wal, read_journal
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.target.ssh.host import HostLocked
 from liveupdate.transport.ssh import WrongHostKey
-from tests.component.apply_host import FakeHeld, FakeHost
+from tests.support.apply_host import FakeHeld, FakeHost
 
 UPDATED, ROLLED_BACK, LOST = "updated", "rolled-back", "lost"
 Hook = Callable[[str, str], None]

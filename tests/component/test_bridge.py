@@ -19,7 +19,7 @@ from liveupdate.core.errors import CommandFailed, LostMachine
 from liveupdate.target.ssh.host import _RELAY, _CommandStream, _TtyStream
 from liveupdate.transport.bridge import Bridge
 from liveupdate.transport.unix import connect_unix
-from tests.processes import is_running
+from tests.support.processes import is_running
 
 
 def soon(timeout_s: float = 10.0) -> Deadline:

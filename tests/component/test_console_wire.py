@@ -14,7 +14,7 @@ from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import DeadlineExceeded, LostMachine
 from liveupdate.transport.console import Console
 from liveupdate.transport.guest_network import Wire
-from tests.component.fake_peer import Peer, serve
+from tests.support.fake_peer import Peer, serve
 
 FIRST = b"SeaBIOS\r\n[    0.000000] Linux version 7.3.4-lu-a #1\r\n[    3.1] up\r\n[    9.0] kexec"
 SECOND = b"[    0.000000] Linux version 7.3.4-lu-b #2\r\n\xff\x00[    1.0] more\n# prompt"

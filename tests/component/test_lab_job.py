@@ -16,8 +16,8 @@ import pytest
 
 from liveupdate.core import paths
 from liveupdate.core.deadline import Deadline, wait_until
-from tests import labgrid
-from tests.processes import is_running
+from tests.support import labgrid
+from tests.support.processes import is_running
 
 pytest.importorskip("labgrid", reason="pip install -e '.[labgrid]'")
 pytest.importorskip("ansible", reason="pip install -e '.[dev]'")

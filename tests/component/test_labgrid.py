@@ -23,7 +23,7 @@ from liveupdate.target.labgrid import Place, PlaceLost
 from liveupdate.target.machines import Registry
 from liveupdate.target.ssh.host import SshHost
 from liveupdate.target.ssh.spec import ConsoleSpec, LabgridSpec, LabMachine
-from tests import labgrid
+from tests.support import labgrid
 
 pytest.importorskip("labgrid", reason="pip install -e '.[labgrid]'")
 

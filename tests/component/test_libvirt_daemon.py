@@ -16,7 +16,7 @@ from liveupdate.cli import prepare_run
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import PlanError
 from liveupdate.target.libvirt import daemon, link
-from tests import libvirtd
+from tests.support import libvirtd
 
 pytestmark = pytest.mark.skipif(bool(libvirtd.missing()), reason=libvirtd.missing())
 

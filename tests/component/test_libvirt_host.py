@@ -21,8 +21,8 @@ from liveupdate.target.libvirt.link import Link
 from liveupdate.target.machines import MachineState, Registry
 from liveupdate.target.qemu.host import HostFiles
 from liveupdate.transport.qmp import QmpRefused
-from tests import libvirtd
 from tests.component.test_qemu_host import SPEC, files, is_gone, root, soon
+from tests.support import libvirtd
 
 pytestmark = pytest.mark.skipif(bool(libvirtd.missing()), reason=libvirtd.missing())
 

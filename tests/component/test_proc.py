@@ -16,7 +16,7 @@ import pytest
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import CommandFailed, DeadlineExceeded
-from tests.processes import is_running
+from tests.support.processes import is_running
 
 
 def soon(what: str = "a child", timeout_s: float = 10.0) -> Deadline:

@@ -16,7 +16,7 @@ from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import DeadlineExceeded, LostMachine, OutcomeUnknown
 from liveupdate.transport.qmp import Qmp, QmpRefused
-from tests.component.fake_peer import Peer, serve
+from tests.support.fake_peer import Peer, serve
 
 GREETING = {
     "QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""},

@@ -19,8 +19,8 @@ from liveupdate.probes.iommu_units import read_physical
 from liveupdate.probes.qemu_machine import Machine, TraceFile
 from liveupdate.transport.qmp import QmpRefused
 from liveupdate.transport.quick_qmp import QuickQmp
-from tests.component.fake_peer import Peer, serve
 from tests.component.test_qmp import GREETING
+from tests.support.fake_peer import Peer, serve
 
 
 def soon(timeout_s: float = 5.0) -> Deadline:

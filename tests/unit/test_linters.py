@@ -54,3 +54,24 @@ def test_shellcheck_finds_nothing() -> None:
     if not scripts:
         pytest.skip("there is no shell script")
     check(tool("shellcheck"), *scripts)
+
+
+def test_ansible_lint_leaves_nothing_in_the_checkout(tmp_path: Path) -> None:
+    """A few files are enough: ansible-lint makes its cache before it reads any of them."""
+    lint = tool("ansible-lint")
+    for name in (".ansible-lint", "CHANGELOG.md", "galaxy.yml", "meta/runtime.yml"):
+        copy = tmp_path / name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "ansible" / name, copy)
+    before = sorted(tmp_path.rglob("*"))
+    path = f"{Path(lint).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [lint, "--offline", "-q"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(tmp_path.rglob("*")) == before

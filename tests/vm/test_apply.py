@@ -16,9 +16,9 @@ import pytest
 
 from liveupdate.images import catalogue
 from liveupdate.operate.steps import FORWARD
-from tests.vm import desk as desks
-from tests.vm import labmachine
-from tests.vm.desk import GUESTS, Desk, assert_rolled_back, assert_updated, check_of
+from tests.support.vm import desk as desks
+from tests.support.vm import labmachine
+from tests.support.vm.desk import GUESTS, Desk, assert_rolled_back, assert_updated, check_of
 
 #: offset in a bzImage, Documentation/arch/x86/boot.rst
 XLOADFLAGS = 0x236

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, Fault
-from tests.vm import cli
+from tests.support.vm import cli
 
 #: a hang is only known by its deadline: shorter ones here than a user would want
 _HANGS = ("--set", "timeouts.jump=25s", "--set", "timeouts.incoming=25s")

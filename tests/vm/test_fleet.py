@@ -15,8 +15,8 @@ import pytest
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.images import catalogue
 from liveupdate.transport.ssh import Ssh
-from tests.vm import cli, debianmachine, labmachine
-from tests.vm.playbook import BIN, Desk, Played, Playing
+from tests.support.vm import cli, debianmachine, labmachine
+from tests.support.vm.playbook import BIN, Desk, Played, Playing
 
 pytest.importorskip("ansible", reason="pip install -e '.[dev]'")
 

@@ -12,7 +12,7 @@ from liveupdate.faults.table import FAULTS
 from liveupdate.images import catalogue
 from liveupdate.preserve.base import KHO
 from liveupdate.preserve.registry import MECHANISMS
-from tests.vm import cli
+from tests.support.vm import cli
 
 #: the reference has tests of its own
 OTHERS = [name for name in MECHANISMS if name != "luo-memfd"]

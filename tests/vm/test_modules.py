@@ -2,8 +2,8 @@
 """Our kernel modules on a host under update: KUnit, and selftests across a real kexec.
 
 One machine for all of them: it boots with KUnit switched on, every module of
-:data:`tests.vm.moduletests.ROWS` is loaded with its tests, stage 1 of the selftests runs, the other
-kernel is kexec'ed, and stage 2 runs there. Every result is a test of its own.
+:data:`tests.support.vm.moduletests.ROWS` is loaded with its tests, stage 1 of the selftests runs,
+the other kernel is kexec'ed, and stage 2 runs there. Every result is a test of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from liveupdate.formats import ktap
 from liveupdate.images import catalogue, modules_check
 from liveupdate.run.bringup import make_host
 from liveupdate.transport.ssh import Ssh
-from tests.vm.moduletests import MEMORY, ROWS, Row
+from tests.support.vm.moduletests import MEMORY, ROWS, Row
 
 CALL_S = 60.0
 BOOT_S = 90.0

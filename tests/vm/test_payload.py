@@ -22,7 +22,7 @@ from liveupdate.formats.journal import newest_record, scan_journal
 from liveupdate.formats.pattern import expected_page
 from liveupdate.formats.payload import Failure, Ready, Verified
 from liveupdate.images import catalogue
-from tests.vm.level1 import DISK_BYTES, GUEST_MAC, HOST_MAC, Machine, Setup, pass_time
+from tests.support.vm.level1 import DISK_BYTES, GUEST_MAC, HOST_MAC, Machine, Setup, pass_time
 
 SEED = 0x1122334455667788
 PATTERN = 32 * MIB

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from liveupdate.core.deadline import Deadline, wait_until
-from tests.vm import cli
+from tests.support.vm import cli
 
 MUST_PASS = (
     "handover.kho",

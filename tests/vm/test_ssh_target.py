@@ -15,8 +15,8 @@ import pytest
 
 from liveupdate.core import paths
 from liveupdate.planning.planner import DEVICE_CHECKS, IOMMU_CHECKS
-from tests import labgrid
-from tests.vm import cli, labmachine
+from tests.support import labgrid
+from tests.support.vm import cli, labmachine
 
 INSIDE = (
     "handover.kho",

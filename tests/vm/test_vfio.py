@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import cli
+from tests.support.vm import cli
 
 CHECK = "device.dma-continuity"
 #: what is seen of the device from outside

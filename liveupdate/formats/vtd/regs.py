@@ -39,30 +39,9 @@ class Capabilities:
     ecap: int
 
     @property
-    def domain_count(self) -> int:
-        """ND: number of domain ids."""
-        return 1 << 4 + 2 * (self.cap & 7)
-
-    @property
     def levels(self) -> tuple[int, ...]:
         """SAGAW: second-stage paging levels."""
         return tuple(level for level in (3, 4, 5) if self.cap >> 8 + level - 2 & 1)
-
-    @property
-    def guest_address_bits(self) -> int:
-        """MGAW: width of the largest IOVA."""
-        return (self.cap >> 16 & 0x3F) + 1
-
-    @property
-    def is_caching_mode(self) -> bool:
-        """CM: an emulated unit that wants to be told of every new mapping."""
-        return bool(self.cap >> 7 & 1)
-
-    @property
-    def page_sizes(self) -> tuple[int, ...]:
-        """SSLPS: second-stage page sizes in bytes."""
-        large = tuple(size for bit, size in ((34, 1 << 21), (35, 1 << 30)) if self.cap >> bit & 1)
-        return (1 << 12, *large)
 
     @property
     def fault_offset(self) -> int:
@@ -75,49 +54,9 @@ class Capabilities:
         return (self.cap >> 40 & 0xFF) + 1
 
     @property
-    def has_protected_memory(self) -> bool:
-        """PLMR or PHMR."""
-        return bool(self.cap & 0x60)
-
-    @property
-    def sets_root_pointer_with_flush(self) -> bool:
-        """ESRTPS: a new root pointer flushes caches by itself."""
-        return bool(self.cap >> 63)
-
-    @property
-    def is_coherent(self) -> bool:
-        """C: page walks snoop the processor's caches."""
-        return bool(self.ecap & 1)
-
-    @property
     def has_queued_invalidation(self) -> bool:
         """QI."""
         return bool(self.ecap >> 1 & 1)
-
-    @property
-    def has_interrupt_remapping(self) -> bool:
-        """IR."""
-        return bool(self.ecap >> 3 & 1)
-
-    @property
-    def has_scalable_mode(self) -> bool:
-        """SMTS."""
-        return bool(self.ecap >> 43 & 1)
-
-    @property
-    def has_first_stage(self) -> bool:
-        """FSTS (FLTS): first-stage translation."""
-        return bool(self.ecap >> 47 & 1)
-
-    @property
-    def has_second_stage(self) -> bool:
-        """SSTS: second-stage translation in scalable mode."""
-        return bool(self.ecap >> 46 & 1)
-
-    @property
-    def pasid_bits(self) -> int:
-        """PSS + 1 if PASID is supported, else 0."""
-        return (self.ecap >> 35 & 0x1F) + 1 if self.ecap >> 40 & 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,42 +80,12 @@ class GlobalStatus:
         """QIES."""
         return bool(self.value >> 26 & 1)
 
-    @property
-    def is_remapping_interrupts(self) -> bool:
-        """IRES."""
-        return bool(self.value >> 25 & 1)
-
-    @property
-    def has_interrupt_table(self) -> bool:
-        """IRTPS."""
-        return bool(self.value >> 24 & 1)
-
 
 @dataclass(frozen=True, slots=True)
 class FaultStatus:
     """FSTS_REG (11.4.7.1)."""
 
     value: int
-
-    @property
-    def has_overflowed(self) -> bool:
-        """PFO: faults were lost."""
-        return bool(self.value & 1)
-
-    @property
-    def is_pending(self) -> bool:
-        """PPF: there is a fault record."""
-        return bool(self.value >> 1 & 1)
-
-    @property
-    def has_queue_error(self) -> bool:
-        """IQE, ICE or ITE: the invalidation queue is in trouble."""
-        return bool(self.value & 0x70)
-
-    @property
-    def first_record(self) -> int:
-        """FRI: index of the first pending record."""
-        return self.value >> 8 & 0xFF
 
     @property
     def is_clear(self) -> bool:

@@ -18,6 +18,7 @@ from liveupdate.judging.compare import (
     vcpu_gap,
 )
 from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
+from liveupdate.judging.sleep import RTC_SECOND_NS, SLEEP_CLOCKS, has_slept, sleep_files
 from liveupdate.model import layout
 from liveupdate.model.device_models import NAMESPACE_BYTES
 from liveupdate.model.evidence import Echo, GuestTrace
@@ -62,7 +63,10 @@ def clock_gap(trace: GuestTrace, paused_ns: int | None, resumed_ns: int | None) 
 
 
 def judge_clock(context: Context) -> list[Finding]:
-    """No clock of a guest went back, jumped forward, lost more than the blackout, or runs wrong."""
+    """No clock of a guest went back, jumped forward, lost more than the blackout, or runs wrong.
+
+    Clocks that count sleep may gain an RTC's second over the blackout of a guest that slept.
+    """
     findings: list[Finding] = []
     for hop, guest in _reached(context):
         if guest.liveness == "network":
@@ -99,9 +103,14 @@ def _judge_clocks(
     clocks = _TICK_CLOCKS if guest.liveness == "payload" else ("realtime",)
     for clock in clocks:
         change = fit_clock(readings(trace, clock), gap)
-        finding = _judge_clock(context, f"{where}: {clock} clock", change, gap, path)
+        slept = clock in SLEEP_CLOCKS and has_slept(context, hop, guest.name)
+        gain_ns = 0 if slept is False else RTC_SECOND_NS
+        finding = _judge_clock(context, f"{where}: {clock} clock", change, gap, path, gain_ns)
         if finding is not None:
             findings.append(finding)
+        elif slept is None and _is_forward(change):
+            paths = sleep_files(context, hop, guest.name)
+            findings.append(context.missing("whether it slept", hop, guest.name, paths))
         elif gap is not None and (change.step_ns is None or change.inner_step_ns is None):
             findings.append(context.missing(f"enough {clock} clock readings", hop, guest.name))
         elif change.ppm_after is None and guest.liveness == "payload":
@@ -114,9 +123,12 @@ def _judge_clocks(
 
 
 def _judge_clock(
-    context: Context, where: str, change: ClockChange, gap: Gap | None, path: str
+    context: Context, where: str, change: ClockChange, gap: Gap | None, path: str, gain_ns: int
 ) -> Finding | None:
-    """Say what is wrong with one clock, or nothing."""
+    """Say what is wrong with one clock, or nothing.
+
+    :param gain_ns: what it may gain over the blackout.
+    """
     if change.went_back is not None:
         old, new = change.went_back
         return failed(
@@ -135,13 +147,13 @@ def _judge_clock(
         )
     step, length_ns = change.step_ns, gap.length_ns if gap else 0
     if step is not None and not (
-        -length_ns - CLOCK_STEP_TOLERANCE_NS <= step <= CLOCK_STEP_TOLERANCE_NS
+        -length_ns - CLOCK_STEP_TOLERANCE_NS <= step <= gain_ns + CLOCK_STEP_TOLERANCE_NS
     ):
         how = "jumped forward" if step > 0 else "lost more than the blackout"
         return failed(
             f"{where} {how}: {_signed(step)} over a blackout of {format_ns(length_ns)}",
             observed=_signed(step),
-            expected=f"between {_signed(-length_ns)} and 0",
+            expected=f"between {_signed(-length_ns)} and {_signed(gain_ns) if gain_ns else 0}",
             evidence=(path,),
         )
     limit = context.plan.budget.clock_ppm
@@ -156,8 +168,14 @@ def _judge_clock(
     return None
 
 
+def _is_forward(change: ClockChange) -> bool:
+    return change.step_ns is not None and change.step_ns > CLOCK_STEP_TOLERANCE_NS
+
+
 def _say_clock(clock: str, change: ClockChange) -> str:
     step = "never paused" if change.step_ns is None else f"step {_signed(change.step_ns)}"
+    if _is_forward(change):
+        step += " (allowed: it slept, and woke by its host's clock, right to an RTC's second)"
     rate = "unknown" if change.ppm_after is None else f"{change.ppm_after:+.0f} ppm"
     return f"{clock} {step}, rate {rate}"
 

@@ -112,10 +112,6 @@ class LibvirtHost(QemuHost):
         self.uri = uri
         self._link: Link | None = None
 
-    @property
-    def libvirt_version(self) -> str:
-        return "" if self._link is None else self._link.version
-
     def kill(self) -> None:
         """Kill QEMU, as a crash would end it; for the fault tests."""
         self._killed = True

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults that strike a device from outside hit what they mean to hit, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from liveupdate.core.errors import EvidenceError
+from liveupdate.core.units import PhysAddr
+from liveupdate.faults import strikes
+from liveupdate.faults.table import FAULTS
+from liveupdate.formats import keep_dma
+from liveupdate.run.testbed import Testbed
+from liveupdate.transport.physmem import PhysMem, RamRange
+from tests.unit.formats.test_keep_dma import make_record
+
+PAGE = 4096
+SIZE = 256 * PAGE
+RECORD_AT = 77 * PAGE
+
+
+class Bed:
+    """RAM with a record of kept DMA in it, and a page that only begins like one."""
+
+    def __init__(self) -> None:
+        fd = os.memfd_create("t", os.MFD_CLOEXEC)
+        os.ftruncate(fd, SIZE)
+        self.record = make_record(total=200)
+        ram = PhysMem(fd, SIZE, (RamRange(start=PhysAddr(0), size_bytes=SIZE, offset=0),))
+        ram.write(PhysAddr(5 * PAGE), self.record[:8])
+        ram.write(PhysAddr(RECORD_AT), self.record)
+        console = SimpleNamespace(wait_line=lambda pattern, deadline: None)
+        self.host = SimpleNamespace(ram=ram, ram_fd=fd, console=console)
+        self.own_machine = self.host
+        self.senders = {"nic0": SimpleNamespace(next_number=1000, lost=frozenset())}
+        self.plan = SimpleNamespace(devices=(SimpleNamespace(name="nic0"),))
+
+    def close(self) -> None:
+        self.host.ram.close()
+        os.close(self.host.ram_fd)
+
+    def read(self) -> bytes:
+        found: bytes = self.host.ram.read(PhysAddr(RECORD_AT), len(self.record))
+        return found
+
+
+@pytest.fixture
+def bed() -> Iterator[Bed]:
+    made = Bed()
+    yield made
+    made.close()
+
+
+def strike(table: strikes.Table, fault: str, bed: Bed) -> None:
+    table[fault](cast(Testbed, bed))
+
+
+def test_corrupt_record_flips_one_bit_of_it(bed: Bed) -> None:
+    strike(strikes.BLACKOUT, "corrupt-record", bed)
+    changed = [a ^ b for a, b in zip(bed.read(), bed.record, strict=True) if a != b]
+    assert changed == [1]
+    assert bed.read()[: keep_dma.PRESERVE_NS_AT] == bed.record[: keep_dma.PRESERVE_NS_AT]
+    assert bed.read()[keep_dma.HEADER_BYTES :] == bed.record[keep_dma.HEADER_BYTES :]
+    assert not keep_dma.is_whole(bed.read())
+
+
+def test_record_version_is_wrong_in_nothing_but_that(bed: Bed) -> None:
+    strike(strikes.BLACKOUT, "record-version", bed)
+    assert bed.read() == make_record(total=200, version=keep_dma.VERSION + 1)
+    assert keep_dma.is_whole(bed.read())
+
+
+def test_record_that_is_nowhere_is_an_error_and_not_a_verdict(bed: Bed) -> None:
+    bed.host.ram.flip_bit(PhysAddr(RECORD_AT + 150), 0)
+    with pytest.raises(EvidenceError, match="nowhere"):
+        strike(strikes.BLACKOUT, "corrupt-record", bed)
+
+
+def test_dropped_frames_are_still_to_come(bed: Bed) -> None:
+    strike(strikes.BLACKOUT, "drop-frames", bed)
+    lost = bed.senders["nic0"].lost
+    assert len(lost) == strikes.DROPPED
+    assert min(lost) == 1000 + strikes.DROP_AFTER
+
+
+def test_every_fault_that_is_not_the_plans_strikes_at_some_moment() -> None:
+    tables = (
+        strikes.BEFORE, strikes.BROWNOUT, strikes.JUMP, strikes.BLACKOUT, strikes.INCOMING,
+        strikes.RESUMED,
+    )  # fmt: skip
+    moments = [name for table in tables for name in table]
+    assert sorted(moments) == sorted(
+        name for name, fault in FAULTS.items() if fault.where != "plan"
+    )

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The JSON codec: exact round trips, and refusal with a place of everything else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from liveupdate.model import codec
+from liveupdate.model.evidence import Incident, KernelFacts, Phase, Provenance, Tick
+from liveupdate.model.plan import Expected, FaultPlan, Plan
+from tests.support import evidence_builder as make
+
+PLAN = replace(
+    make.make_plan(hops=2),
+    fault=FaultPlan(
+        name="x", expected=Expected(check="memory.content", status="FAIL", exit_code=1)
+    ),
+)
+KERNEL = make.make_kernel(1, make.KERNEL_B)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("plan", PLAN), ("kernel", KERNEL), ("provenance", make.make_provenance())],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_document_survives_a_round_trip(kind: str, value: object) -> None:
+    assert codec.loads(type(value), kind, codec.dumps(kind, value)) == value
+
+
+@given(
+    st.builds(
+        Phase, hop=st.integers(), name=st.text(), began_ns=st.integers(), ended_ns=st.integers()
+    )
+    | st.builds(Incident, kind=st.text(), hop=st.integers(), text=st.text())
+    | st.builds(Provenance)
+)
+def test_any_value_survives_a_round_trip(value: object) -> None:
+    assert codec.decode(type(value), json.loads(json.dumps(codec.encode(value)))) == value
+
+
+@given(st.builds(Tick, *[st.integers(0, 2**64 - 1)] * 7))
+def test_rows_survive_a_round_trip(tick: Tick) -> None:
+    row = json.loads(json.dumps(codec.encode_row(tick)))
+    assert codec.decode_row(Tick, row, "row") == tick
+
+
+Spoil = Callable[[dict[str, object]], object]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda d: d.pop("release"), "'release' of KernelFacts is missing"),
+        (lambda d: d.update(colour="red"), "no key 'colour'"),
+        (lambda d: d.update(generation="1"), "kernel.generation: expected int"),
+        (lambda d: d.update(generation=True), "kernel.generation: expected int"),
+        (lambda d: d.update(kho_found=1), "kernel.kho_found: expected bool"),
+        (lambda d: d.update(luo_number=[]), "kernel.luo_number: expected int"),
+        (lambda d: d.update(release=None), "kernel.release: expected str"),
+    ],
+)
+def test_wrong_documents_are_refused_with_the_place(spoil: Spoil, word: str) -> None:
+    document = json.loads(codec.dumps("kernel", KERNEL))
+    spoil(document["value"])
+    with pytest.raises(codec.CodecError, match=word):
+        codec.loads(KernelFacts, "kernel", json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"format":"plan/1","value":{}}', "[" * 100_000]
+)
+def test_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(codec.CodecError):
+        codec.loads(KernelFacts, "kernel", text)
+
+
+def test_place_names_the_list_element() -> None:
+    document = json.loads(codec.dumps("plan", PLAN))
+    document["value"]["hops"][1]["incoming"]["sha256"] = 5
+    with pytest.raises(codec.CodecError) as caught:
+        codec.loads(Plan, "plan", json.dumps(document))
+    assert caught.value.where == "plan.hops[1].incoming.sha256"
+
+
+@pytest.mark.parametrize("value", [b"raw", float("nan"), {1: 2}, object(), {"a": [1]}])
+def test_what_json_cannot_hold_is_refused(value: object) -> None:
+    with pytest.raises(codec.CodecError):
+        codec.encode(value)
+
+
+def test_whole_number_is_taken_for_a_float_and_a_short_row_is_not_taken() -> None:
+    assert codec.decode(float, 3) == 3.0
+    with pytest.raises(codec.CodecError):
+        codec.decode_row(Tick, [1, 2], "row")

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every report says what the verdict says, is well-formed, and lets nothing hostile through."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from junitparser import JUnitXml
+
+import liveupdate.report
+from liveupdate.formats import ktap
+from liveupdate.judging.judge import judge
+from liveupdate.model.evidence import Evidence, Incident
+from liveupdate.model.plan import Plan
+from liveupdate.model.verdict import CHECK_IDS, Outcome, Verdict
+from liveupdate.report.common import clean
+from liveupdate.report.html import render_html
+from liveupdate.report.json_result import make_result, render_json
+from liveupdate.report.junit import render_junit
+from liveupdate.report.ktap import render_ktap
+from liveupdate.report.text import render_text
+from tests.support import evidence_builder as make
+from tests.support import iommu_evidence as seen
+
+SCHEMA = json.loads(
+    (Path(liveupdate.report.__path__[0]) / "result.schema.json").read_text(encoding="utf-8")
+)
+PLAN = make.make_plan()
+GOOD = make.make_evidence()
+HOSTILE = "\x1b[31m<script>alert(1)</script>\x00]]>&#1; # \nok 1 fake\ud800"
+
+
+def spoilt(text: str = HOSTILE) -> Evidence:
+    incidents = (Incident(kind="panic", hop=1, text=text),)
+    return replace(make.with_after(GOOD, generation=7), incidents=incidents)
+
+
+CASES = {
+    "good": (PLAN, GOOD),
+    "hops": (make.make_plan(hops=4), make.make_evidence(hops=4)),
+    "device": (seen.make_plan(), seen.make_evidence()),
+    "hostile": (PLAN, spoilt()),
+    "empty": (PLAN, Evidence(provenance=None, hops=())),
+    "timed-out": (
+        PLAN,
+        replace(
+            make.with_hop(GOOD, after=None),
+            incidents=(Incident(kind="deadline", hop=1, text="waited 60 s"),),
+        ),
+    ),
+}
+
+
+@pytest.fixture(params=CASES, ids=list(CASES))
+def case(request: pytest.FixtureRequest) -> tuple[Plan, Evidence, Verdict]:
+    plan, evidence = CASES[request.param]
+    return plan, evidence, judge(plan, evidence)
+
+
+def validate(document: object) -> None:
+    jsonschema.Draft202012Validator(SCHEMA).validate(document)
+
+
+def test_schema_is_a_schema_and_knows_every_check() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    ids = SCHEMA["properties"]["checks"]["items"]["properties"]["id"]["enum"]
+    assert tuple(ids) == CHECK_IDS
+
+
+def test_result_fits_the_schema(case: tuple[Plan, Evidence, Verdict]) -> None:
+    document = json.loads(render_json(*case))
+    validate(document)
+    assert document["outcome"] == case[2].outcome.value
+    assert document["exit_code"] == int(case[2].exit_code)
+    assert [check["id"] for check in document["checks"]] == list(CHECK_IDS)
+
+
+@pytest.mark.parametrize("key", ["outcome", "checks", "provenance", "artifacts", "schema_version"])
+def test_schema_refuses_a_result_without(key: str) -> None:
+    document = make_result(PLAN, GOOD, judge(PLAN, GOOD))
+    del document[key]
+    with pytest.raises(jsonschema.ValidationError):
+        validate(document)
+
+
+def test_result_names_phases_metrics_and_raw_files() -> None:
+    document = json.loads(render_json(PLAN, GOOD, judge(PLAN, GOOD)))
+    assert {phase["name"] for phase in document["phases"]} == {"prepare", "kernel", "load"}
+    assert "gap.vcpu" in {metric["name"] for metric in document["metrics"]}
+    assert "evidence/hop-1/vm0/freeze.xxh3" in {each["path"] for each in document["artifacts"]}
+    assert [kernel["release"] for kernel in document["kernels"]] == ["7.3.4-lu-a", "7.3.4-lu-b"]
+
+
+def test_junit_counts_what_the_verdict_counts(case: tuple[Plan, Evidence, Verdict]) -> None:
+    verdict = case[2]
+    text = render_junit(*case)
+    ET.fromstring(text)
+    (suite,) = list(JUnitXml.fromstring(text.encode()))
+    counted = {
+        outcome: sum(check.status is outcome for check in verdict.checks) for outcome in Outcome
+    }
+    assert suite.tests == len(CHECK_IDS)
+    assert suite.failures == counted[Outcome.FAIL]
+    assert suite.errors == counted[Outcome.ERROR]
+    assert suite.skipped == counted[Outcome.SKIP]
+
+
+def test_ktap_says_what_the_verdict_says(case: tuple[Plan, Evidence, Verdict]) -> None:
+    verdict = case[2]
+    report = ktap.parse(render_ktap(*case))
+    assert report.notes == ()
+    assert report.planned == len(CHECK_IDS)
+    for test, check in zip(report.tests, verdict.checks, strict=True):
+        assert test.name == check.id
+        assert test.ok is (check.status in (Outcome.PASS, Outcome.SKIP))
+        expected = {Outcome.SKIP: "SKIP", Outcome.ERROR: "ERROR"}.get(check.status, "")
+        if verdict.timed_out and expected == "ERROR":
+            expected = "TIMEOUT"
+        assert test.directive == expected
+
+
+def test_text_names_kernels_results_blackout_and_phases() -> None:
+    text = render_text(PLAN, GOOD, judge(PLAN, GOOD))
+    assert text.startswith("PASS")
+    for word in ("a" * 40, "b" * 40, "blackout 4.01 s", "vcpu", "clock", "network", "storage",
+                 "512 pages equal", "prepare", "kernel", "memory.placement"):  # fmt: skip
+        assert word in text, word
+
+
+def test_the_headline_of_what_was_rolled_back_says_so_unless_a_guest_was_lost() -> None:
+    verdict = replace(judge(PLAN, spoilt("refused")), rolled_back=True)
+    assert verdict.outcome is Outcome.FAIL
+    assert render_text(PLAN, GOOD, verdict).startswith("ROLLED BACK  ")
+    assert "<title>ROLLED BACK: " in render_html(PLAN, GOOD, verdict)
+    lost = replace(verdict, rolled_back=False)
+    assert render_text(PLAN, GOOD, lost).startswith("FAIL  ")
+    assert "<title>FAIL: " in render_html(PLAN, GOOD, lost)
+
+
+def test_text_says_how_well_devices_were_watched_and_what_it_cost() -> None:
+    case = CASES["device"]
+    text = render_text(*case, judge(*case))
+    assert "looked at from outside at 50 Hz for 3 % of a core, longest hole 31 ms" in text
+    assert "2.0 MiB in 2 runs reach the same memory" in re.sub(r"\s+", " ", text)
+
+
+def test_text_is_plain_and_not_wide(case: tuple[Plan, Evidence, Verdict]) -> None:
+    text = render_text(*case)
+    assert "\x1b" not in text and "\x00" not in text
+    assert max(map(len, text.splitlines())) <= 110
+    for check in case[2].checks:
+        assert check.id in text
+
+
+class Page(HTMLParser):
+    """Collects tags and whatever would load something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        self.loads += [name for name, _value in attrs if name in ("src", "href", "style")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_html_is_balanced_and_loads_nothing(case: tuple[Plan, Evidence, Verdict]) -> None:
+    text = render_html(*case)
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.loads == []
+    assert "script" not in page.tags and "link" not in page.tags
+    assert "url(" not in text and "@import" not in text
+    for check in case[2].checks:
+        assert check.id in text
+
+
+def test_html_has_a_timeline_with_phases_and_gaps() -> None:
+    text = render_html(PLAN, GOOD, judge(PLAN, GOOD))
+    svgs = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(svgs) == 1
+    ET.fromstring(svgs[0])
+    for label in ("kernel", "vm0: load", "vm0: vCPU gap", "vm0: network gap", "vm0: storage gap"):
+        assert f">{label}</text>" in svgs[0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=60))
+def test_no_text_of_a_machine_breaks_a_report(text: str) -> None:
+    evidence = spoilt(text)
+    verdict = judge(PLAN, evidence)
+    ET.fromstring(render_junit(PLAN, evidence, verdict))
+    validate(json.loads(render_json(PLAN, evidence, verdict)))
+    assert len(ktap.parse(render_ktap(PLAN, evidence, verdict)).tests) == len(CHECK_IDS)
+    page = Page()
+    page.feed(render_html(PLAN, evidence, verdict))
+    assert page.open == []
+    for report in (render_text, render_html, render_junit, render_ktap):
+        report(PLAN, evidence, verdict).encode()
+
+
+def test_clean_takes_escapes_and_keeps_text() -> None:
+    assert clean("\x1b[1;31mred\x1b[0m µ → \x07x\r\ny") == "red µ → x y"
