@@ -83,7 +83,7 @@ def test_what_was_meant_for_one_far_end_never_reaches_the_next(far: Far, tmp_pat
         first = far.wait(1)
         far.refuse = True
         first.close()
-        wait_until(lambda: bridge.trouble, soon())
+        wait_until(lambda: bridge.trouble or None, soon())
         near.sendall(b"jump!")
         far.refuse = False
         second = far.wait(2)
@@ -94,10 +94,10 @@ def test_what_was_meant_for_one_far_end_never_reaches_the_next(far: Far, tmp_pat
 def test_trouble_is_told_and_tried_again(far: Far, tmp_path: Path) -> None:
     far.refuse = True
     with Bridge(tmp_path / "b", far.open) as bridge, near_of(bridge):
-        wait_until(lambda: bridge.trouble == "nobody there", soon())
+        assert wait_until(lambda: bridge.trouble or None, soon()) == "nobody there"
         far.refuse = False
         far.wait(1)
-        wait_until(lambda: bridge.trouble == "", soon())
+        assert wait_until(lambda: bridge.trouble == "", soon())
 
 
 def test_a_bridge_is_left_at_once_whatever_the_far_end_does(far: Far, tmp_path: Path) -> None:

@@ -21,13 +21,11 @@ from liveupdate.target.libvirt.link import Link
 from liveupdate.target.machines import MachineState, Registry
 from liveupdate.target.qemu.host import HostFiles
 from liveupdate.transport.qmp import QmpRefused
-from tests.component.test_qemu_host import SPEC, files, is_gone, root, soon
 from tests.support import libvirtd
+from tests.support.idle_libvirt import make_host
+from tests.support.idle_qemu import is_gone, soon
 
 pytestmark = pytest.mark.skipif(bool(libvirtd.missing()), reason=libvirtd.missing())
-
-#: fixtures of the plain QEMU target's tests
-__all__ = ["files", "root"]
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +39,6 @@ def own() -> Iterator[libvirtd.Daemon]:
     """One to be hurt."""
     with libvirtd.serve() as daemon:
         yield daemon
-
-
-def make_host(
-    daemon: libvirtd.Daemon, files: HostFiles, root: Path, tmp_path: Path, run_id: str = "t1"
-) -> LibvirtHost:
-    run_dir = tmp_path / run_id
-    run_dir.mkdir(exist_ok=True)
-    return LibvirtHost(
-        dataclasses.replace(SPEC, qemu=proc.find_program("qemu-system-x86_64") or ""),
-        files,
-        uri=daemon.uri,
-        run_id=run_id,
-        run_dir=run_dir,
-        append="x",
-        registry=Registry(root),
-    )
 
 
 def has_domain(daemon: libvirtd.Daemon, run_id: str = "t1") -> bool:
@@ -200,7 +182,7 @@ import sys, time
 from pathlib import Path
 from liveupdate.core.deadline import Deadline
 from liveupdate.target.qemu.host import HostFiles
-from tests.component.test_libvirt_host import make_host
+from tests.support.idle_libvirt import make_host
 tmp = Path(sys.argv[2])
 files = HostFiles(kernel=tmp / "kernel", rootfs=tmp / "root", kit=tmp / "kit",
                   ssh_client_key=tmp / "none", ssh_host_key_pub=tmp / "none")

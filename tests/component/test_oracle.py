@@ -15,9 +15,8 @@ from liveupdate.core.steps import Steps
 from liveupdate.model.evidence import Incident
 from liveupdate.run import testbed
 from liveupdate.run.observers.iommu import IommuObserver
-from tests.component.test_quick_qmp import greeted
 from tests.support import iommu_evidence as seen
-from tests.support.fake_peer import Peer, serve
+from tests.support.fake_peer import Peer, greeted, serve
 
 
 class Record:

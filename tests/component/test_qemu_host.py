@@ -9,62 +9,21 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from liveupdate.core import proc
-from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.deadline import wait_until
 from liveupdate.core.errors import LaunchError, LostMachine
-from liveupdate.model.plan import MachineSpec
 from liveupdate.target.machines import MachineState, Registry
 from liveupdate.target.qemu.host import HostFiles, QemuHost
 from liveupdate.target.warm import WarmStateError, WarmStore, make_key
+from tests.support.idle_qemu import SPEC, is_gone, make_host, soon
 
 pytestmark = pytest.mark.skipif(
     shutil.which("qemu-system-x86_64") is None, reason="no QEMU; run 'make setup'"
 )
-
-SPEC = MachineSpec(accel="tcg", memory_bytes=64 << 20, vcpus=1, disks=(("vm0", 1 << 20),))
-
-
-def soon(timeout_s: float = 20.0) -> Deadline:
-    return Deadline.after(timeout_s, "the test")
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    """A runtime directory with a path short enough for sockets."""
-    path = Path(f"/tmp/lu-test-{os.getpid()}")
-    path.mkdir(mode=0o700)
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> HostFiles:
-    # Never run: a boot sector is enough for QEMU to take it for a kernel of the old protocol.
-    kernel = bytearray(64 * 1024)
-    kernel[0x1F1] = 4
-    kernel[0x1FE:0x200] = b"\x55\xaa"
-    for name in ("kernel", "root", "kit"):
-        (tmp_path / name).write_bytes(kernel)
-    return HostFiles(
-        kernel=tmp_path / "kernel",
-        rootfs=tmp_path / "root",
-        kit=tmp_path / "kit",
-        ssh_client_key=tmp_path / "none",
-        ssh_host_key_pub=tmp_path / "none",
-    )
-
-
-def make_host(files: HostFiles, root: Path, tmp_path: Path, run_id: str = "t1") -> QemuHost:
-    run_dir = tmp_path / run_id
-    run_dir.mkdir(exist_ok=True)
-    return QemuHost(
-        SPEC, files, run_id=run_id, run_dir=run_dir, append="x", registry=Registry(root)
-    )
 
 
 def open_descriptors() -> set[str]:
@@ -75,10 +34,6 @@ def open_descriptors() -> set[str]:
         except OSError:
             continue
     return {name for name in found if "memfd:liveupdate" in name or "/lu-test" in name}
-
-
-def is_gone(pid: int) -> bool:
-    return proc.read_start_time(pid) is None
 
 
 def test_start_and_shutdown_leave_nothing(files: HostFiles, root: Path, tmp_path: Path) -> None:
@@ -215,7 +170,7 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from liveupdate.core.deadline import Deadline
-from tests.component.test_qemu_host import make_host
+from tests.support.idle_qemu import make_host
 from liveupdate.target.qemu.host import HostFiles
 tmp = Path(sys.argv[2])
 files = HostFiles(kernel=tmp / "kernel", rootfs=tmp / "root", kit=tmp / "kit",

@@ -16,12 +16,7 @@ from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import DeadlineExceeded, LostMachine, OutcomeUnknown
 from liveupdate.transport.qmp import Qmp, QmpRefused
-from tests.support.fake_peer import Peer, serve
-
-GREETING = {
-    "QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""},
-            "capabilities": ["oob"]},
-}  # fmt: skip
+from tests.support.fake_peer import GREETING, Peer, serve
 
 
 def soon(timeout_s: float = 5.0) -> Deadline:
@@ -115,13 +110,16 @@ def test_line_cut_before_the_answer_is_outcome_unknown(tmp_path: Path) -> None:
 
 
 def test_line_cut_after_quit_is_success(tmp_path: Path) -> None:
+    asked = []
+
     def script(peer: Peer) -> None:
         greet(peer)
-        peer.receive()
+        asked.append(peer.receive()["execute"])
 
     with serve(tmp_path / "q", script), Qmp(tmp_path / "q") as qmp:
         qmp.connect(soon())
         qmp.quit(soon())
+    assert asked == ["quit"]
 
 
 @pytest.mark.parametrize(

@@ -19,23 +19,11 @@ from liveupdate.probes.iommu_units import read_physical
 from liveupdate.probes.qemu_machine import Machine, TraceFile
 from liveupdate.transport.qmp import QmpRefused
 from liveupdate.transport.quick_qmp import QuickQmp
-from tests.component.test_qmp import GREETING
-from tests.support.fake_peer import Peer, serve
+from tests.support.fake_peer import Peer, greeted, serve
 
 
 def soon(timeout_s: float = 5.0) -> Deadline:
     return Deadline.after(timeout_s, "the test")
-
-
-def greeted(then: Callable[[Peer], None]) -> Callable[[Peer], None]:
-    def script(peer: Peer) -> None:
-        peer.send(GREETING)
-        assert peer.receive()["execute"] == "qmp_capabilities"
-        peer.send({"return": {}})
-        peer.receive()
-        then(peer)
-
-    return script
 
 
 def test_events_before_the_answer_are_passed_over(tmp_path: Path) -> None:

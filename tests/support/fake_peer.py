@@ -81,3 +81,22 @@ def serve(path: Path, script: Script) -> Iterator[None]:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join(10)
             assert not thread.is_alive()
+
+
+GREETING = {
+    "QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": ""},
+            "capabilities": ["oob"]},
+}  # fmt: skip
+
+
+def greeted(then: Script) -> Script:
+    """A script that lets a client connect, takes its first request and goes on with ``then``."""
+
+    def script(peer: Peer) -> None:
+        peer.send(GREETING)
+        assert peer.receive()["execute"] == "qmp_capabilities"
+        peer.send({"return": {}})
+        peer.receive()
+        then(peer)
+
+    return script

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""House style that no linter checks: licence headers and the size of modules."""
+"""House style that no linter checks: licence headers, size of modules, who imports tests."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,38 @@ def test_no_module_is_too_long() -> None:
         for path in (ROOT / "liveupdate").rglob("*.py")
     }
     assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+
+
+def imported_tests(source: str) -> Iterator[str]:
+    """Name the test modules that a module imports, at its top or within a function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            targets = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            if target.startswith("tests.") and ".test_" in target:
+                yield target
+
+
+def test_no_module_imports_a_test_module() -> None:
+    wrong = {
+        path.relative_to(ROOT).as_posix(): found
+        for path in (ROOT / "tests").rglob("*.py")
+        if (found := list(imported_tests(path.read_text(encoding="utf-8"))))
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from tests.unit.judging.test_judge import judge_hop",
+        "from tests.unit.judging import test_judge",
+        "def f():\n    import tests.vm.test_run",
+    ],
+)
+def test_import_of_a_test_module_is_found(source: str) -> None:
+    assert list(imported_tests(source))

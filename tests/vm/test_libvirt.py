@@ -12,7 +12,7 @@ from liveupdate.faults.table import FAULTS
 from liveupdate.planning.planner import DEVICE_CHECKS, IOMMU_CHECKS
 from tests.support import libvirtd
 from tests.support.vm import cli
-from tests.vm.test_run import MUST_PASS
+from tests.support.vm.must_pass import MUST_PASS
 
 pytestmark = pytest.mark.skipif(bool(libvirtd.missing()), reason=libvirtd.missing())
 

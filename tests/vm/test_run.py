@@ -14,18 +14,7 @@ import pytest
 
 from liveupdate.core.deadline import Deadline, wait_until
 from tests.support.vm import cli
-
-MUST_PASS = (
-    "handover.kho",
-    "handover.generation",
-    "handover.session",
-    "memory.content",
-    "memory.placement",
-    "guest.liveness",
-    "guest.clock",
-    "guest.network",
-    "guest.storage",
-)
+from tests.support.vm.must_pass import MUST_PASS
 
 
 def _assert_pass(said: cli.Said) -> None:

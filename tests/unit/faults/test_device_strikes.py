@@ -17,7 +17,7 @@ from liveupdate.faults.table import FAULTS
 from liveupdate.formats import keep_dma
 from liveupdate.run.testbed import Testbed
 from liveupdate.transport.physmem import PhysMem, RamRange
-from tests.unit.formats.test_keep_dma import make_record
+from tests.support.keep_dma_record import make_record
 
 PAGE = 4096
 SIZE = 256 * PAGE

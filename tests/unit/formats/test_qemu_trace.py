@@ -11,6 +11,7 @@ from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import parse_bdf
 from liveupdate.formats.qemu_pci import find_function, list_functions
 from liveupdate.formats.qemu_trace import QemuTraceError, decode_line
+from tests.support.query_pci import PCI
 
 #: line, then what, where, offset, value, note
 LINES = [
@@ -124,26 +125,6 @@ def test_any_damaged_line_is_decoded_refused_or_passed_over(line: str, data: st.
         decode_line(damaged.replace("\n", " "), 0)
     except QemuTraceError as error:
         assert error.where
-
-
-PCI = [
-    {
-        "bus": 0,
-        "devices": [
-            {"bus": 0, "slot": 0, "function": 0, "qdev_id": "", "regions": []},
-            {
-                "bus": 0,
-                "slot": 16,
-                "function": 0,
-                "qdev_id": "port-nic0",
-                "pci_bridge": {
-                    "bus": {"number": 0, "secondary": 1, "subordinate": 1},
-                    "devices": [{"bus": 1, "slot": 0, "function": 0, "qdev_id": "dev-nic0"}],
-                },
-            },
-        ],
-    }
-]
 
 
 def test_device_is_found_by_its_id_with_the_bridges_above() -> None:

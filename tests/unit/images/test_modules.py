@@ -20,8 +20,8 @@ from liveupdate.images import kernel, kit, modules, modules_check
 from liveupdate.model.scenario import Scenario
 from liveupdate.planning.planner import make_plan
 from liveupdate.preserve.registry import MECHANISMS
+from tests.support.planner_inputs import IMAGES, MACHINE
 from tests.support.vm.moduletests import MEMORY, REGIONS_START, ROWS
-from tests.unit.planning.test_planner import IMAGES, MACHINE
 
 ROOT = Path(__file__).parents[3]
 MODULES = ROOT / "guest-images/modules"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.units import GIB, MIB
 from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS
-from liveupdate.model.plan import ImageSet, KernelImage, Plan, Region
+from liveupdate.model.plan import ImageSet, Plan, Region
 from liveupdate.model.scenario import (
     DeviceSpec,
     GuestSpec,
@@ -35,32 +35,8 @@ from liveupdate.planning.planner import (
 )
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.target.base import CAPABILITIES
+from tests.support.planner_inputs import IMAGES, MACHINE, kernel
 
-ABI = ("kho-v4", "luo-v5", "memblock-v1", "memfd-v2", "reserve-mem-v1")
-
-
-def kernel(name: str, abi: tuple[str, ...] = ABI) -> KernelImage:
-    return KernelImage(
-        path=f"/k/{name}",
-        sha256="0" * 64,
-        release=f"7.3.4-{name}",
-        build_id=name,
-        abi=abi,
-        modules=f"/m/{name}",
-    )
-
-
-IMAGES = ImageSet(
-    outgoing=kernel("a"),
-    incoming=kernel("b"),
-    guest_kernel="/k/a",
-    guest_initrd="/k/initrd",
-    rootfs="/k/rootfs",
-    rootfs_sha256="1" * 64,
-    ssh_client_key="/k/key",
-    ssh_host_key_pub="ssh-ed25519 AAAA",
-)
-MACHINE = MachineFacts(accel="tcg", ram_available_bytes=16 * GIB, run_free_bytes=10 * GIB)
 NO_KHO = replace(IMAGES, incoming=kernel("b", ()))
 SKEWED = replace(IMAGES, incoming=kernel("b", ("kho-v4", "luo-v6", "memfd-v2")))
 

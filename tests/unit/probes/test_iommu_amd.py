@@ -15,7 +15,7 @@ from liveupdate.probes.iommu import IommuWatcher
 from liveupdate.probes.iommu_inside import from_driver
 from liveupdate.probes.memory import guest_ranges
 from tests.support.iommu_tables import AmdDeviceTable, AmdPageTable, Memory
-from tests.unit.probes.test_iommu import MTREE, UNIT, ScriptedMonitor
+from tests.support.scripted_monitor import MTREE, UNIT, ScriptedMonitor
 
 BASE = 0xFED8_0000
 NIC = Requester(bus=1, devfn=0)

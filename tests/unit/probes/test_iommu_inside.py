@@ -14,7 +14,7 @@ from liveupdate.core.errors import CommandFailed, EvidenceError
 from liveupdate.formats.iommu import Requester, unpack_runs
 from liveupdate.probes.iommu_inside import DEBUGFS, read_inside
 from liveupdate.transport.ssh import Ssh, SshResult
-from tests.unit.formats.vtd.test_captures import MODES, NVME, Capture
+from tests.support.vtd_captures import MODES, NVME, Capture
 
 LIST = f"{DEBUGFS}/dmar_translation_struct"
 DOMAIN = f"{DEBUGFS}/0000:03:00.0/domain_translation_struct"

@@ -20,13 +20,15 @@ from liveupdate.run.testbed import GuestHandle, Testbed
 class _Ram:
     """A tick page whose sequence advances by ``step`` with every look, ``torn`` of them torn."""
 
-    def __init__(self, step: int, torn: int) -> None:
+    def __init__(self, step: int, torn: int = 0) -> None:
+        self.looks = 0
         self._seq = 1
         self._step = step
         self._torn = torn
 
     def read(self, address: int, size_bytes: int) -> bytes:
         assert address == 0x1000
+        self.looks += 1
         self._seq += self._step
         page = TickPage(
             lock=0, boot=1, seq=self._seq, tsc=0, monotonic_ns=0, boottime_ns=0, realtime_ns=0,
@@ -37,14 +39,14 @@ class _Ram:
         return whole if self._torn < 0 else whole[:-1] + bytes([whole[-1] ^ 1])
 
 
-def _bed(step: int, image: str | None = None, torn: int = 0) -> Testbed:
+def _bed(ram: _Ram, image: str | None = None) -> Testbed:
     handle = GuestHandle(
         spec=GuestSpec(name="vm0", image=image),
         index=0,
         ready=SimpleNamespace(tick_gpa=0x2000),  # type: ignore[arg-type]
         pfns=(1).to_bytes(8, "little") * 3,
     )
-    machine = SimpleNamespace(ram=_Ram(step, torn))
+    machine = SimpleNamespace(ram=ram)
     bed = SimpleNamespace(guests=(handle,), machine=machine)
     bed.read_tick_page = functools.partial(Testbed.read_tick_page, cast(Testbed, bed))
     return cast(Testbed, bed)
@@ -67,38 +69,46 @@ class _Agent:
         return {"data": base64.b64encode(self._ram.read(0x1000, size)).decode()}
 
 
-def _bed_of_a_lab(step: int, silent: int = 0) -> Testbed:
-    bed = _bed(step)
+def _bed_of_a_lab(ram: _Ram, silent: int = 0) -> Testbed:
+    bed = _bed(ram)
     bed.machine = None  # type: ignore[misc]
-    bed.host = SimpleNamespace(agent=_Agent(_Ram(step, 0), silent))
+    bed.host = SimpleNamespace(agent=_Agent(ram, silent))
     return bed
 
 
 def test_ticks_of_a_lab_machines_guest_are_asked_for() -> None:
-    bringup._check_ticks(_bed_of_a_lab(step=1, silent=3))
+    ram = _Ram(step=1)
+    bringup._check_ticks(_bed_of_a_lab(ram, silent=3))
+    assert ram.looks >= 2
 
 
 def test_dead_timers_on_a_lab_machine_stop_the_bring_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bringup, "_TICKS_S", 0.05)
-    for bed in (_bed_of_a_lab(step=0), _bed_of_a_lab(step=1, silent=1 << 30)):
+    for bed in (_bed_of_a_lab(_Ram(step=0)), _bed_of_a_lab(_Ram(step=1), silent=1 << 30)):
         with pytest.raises(bringup.GuestStopped, match="'vm0' does not tick any more"):
             bringup._check_ticks(bed)
 
 
 def test_ticking_guest_is_let_through() -> None:
-    bringup._check_ticks(_bed(step=1))
+    ram = _Ram(step=1)
+    bringup._check_ticks(_bed(ram))
+    assert ram.looks >= 2
 
 
 def test_guest_with_dead_timers_stops_the_bring_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bringup, "_TICKS_S", 0.05)
     with pytest.raises(bringup.GuestStopped, match="'vm0' does not tick any more, at tick 1"):
-        bringup._check_ticks(_bed(step=0))
+        bringup._check_ticks(_bed(_Ram(step=0)))
 
 
 def test_page_found_torn_is_looked_at_again() -> None:
     # read_tick() gives up after 8 copies: a guest lost its CPU within a write
-    bringup._check_ticks(_bed(step=1, torn=12))
+    ram = _Ram(step=1, torn=12)
+    bringup._check_ticks(_bed(ram))
+    assert ram.looks > 12
 
 
 def test_users_own_image_has_no_ticks_to_see() -> None:
-    bringup._check_ticks(_bed(step=0, image="disk.qcow2"))
+    ram = _Ram(step=0)
+    bringup._check_ticks(_bed(ram, image="disk.qcow2"))
+    assert ram.looks == 0

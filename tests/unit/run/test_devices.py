@@ -22,7 +22,7 @@ from liveupdate.run.devices import DeviceHop, stop_devices
 from liveupdate.run.testbed import Testbed
 from liveupdate.transport.agent_link import AgentEvent
 from tests.support import evidence_builder as make
-from tests.unit.judging.checks.test_device import account, make_facts, make_frames
+from tests.support.device_evidence import account, make_facts, make_frames
 
 ACCOUNT = {
     "received": 3, "missing": 0, "duplicate": 0, "reordered": 0, "damaged": 0, "foreign": 0,

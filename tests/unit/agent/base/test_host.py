@@ -35,8 +35,14 @@ def test_log_of_a_cold_boot() -> None:
 @QUICK
 @given(st.lists(st.text()))
 def test_any_log_is_survived(messages: list[str]) -> None:
-    host.parse_handover_log([f"KHO: exec from: {m}" for m in messages])
-    host.parse_handover_log([f"x liveupdate number: {m}" for m in messages])
+    found, generation, number = host.parse_handover_log([f"KHO: exec from: {m}" for m in messages])
+    assert (found, number) == (False, None)
+    assert generation >= 0
+    found, generation, number = host.parse_handover_log(
+        [f"x liveupdate number: {m}" for m in messages]
+    )
+    assert (found, generation) == (False, 0)
+    assert number is None or number >= 0
 
 
 def note(name: bytes, kind: int, desc: bytes) -> bytes:
@@ -54,7 +60,7 @@ def test_build_id_is_found_among_other_notes() -> None:
 @QUICK
 @given(st.binary(max_size=300))
 def test_any_notes_are_survived(notes: bytes) -> None:
-    host.build_id(notes)
+    assert bytes.fromhex(host.build_id(notes)) in notes
 
 
 def test_mem_free() -> None:

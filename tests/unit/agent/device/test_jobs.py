@@ -235,18 +235,17 @@ def test_transfer_that_does_not_end_is_not_waited_for_for_ever(
 # --- nvme
 
 
-def test_reads_go_on_round_and_round(reader: NvmeMachine) -> None:
+@pytest.mark.parametrize("blocks", [nvme.BLOCKS, 20], ids=["all-blocks", "over-again"])
+def test_reads_go_on_round_and_round(
+    reader: NvmeMachine, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvme, "BLOCKS", blocks)
     reader.job.start(reader.bar)
     for _ in range(40):
         reader.run()
         reader.job.poll()
     # the last of them are in flight
     assert counts(reader.job) == {"received": 40 * 15, "expected": 40 * 15}
-
-
-def test_blocks_are_read_over_again(reader: NvmeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvme, "BLOCKS", 20)
-    test_reads_go_on_round_and_round(reader)
 
 
 def test_reads_in_flight_land_without_anybody(reader: NvmeMachine) -> None:

@@ -60,9 +60,11 @@ def test_garbage_is_a_wire_error_or_a_call(line: bytes) -> None:
 @given(JSON)
 def test_any_json_is_a_wire_error_or_a_call(value: object) -> None:
     try:
-        framing.parse_call(json.dumps(value).encode())
+        seq, name, _args = framing.parse_call(json.dumps(value).encode())
     except framing.WireError:
         return
+    assert isinstance(value, dict)
+    assert (seq, name) == (value["seq"], value["call"])
 
 
 @QUICK

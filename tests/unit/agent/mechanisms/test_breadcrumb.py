@@ -14,7 +14,7 @@ from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError
 from liveupdate.agent.mechanisms.breadcrumb import BreadcrumbMechanism
 from liveupdate.core.units import MIB
 from liveupdate.preserve.registry import MECHANISMS
-from tests.unit.agent.mechanisms.test_pool import FakePool, memfd
+from tests.support.fake_pool import FakePool, memfd
 
 START = 0x100000000
 STATE = b"state" * 1000

@@ -109,5 +109,8 @@ def test_the_bundle_is_sealed_when_all_is_in_it(record: int, order: list[str]) -
 
 def test_a_bundle_that_a_fault_has_closed_is_not_sealed() -> None:
     handover = make_handover()
-    handover._session = SimpleNamespace(is_open=False)  # type: ignore[assignment]
+    sealed: list[str] = []
+    closed = SimpleNamespace(is_open=False, seal=lambda: sealed.append("seal"))
+    handover._session = closed  # type: ignore[assignment]
     handover._take_leave()
+    assert sealed == []

@@ -20,7 +20,6 @@ from liveupdate.model.evidence import (
     FrameSent,
     Incident,
     IommuEvidence,
-    Landed,
     UnitSample,
 )
 from liveupdate.model.plan import Plan
@@ -28,64 +27,16 @@ from liveupdate.model.scenario import DeviceSpec
 from liveupdate.model.verdict import Check, Metric, Outcome
 from liveupdate.report.text import render_text
 from tests.support import evidence_builder as make
+from tests.support.device_evidence import FROZEN, LANDED, account, make_facts, make_frames
 from tests.support.evidence_builder import MS, SECOND
 
 CHECK = "device.dma-continuity"
 SKIPS = tuple(item for item in make.make_plan().skips if item[0] != CHECK)
-#: 100 frames a second for 8 s in each hop; nobody looks from 1 s to 5 s
-FRAMES = 800
-FROZEN = 100
-LANDED = 400
 
 
 def make_plan(hops: int = 1) -> Plan:
     plan = make.make_plan(hops=hops, skips=SKIPS)
     return replace(plan, devices=(DeviceSpec(name="nic0", rate=100),))
-
-
-def account(received: int, **changes: object) -> FrameAccount:
-    good = FrameAccount(
-        received=received,
-        missing=0,
-        duplicate=0,
-        reordered=0,
-        damaged=0,
-        foreign=0,
-        first=0,
-        expected=received,
-    )
-    return replace(good, **changes)  # type: ignore[arg-type]
-
-
-def make_facts(hop: int = 1) -> DeviceFacts:
-    base, first = hop * 100 * SECOND, (hop - 1) * FRAMES
-    return DeviceFacts(
-        device="nic0",
-        bdf="0000:01:00.0",
-        before=account(first),
-        frozen=account(first + FROZEN),
-        frozen_ns=base + SECOND,
-        landed=Landed(
-            host_ns=base + 5 * SECOND,
-            found=LANDED,
-            first=first + FROZEN,
-            last=first + FROZEN + LANDED - 1,
-            is_full=False,
-            keep="incoming",
-            command=0x507,
-        ),
-        adopted_ns=base + 5 * SECOND + 50 * MS,
-        keep="adopted",
-        after=account(first + FRAMES),
-    )
-
-
-def make_frames(hop: int = 1) -> tuple[FrameSent, ...]:
-    base, first = hop * 100 * SECOND, (hop - 1) * FRAMES
-    return tuple(
-        FrameSent(first + index, base + index * 10 * MS, base + index * 10 * MS + MS)
-        for index in range(FRAMES)
-    )
 
 
 def make_evidence(hops: int = 1) -> Evidence:

@@ -14,7 +14,7 @@ from liveupdate.target.libvirt.host import is_privileged
 from liveupdate.target.libvirt.link import parse_answer
 from liveupdate.target.qemu.argv import DiskFile
 from liveupdate.transport.qmp import QmpRefused
-from tests.unit.target.qemu.test_argv import PATHS, SPEC, argv
+from tests.support.qemu_machine import PATHS, SPEC, argv
 
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 

@@ -9,25 +9,8 @@ from pathlib import Path
 import pytest
 
 from liveupdate.core.errors import PlanError
-from liveupdate.model.plan import MachineSpec
-from liveupdate.target.qemu.argv import DiskFile, MachinePaths, build_argv, parse_ssh_port
-
-SPEC = MachineSpec(accel="tcg", memory_bytes=2 << 30, vcpus=2, disks=())
-PATHS = MachinePaths(
-    kernel=Path("/k/bzImage"),
-    rootfs=Path("/k/root.ext4"),
-    kit=Path("/k/kit.ext4"),
-    disks=(
-        DiskFile(serial="vm0", path=Path("/r/vm0.raw")),
-        DiskFile(serial="vm1", path=Path("/r/vm1.qcow2"), format="qcow2"),
-    ),
-    runtime_dir=Path("/run/lu/x"),
-    ram_fd=7,
-)
-
-
-def argv(spec: MachineSpec = SPEC, paths: MachinePaths = PATHS, **more: bool) -> tuple[str, ...]:
-    return build_argv(spec, paths, run_id="ab12", append="console=ttyS0 root=/dev/vda", **more)
+from liveupdate.target.qemu.argv import DiskFile, parse_ssh_port
+from tests.support.qemu_machine import PATHS, SPEC, argv
 
 
 def values(command: tuple[str, ...], option: str) -> list[str]:

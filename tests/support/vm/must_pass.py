@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks that a run of the shipped default must pass."""
+
+from __future__ import annotations
+
+MUST_PASS = (
+    "handover.kho",
+    "handover.generation",
+    "handover.session",
+    "memory.content",
+    "memory.placement",
+    "guest.liveness",
+    "guest.clock",
+    "guest.network",
+    "guest.storage",
+)
