@@ -57,7 +57,7 @@ component: tools ## a local sshd, fake peers, a QEMU without a guest
 vm: tools images ## the real thing: hosts under update with guests
 	$(PY) -m pytest -m vm $(PYTEST)
 
-bench: images ## measure the budgets and print their table; BASE=COMMIT: against that commit
+bench: tools images ## measure the budgets and print their table; BASE=COMMIT: against that commit
 	$(PY) -m tests.bench $(if $(BASE),--base $(BASE))
 
 images: ## build what is missing of all images, those for tests too

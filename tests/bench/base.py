@@ -35,12 +35,15 @@ def git(root: Path, *args: str) -> str:
 
 
 def install(checkout: Path) -> None:
-    """Make ``.venv`` in a checkout and install the tool in it, without extras."""
+    """Make ``.venv`` in a checkout and install the tool in it, with what ``tests.bench`` needs.
+
+    A commit without such an extra is installed without it.
+    """
     venv = checkout / ".venv"
     for argv in (
         [sys.executable, "-m", "venv", str(venv)],
         [str(venv / "bin/pip"), "install", "--quiet", "--disable-pip-version-check",
-         "--editable", str(checkout)],
+         "--editable", f"{checkout}[test]"],
     ):  # fmt: skip
         done = subprocess.run(argv, stdout=sys.stderr, check=False)
         if done.returncode != 0:
