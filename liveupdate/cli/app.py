@@ -17,6 +17,7 @@ import click
 from liveupdate import __version__
 from liveupdate.cli.output import PROGRAM, complain, log, log_error, setup_logging
 from liveupdate.cli.signals import Interrupted, handle_signals
+from liveupdate.cli.streams import guard_streams
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, ScenarioError
 from liveupdate.core.suggest import suggest
 from liveupdate.model.verdict import ExitCode
@@ -55,6 +56,8 @@ class App:
     color: str = "auto"
     #: map what cannot be judged to 125, for `git bisect run`
     bisect: bool = False
+    #: the exit status is a verdict that is stored in a run directory, whether stdout took it or not
+    has_verdict: bool = False
 
     @property
     def command_line(self) -> tuple[str, ...]:
@@ -149,13 +152,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {"obj": app}, PROGRAM, COMPLETION_VARIABLE, instruction)
-    try:
-        with handle_signals():
-            code = int(_invoke(app, arguments))
-    except Interrupted as interrupt:
-        log(f"{PROGRAM}: stopped by {interrupt}")
-        return interrupt.exit_code
-    return for_bisect(code) if app.bisect else code
+    with guard_streams() as (stdout, _):
+        try:
+            with handle_signals():
+                code = int(_invoke(app, arguments))
+                sys.stdout.flush()
+        except Interrupted as interrupt:
+            log(f"{PROGRAM}: stopped by {interrupt}")
+            return interrupt.exit_code
+        if stdout.lost is not None:
+            log(f"{PROGRAM}: stdout cannot be written: {stdout.lost}")
+            if code == ExitCode.PASS and not app.has_verdict:
+                code = ExitCode.ERROR
+        return for_bisect(code) if app.bisect else code
 
 
 def for_bisect(code: int) -> int:
@@ -169,7 +178,6 @@ def _invoke(app: App, arguments: tuple[str, ...]) -> int:
     try:
         with cli.make_context(PROGRAM, list(arguments), obj=app) as ctx:
             result = cli.invoke(ctx)
-            sys.stdout.flush()
             return int(result) if isinstance(result, int) else ExitCode.PASS
     except click.exceptions.Exit as leave:
         return leave.exit_code
@@ -186,10 +194,6 @@ def _invoke(app: App, arguments: tuple[str, ...]) -> int:
         return ExitCode.TIMEOUT
     except LiveUpdateError as error:
         log_error(error)
-        return ExitCode.ERROR
-    except BrokenPipeError:
-        # the reader of our stdout has left; nothing more can be said to it, not even at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.ERROR
     except Exception as error:
         import traceback

@@ -133,6 +133,7 @@ def finish(
     """Seal the bundle, say what the update came to, and return the exit status."""
     from liveupdate.operate.bundle import make_bundle
 
+    app.has_verdict = True
     bundle = make_bundle(work_dir)
     facts = {"path": str(bundle.path), "sha256": bundle.sha256, "files": bundle.files}
     if as_json:

@@ -8,7 +8,8 @@ import click
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option
 from liveupdate.cli.output import say, say_json
-from liveupdate.faults.table import DEFAULT, FAULTS
+from liveupdate.faults.base import DEFAULT
+from liveupdate.faults.table import FAULTS
 from liveupdate.model.verdict import ExitCode
 
 

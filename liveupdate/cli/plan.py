@@ -51,13 +51,14 @@ def plan(app: App, *, scenario_args: ScenarioArgs, results: Path | None, as_json
 def describe(plan: Plan, accel_reason: str) -> Iterator[str]:
     """Say a plan in lines for people."""
     from liveupdate.core.units import format_size
+    from liveupdate.model.targets import Capability
 
     machine = plan.machine
     images = plan.images
     yield f"scenario    {plan.scenario}"
     yield f"mechanism   {plan.mechanism}"
-    if plan.target == "ssh":
-        yield f"host        ssh, {plan.place}, reset before the run"
+    if not plan.target_has(Capability.MADE):
+        yield f"host        {plan.target}, {plan.place}, reset before the run"
     else:
         yield (
             f"host        {plan.target}, {format_size(machine.memory_bytes)},"
@@ -78,7 +79,7 @@ def describe(plan: Plan, accel_reason: str) -> Iterator[str]:
             f"device      {device.name}: {device.kind} {device.bdf or 'behind a port of its own'},"
             f" tier {device.tier}, {device.access}, {work}"
         )
-    if machine.iommu != "none" and plan.target != "ssh":
+    if machine.iommu != "none" and plan.target_has(Capability.MADE):
         mode = ", scalable mode" if machine.scalable else ""
         yield f"iommu       {machine.iommu}{mode}"
     yield f"outgoing    {images.outgoing.release} build id {images.outgoing.build_id or 'none'}"

@@ -27,13 +27,6 @@ if TYPE_CHECKING:
     from liveupdate.model.scenario import Scenario
     from liveupdate.planning.planner import MachineFacts
 
-#: kernels that a fault needs in place of the usual ones, by their place in :class:`ImageSet`
-FAULT_KERNELS: Mapping[str, Mapping[str, str]] = {
-    "kernel-without-kho": {"incoming": "kernel-nokho"},
-    "luo-abi-skew": {"incoming": "kernel-skew"},
-    # An outgoing kernel that can keep DMA would leave it running into one that cannot.
-    "stock-kernel": {"outgoing": "kernel-stock", "incoming": "kernel-stock"},
-}
 QCOW2_MAGIC = b"QFI\xfb"
 Build = Callable[[str, Sequence[str]], None]
 """Called with what needs images, for people, and the names of those that are missing."""
@@ -110,7 +103,8 @@ def load(scenario_args: ScenarioArgs) -> Scenario:
 
 def scenario_of_fault(scenario_args: ScenarioArgs) -> str | None:
     """Return the shipped scenario that the wished fault needs; None: the default will do."""
-    from liveupdate.faults.table import DEFAULT, FAULTS
+    from liveupdate.faults.base import DEFAULT
+    from liveupdate.faults.table import FAULTS
 
     for key, value, _ in scenario_args.overrides:
         # the planner refuses a fault that does not exist, and knows where its name came from
@@ -183,44 +177,12 @@ def find_target(scenario: Scenario, machine: MachineFacts) -> MachineFacts:
     :raises PlanError: nobody is, or what is needed to ask is not installed.
     :raises ScenarioError: a machine of a lab is not described, or wrongly.
     """
-    from liveupdate.model.targets import split_target
+    from liveupdate.model.targets import parse_target
+    from liveupdate.target.base import find_entry
 
-    kind, place = split_target(scenario.target)
-    if kind.name == "libvirt":
-        return replace(machine, place=find_libvirt(place))
-    if kind.name == "ssh":
-        from liveupdate.core.paths import config_dir
-        from liveupdate.target.ssh.spec import find_description, read_description
-
-        path = find_description(place, config_dir())
-        lab = read_description(path)
-        return replace(machine, place=str(path), append=lab.append, guest_disks=lab.disks)
-    return machine
-
-
-def find_libvirt(uri: str) -> str:
-    """Return the URI of a libvirt that answers.
-
-    :param uri: as the user named it; "": $LIBVIRT_DEFAULT_URI, else the session's, else, for root,
-        a daemon of liveupdate's own.
-    :raises PlanError: none answers, or the binding is not installed.
-    """
-    from liveupdate.cli.output import log
-    from liveupdate.target.libvirt import daemon, link
-    from liveupdate.target.libvirt.host import DEFAULT_URI
-
-    named = uri or os.environ.get("LIBVIRT_DEFAULT_URI")
-    try:
-        link.check(named or DEFAULT_URI)
-        return named or DEFAULT_URI
-    except link.NoAnswer:
-        # libvirt starts a session's daemon for every other user
-        if named or os.geteuid() != 0:
-            raise
-    own = daemon.ensure()
-    log(f"liveupdate: no libvirt answers at {DEFAULT_URI}; a libvirtd of its own answers at {own}")
-    link.check(own)
-    return own
+    target = parse_target(scenario.target)
+    found = find_entry(target.kind).locate(target.place)
+    return replace(machine, place=found.place, append=found.append, guest_disks=found.guest_disks)
 
 
 def available_memory(
@@ -298,7 +260,10 @@ def find_images(scenario: Scenario, build: Build | None = None) -> ImageSet:
 
 def fault_kernels(scenario: Scenario) -> Mapping[str, str]:
     """Return the kernels that the fault needs; none where the user has named a kernel for it."""
-    kernels = FAULT_KERNELS.get(scenario.fault or "", {})
+    from liveupdate.faults.table import FAULTS
+
+    fault = FAULTS.get(scenario.fault or "")
+    kernels = {} if fault is None or fault.change is None else fault.change.kernels
     own = {"outgoing": scenario.kernel, "incoming": scenario.next_kernel}
     return {} if any(own[side] is not None for side in kernels) else kernels
 

@@ -9,6 +9,7 @@ from liveupdate.core.units import GIB, MIB, PAGE_BYTES
 from liveupdate.judging.context import Context
 from liveupdate.model.costs import CostFacts, RamFacts
 from liveupdate.model.evidence import HopEvidence
+from liveupdate.model.targets import Capability
 from liveupdate.model.verdict import Metric
 
 #: phases of the blackout that are the mechanism's own work, of each guest
@@ -140,7 +141,9 @@ def overhead_bytes(context: Context, facts: HopEvidence) -> int | None:
     Kernel and user space are in it, which are the same for all mechanisms.
     """
     plan = context.plan
-    if facts.after is None or facts.after.mem_available_bytes is None or plan.target == "ssh":
+    if facts.after is None or facts.after.mem_available_bytes is None:
         return None
+    if not plan.target_has(Capability.MADE):
+        return None  # how much RAM the machine has is not planned
     guests = sum(guest.memory_bytes for guest in plan.guests)
     return plan.machine.memory_bytes - guests - facts.after.mem_available_bytes

@@ -6,6 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from liveupdate.model.scenario import Budget, DeviceSpec, GuestSpec, Observation, Timeouts
+from liveupdate.model.targets import TARGETS, Capability
+
+TSC_KHZ = "{tsc_khz}"
+"""Stands in :attr:`Hop.append` for the outgoing kernel's calibration, known only at run time."""
+TSC_KHZ_SKEWED = "{tsc_khz_skewed}"
+"""The same, 3 % too fast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,3 +130,7 @@ class Plan:
     witnesses: tuple[str, ...] = ("kho", "luo")
     #: None: the mechanism takes its memory from anywhere
     region: Region | None = None
+
+    def target_has(self, capability: Capability) -> bool:
+        """Return whether the kind of target has a capability."""
+        return capability in TARGETS[self.target].capabilities

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from liveupdate.core.units import GIB, MIB
+from liveupdate.model.guest_kinds import GUEST_KINDS, UNKNOWN, GuestKind
+from liveupdate.model.targets import DEFAULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +24,15 @@ class GuestSpec:
     disk_bytes: int = 16 * MIB
     #: a user's own disk image (raw or qcow2) instead of our payload
     image: str | None = None
-    #: how liveness of a user's own image is observed: "agent" (QEMU guest agent) or "network" (ARP
-    #: for :attr:`address`)
+    #: its kind, a key of :data:`liveupdate.model.guest_kinds.GUEST_KINDS`: how life is observed
     liveness: str = "payload"
     #: IPv4 address of a user's own image on the wire, for liveness "network"
     address: str | None = None
+
+    @property
+    def kind(self) -> GuestKind:
+        """The row of its kind."""
+        return GUEST_KINDS.get(self.liveness, UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +123,7 @@ class Scenario:
     """The whole of what the user asked for."""
 
     name: str = "default"
-    target: str = "qemu"
+    target: str = DEFAULT
     accel: str = "auto"
     mechanism: str = "luo-memfd"
     hops: int = 1

@@ -1,20 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of host under update, and what each can offer: data for the loader and the planner.
 
-``KIND`` or ``KIND:PLACE`` in a scenario. Capabilities are those of
-:data:`liveupdate.target.base.CAPABILITIES`, and more: "monitor-cut" (the monitor's line can
-be cut without ending the machine), "process" (the machine is a process of the control host, its
-disks are files there), "clock" (a guest's clock can be read at a known time) and "devices" (a
-guest can be given one that is watched).
+``KIND`` or ``KIND:PLACE`` in a scenario. Whatever depends on the kind of target asks for a
+:class:`Capability`, never for the kind's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
-_ALL = ("power", "console", "agent", "ssh", "physical_memory", "monitor", "wire", "clock")
+
+class Capability(StrEnum):
+    """What a kind of target may be able to do; the value is the name in messages."""
+
+    POWER = "power"
+    CONSOLE = "console"
+    AGENT = "agent"
+    SSH = "ssh"
+    #: its RAM can be read and written from outside
+    PHYSICAL_MEMORY = "physical_memory"
+    #: its devices can be asked about from outside, and it can be reset there
+    MONITOR = "monitor"
+    #: raw frames can be exchanged with its guests
+    WIRE = "wire"
+    #: a guest's clock can be read at a known time
+    CLOCK = "clock"
+    #: the monitor's line can be cut without ending the machine
+    MONITOR_CUT = "monitor-cut"
+    #: the machine is a process of the control host, and its disks are files there
+    PROCESS = "process"
+    #: a guest can be given a device that is watched
+    DEVICES = "devices"
+    #: the machine is made for the run: memory, disks, IOMMU and command line are as planned
+    MADE = "made"
+    #: the machine can be saved with its guests, and loaded for another run
+    SAVE = "save"
+
+
+_ALL = (
+    Capability.POWER,
+    Capability.CONSOLE,
+    Capability.AGENT,
+    Capability.SSH,
+    Capability.PHYSICAL_MEMORY,
+    Capability.MONITOR,
+    Capability.WIRE,
+    Capability.CLOCK,
+    Capability.MADE,
+)
+
+DEFAULT = "qemu"
+"""The kind that a scenario without a target takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,76 +62,109 @@ class TargetKind:
     """One kind. ``lacks``: capability to the reason why it is not there."""
 
     name: str
-    capabilities: frozenset[str]
-    lacks: Mapping[str, str]
+    #: module of :mod:`liveupdate.target` that finds and makes its hosts, see
+    #: :class:`liveupdate.target.base.Entry`
+    module: str
+    capabilities: frozenset[Capability]
+    lacks: Mapping[Capability, str]
     #: what stands behind the colon: "" nothing, "optional" or "required"
     place: str
     #: what that is, for messages
     place_is: str = ""
 
 
-def _kind(name: str, has: tuple[str, ...], place: str, place_is: str, **lacks: str) -> TargetKind:
+def _kind(
+    name: str,
+    module: str,
+    has: tuple[Capability, ...],
+    lacks: Mapping[Capability, str],
+    place: str = "",
+    place_is: str = "",
+) -> TargetKind:
     return TargetKind(
         name=name,
+        module=module,
         capabilities=frozenset(has),
-        lacks=MappingProxyType({key.replace("_cut", "-cut"): why for key, why in lacks.items()}),
+        lacks=MappingProxyType(lacks),
         place=place,
         place_is=place_is,
     )
 
 
 _TABLE = (
-    _kind("qemu", (*_ALL, "monitor-cut", "process", "devices"), "", ""),
+    _kind(
+        "qemu",
+        "liveupdate.target.qemu.entry",
+        (
+            *_ALL,
+            Capability.MONITOR_CUT,
+            Capability.PROCESS,
+            Capability.DEVICES,
+            Capability.SAVE,
+        ),
+        {},
+    ),
     _kind(
         "libvirt",
-        (*_ALL, "process"),
+        "liveupdate.target.libvirt.entry",
+        (*_ALL, Capability.PROCESS),
+        {
+            Capability.MONITOR_CUT: "libvirtd holds the monitor, and a machine ends with our"
+            " connection to it",
+            Capability.DEVICES: "devices are not part of the domain",
+            Capability.SAVE: "a saved host is loaded into a QEMU command line of ours only",
+        },
         "optional",
         "a libvirt URI",
-        monitor_cut="libvirtd holds the monitor, and a machine ends with our connection to it",
-        devices="devices are not part of the domain",
     ),
     _kind(
         "ssh",
-        ("power", "console", "agent", "ssh"),
+        "liveupdate.target.ssh.entry",
+        (Capability.POWER, Capability.CONSOLE, Capability.AGENT, Capability.SSH),
+        {
+            Capability.PHYSICAL_MEMORY: "memory is not seen from outside",
+            Capability.MONITOR: "there is no monitor",
+            Capability.MONITOR_CUT: "there is no monitor",
+            Capability.WIRE: "there is no wire to the guests",
+            Capability.DEVICES: "nobody feeds its devices",
+            Capability.PROCESS: "the machine is not ours to kill, and its disks are not seen from"
+            " outside",
+            Capability.CLOCK: "a guest's clock is read late, over SSH",
+            Capability.MADE: "a machine of a lab has the memory, disks and IOMMU that it has",
+            Capability.SAVE: "the machine is reset before each run",
+        },
         "required",
         "a machine's name or description",
-        physical_memory="memory is not seen from outside",
-        monitor="there is no monitor",
-        monitor_cut="there is no monitor",
-        wire="there is no wire to the guests",
-        devices="nobody feeds its devices",
-        process="the machine is not ours to kill, and its disks are not seen from outside",
-        clock="a guest's clock is read late, over SSH",
     ),
 )
 
 TARGETS: Mapping[str, TargetKind] = MappingProxyType({kind.name: kind for kind in _TABLE})
 """Every kind by name."""
 
-CHECK_NEEDS: Mapping[str, str] = MappingProxyType(
-    {"guest.clock": "clock", "guest.network": "wire", "guest.storage": "process"}
+CHECK_NEEDS: Mapping[str, Capability] = MappingProxyType(
+    {
+        "guest.clock": Capability.CLOCK,
+        "guest.network": Capability.WIRE,
+        "guest.storage": Capability.PROCESS,
+    }
 )
 """The capability of the target without which a check is SKIP."""
 
-FAULT_NEEDS: Mapping[str, str] = MappingProxyType(
-    {
-        "flip-bit": "physical_memory",
-        "region-corrupt": "physical_memory",
-        "region-version": "physical_memory",
-        "clock-jump": "clock",
-        "tsc-skew": "clock",
-        "cold-reset": "monitor",
-        "guest-disk-lost": "process",
-        "ssh-drop": "monitor",
-        "qmp-drop": "monitor-cut",
-        "qemu-killed": "process",
-    }
-)
-"""The capability of the target that a fault needs; one that is not here is the agent's doing."""
+
+class Target(NamedTuple):
+    """What a scenario's ``target`` says."""
+
+    kind: TargetKind
+    #: what stands behind the colon, or ""
+    place: str
+
+    def has(self, capability: Capability) -> bool:
+        """Return whether the kind has a capability."""
+        return capability in self.kind.capabilities
 
 
-def split_target(text: str) -> tuple[TargetKind, str]:
-    """Split ``KIND[:PLACE]``.
+def parse_target(text: str) -> Target:
+    """Parse ``KIND[:PLACE]``.
 
     :raises ValueError: no such kind, or a place where none belongs or is missing.
     """
@@ -103,4 +176,4 @@ def split_target(text: str) -> tuple[TargetKind, str]:
         raise ValueError(f"'{name}' alone")
     if bool(colon) != bool(place) or (kind.place == "required" and not place):
         raise ValueError(f"'{name}:' with {kind.place_is} behind it")
-    return kind, place
+    return Target(kind, place)

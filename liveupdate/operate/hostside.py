@@ -480,7 +480,7 @@ class HostSide:
         return {}
 
     def _payload_guests(self) -> list[GuestHandle]:
-        return [guest for guest in self.bed.guests if guest.spec.image is None]
+        return [guest for guest in self.bed.guests if guest.spec.kind.payload]
 
 
 def control_boot_id() -> str:

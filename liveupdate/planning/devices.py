@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from liveupdate.core.errors import ScenarioError
-from liveupdate.faults.table import DEVICE_FAULTS, GUEST_DEVICE_FAULTS
-from liveupdate.model.device_models import FED_KINDS, GUEST_KINDS, UNSAVED_KINDS
+from liveupdate.model.device_models import GUEST_KINDS, UNSAVED_KINDS
 from liveupdate.model.scenario import DeviceSpec, Scenario
-from liveupdate.preserve.base import Requirements
+from liveupdate.preserve.base import Offer, Requirements
+from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.scenario.load import where
 
 #: words for the command line by kind of IOMMU and scalable mode; AMD's is on by default, and Linux
@@ -28,7 +28,7 @@ IOMMU_APPEND: Mapping[tuple[str, bool], str] = MappingProxyType(
 def check_devices(scenario: Scenario, mechanism: Requirements) -> None:
     """Refuse devices that cannot be had.
 
-    :raises ScenarioError: they contradict the IOMMU, the mechanism or the fault.
+    :raises ScenarioError: they contradict the IOMMU or the mechanism.
     """
     iommu = scenario.iommu
     if iommu.scalable and iommu.kind != "intel":
@@ -59,33 +59,12 @@ def check_devices(scenario: Scenario, mechanism: Requirements) -> None:
                 " were in flight, so tier 'quiesce' is not to be had",
                 where=place,
             )
-        if mechanism.name != "luo-memfd":
+        if Offer.MEMFD in mechanism.lacks:
+            able = [each.name for each in MECHANISMS.values() if Offer.MEMFD not in each.lacks]
             raise ScenarioError(
                 f"device '{device.name}': the memory it works on is carried over by mechanism"
-                f" 'luo-memfd', not by '{mechanism.name}'",
+                f" {' or '.join(map(repr, able))}, not by '{mechanism.name}'",
                 where=place,
-            )
-    if scenario.fault in DEVICE_FAULTS and scenario.devices and scenario.devices[0].guest:
-        raise ScenarioError(
-            f"fault '{scenario.fault}' strikes a device of the host's own driver, and"
-            f" '{scenario.devices[0].name}' is a guest's",
-            where=where(scenario, "fault"),
-        )
-    if scenario.fault in GUEST_DEVICE_FAULTS and scenario.devices:
-        first = scenario.devices[0]
-        if first.guest is None or first.kind not in FED_KINDS:
-            raise ScenarioError(
-                f"fault '{scenario.fault}' strikes a guest's own network card, and '{first.name}'"
-                " is none",
-                where=where(scenario, "fault"),
-            )
-    if scenario.fault == "drop-frames" and scenario.devices:
-        first = scenario.devices[0]
-        if first.kind not in FED_KINDS:
-            raise ScenarioError(
-                f"fault 'drop-frames': nobody sends frames to device '{first.name}' of kind"
-                f" '{first.kind}'",
-                where=where(scenario, "fault"),
             )
 
 
@@ -100,7 +79,7 @@ def _check_guests_own(scenario: Scenario, device: DeviceSpec) -> None:
         # The mappings are the VMM's, and it knows nothing of taking over a device that runs.
         said = "a guest's own device stops for the update"
         wrong = "tier", said, 'set its tier = "quiesce"'
-    elif guest.image is not None:
+    elif not guest.kind.payload:
         wrong = "guest", f"'{guest.name}' is an image of yours, and only our payload sleeps", None
     elif device.kind not in GUEST_KINDS:
         said = f"no guest has a driver for kind '{device.kind}'"

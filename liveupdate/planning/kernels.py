@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from liveupdate.core.errors import PlanError
-from liveupdate.faults.table import Fault
+from liveupdate.faults.base import Fault
 from liveupdate.model.plan import ImageSet, KernelImage
 from liveupdate.model.scenario import Scenario
 from liveupdate.preserve.base import Requirements
@@ -16,12 +16,13 @@ def check_kernels(
 ) -> None:
     """Both kernels must have every ABI of the mechanism, and the same."""
     name = fault.name if fault is not None else ""
+    wanted = fault.change.abi if fault is not None and fault.change is not None else "same"
     for kernel, key in ((images.outgoing, "kernel"), (images.incoming, "next_kernel")):
         _need_modules(kernel, mechanism, where(scenario, key))
     out_where = where(scenario, "kernel") if scenario.kernel else "outgoing kernel"
     in_where = where(scenario, "next_kernel") if scenario.next_kernel else "incoming kernel"
     _need_abi(images.outgoing, mechanism, out_where)
-    if name == "kernel-without-kho":
+    if wanted == "none":
         if _abi(images.incoming, "kho-v"):
             raise PlanError(
                 f"{in_where}: fault '{name}' needs a kernel without KHO, and"
@@ -34,7 +35,7 @@ def check_kernels(
         for prefix in mechanism.abi_prefixes
         if _abi(images.outgoing, prefix) != _abi(images.incoming, prefix)
     ]
-    if name == "luo-abi-skew":
+    if wanted == "other":
         if not differing:
             raise PlanError(
                 f"{in_where}: fault '{name}' needs a kernel of another ABI, and"

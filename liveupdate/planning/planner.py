@@ -12,14 +12,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
-from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, GUEST_DEVICE_FAULTS, Fault
+from liveupdate.faults.base import Fault, HopChange
+from liveupdate.faults.table import FAULTS
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.plan import (
+    TSC_KHZ,
+    TSC_KHZ_SKEWED,
     FaultPlan,
     Hop,
     ImageSet,
@@ -28,8 +30,9 @@ from liveupdate.model.plan import (
     Region,
 )
 from liveupdate.model.scenario import Scenario
-from liveupdate.model.targets import CHECK_NEEDS, FAULT_NEEDS, split_target
+from liveupdate.model.targets import CHECK_NEEDS, Capability, Target, parse_target
 from liveupdate.planning.devices import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
+from liveupdate.planning.faults import check_fault
 from liveupdate.planning.kernels import check_kernels
 from liveupdate.planning.reserved_region import fill_region, find_region, piece_bytes
 from liveupdate.preserve import region as regions
@@ -56,11 +59,6 @@ EVIDENCE_PER_FRAME = 48
 FRAMES_S = 60
 #: arch/x86/include/asm/setup.h, COMMAND_LINE_SIZE without the final NUL
 MAX_COMMAND_LINE = 2047
-
-TSC_KHZ = "{tsc_khz}"
-"""Stands in an append for the outgoing kernel's calibration, known only at run time."""
-TSC_KHZ_SKEWED = "{tsc_khz_skewed}"
-"""The same, 3 % too fast."""
 
 BASE_APPEND = (
     "console=ttyS0 root=/dev/vda ro init=/liveupdate-init net.ifnames=0 panic=-1 loglevel=6"
@@ -102,74 +100,18 @@ class MachineFacts:
     image_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HopChange:
-    """What a fault that strikes in the plan does to the first hop."""
-
-    #: words of the incoming command line to leave out, by their part before "="
-    drop: tuple[str, ...] = ()
-    add: str = ""
-    loader: str = "file"
-    #: the incoming kernel is told a region that is smaller by a section
-    shrink: bool = False
-
-
-PLAN_FAULTS: Mapping[str, HopChange] = MappingProxyType(
-    {
-        "kho-off": HopChange(drop=("kho",), add="kho=off"),
-        "liveupdate-off": HopChange(drop=("liveupdate",), add="liveupdate=off"),
-        "kexec-load": HopChange(loader="legacy"),
-        "kernel-without-kho": HopChange(),
-        "luo-abi-skew": HopChange(),
-        "stock-kernel": HopChange(),
-        # a missing init that was asked for by name is a panic, after everything else has come up
-        "panic-incoming": HopChange(drop=("init",), add="init=/liveupdate-no-such-init"),
-        # and a missing root disk with rootwait is waited for without end
-        "hang-incoming": HopChange(drop=("root",), add="root=/dev/liveupdate-never rootwait"),
-        "drop-translation": HopChange(drop=("intel_iommu",), add="intel_iommu=off"),
-        "tsc-skew": HopChange(
-            drop=("tsc_early_khz", "tsc"),
-            # without nowatchdog the kernel finds out by the HPET and gives its TSC up
-            add=f"tsc_early_khz={TSC_KHZ_SKEWED} setcpuid=tsc_known_freq tsc=nowatchdog",
-        ),
-        "region-missing": HopChange(drop=("memmap", "reserve_mem")),
-        "region-size": HopChange(shrink=True),
-    }
-)
-
-#: faults that need our payload in the first guest
-PAYLOAD_FAULTS = ("guest-dead-timer", "guest-disk-lost", "clock-jump")
-#: faults that only the memory digests can show
-MEMORY_FAULTS = ("flip-bit", "disk-full")
-
-
 def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Plan:
     """Resolve everything; nothing after this reads a default or the environment.
 
     :raises ScenarioError: an unknown mechanism or fault, or wishes that contradict each other.
     :raises PlanError: the kernels or the control host cannot do it.
     """
-    mechanism, fault = check_scenario(scenario)
+    mechanism, target, fault = check_scenario(scenario)
     check_kernels(scenario, images, mechanism, fault)
     memory_bytes = host_memory(scenario, mechanism)
-    target, place = split_target(scenario.target)
-    if scenario.devices and "devices" not in target.capabilities:
-        raise ScenarioError(
-            f"target '{target.name}' cannot run a scenario with devices: {target.lacks['devices']}",
-            where=where(scenario, "target"),
-        )
-    if scenario.iommu.kind != "intel" and target.name == "ssh":
-        raise ScenarioError(
-            "target 'ssh' has the IOMMU it has", where=where(scenario, "iommu.kind")
-        )
     region = find_region(scenario, mechanism, memory_bytes)
-    if region is not None and target.name == "ssh":
-        raise ScenarioError(
-            f"mechanism '{mechanism.name}' sets memory aside, and where there is room for it on a"
-            " machine of a lab is not known",
-            where=where(scenario, "mechanism"),
-        )
-    if "physical_memory" in target.capabilities:
+    _check_target(scenario, target, mechanism, region)
+    if target.has(Capability.MADE):
         _check_room(scenario, machine, memory_bytes)
     elif machine.place:
         _check_lab(scenario, machine)
@@ -193,16 +135,26 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         IOMMU_APPEND.get((spec.iommu, spec.scalable), "") if machine.append is None else "",
         scenario.host.append,
     )
-    calibration = scenario.calibration and scenario.fault != "tsc-skew"
+    change = HopChange() if fault is None or fault.change is None else fault.change
+    calibration = scenario.calibration and change.calibration
     hops = tuple(
-        _hop(number, scenario, images, boot_append, calibration, mechanism, region)
+        _hop(
+            number,
+            scenario,
+            images,
+            boot_append,
+            calibration,
+            mechanism,
+            region,
+            change if number == 1 else HopChange(),
+        )
         for number in range(1, scenario.hops + 1)
     )
     _check_append(scenario, boot_append, hops)
     return Plan(
         scenario=scenario.name,
-        target=target.name,
-        place=machine.place or place,
+        target=target.kind.name,
+        place=machine.place or target.place,
         guest_disks=machine.guest_disks,
         mechanism=mechanism.name,
         images=images,
@@ -216,29 +168,29 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         observe=scenario.observe,
         budget=scenario.budget,
         fault=None if fault is None else FaultPlan(name=fault.name, expected=fault.expected),
-        # a saved host is loaded into the very same QEMU command line, and ours only; fragmented
-        # memory is made anew for each run; and QEMU has no way to save every device
+        # fragmented memory is made anew for each run, and QEMU has no way to save every device
         cold=scenario.cold
-        or target.name != "qemu"
+        or not target.has(Capability.SAVE)
         or scenario.host.fragment > 0
         or not can_be_saved(scenario),
         fragment=scenario.host.fragment,
-        skips=_skips(scenario, mechanism),
+        skips=_skips(scenario, mechanism, target),
         seed=_seed(scenario),
         witnesses=mechanism.witnesses,
         region=region,
     )
 
 
-def check_scenario(scenario: Scenario) -> tuple[Requirements, Fault | None]:
-    """Return mechanism and fault, after the checks that need neither image nor machine.
+def check_scenario(scenario: Scenario) -> tuple[Requirements, Target, Fault | None]:
+    """Return mechanism, target and fault, after the checks that need neither image nor machine.
 
     :raises ScenarioError: as :func:`make_plan`.
     """
     mechanism = _mechanism(scenario)
-    fault = _fault(scenario, mechanism)
+    target = parse_target(scenario.target)
+    fault = _fault(scenario, mechanism, target)
     check_devices(scenario, mechanism)
-    return mechanism, fault
+    return mechanism, target, fault
 
 
 def fill_append(append: str, tsc_khz: int | None) -> str:
@@ -298,42 +250,49 @@ def _mechanism(scenario: Scenario) -> Requirements:
     return found
 
 
-def _fault(scenario: Scenario, mechanism: Requirements) -> Fault | None:
+def _fault(scenario: Scenario, mechanism: Requirements, target: Target) -> Fault | None:
     name = scenario.fault
     if name is None:
         return None
-    place = where(scenario, "fault")
     found = FAULTS.get(name)
     if found is None:
         raise ScenarioError(
-            f"unknown fault '{name}'", where=place, hint=suggest_or_list(name, FAULTS)
+            f"unknown fault '{name}'",
+            where=where(scenario, "fault"),
+            hint=suggest_or_list(name, FAULTS),
         )
-    if name in mechanism.immune:
-        raise ScenarioError(
-            f"fault '{name}' says nothing about mechanism '{mechanism.name}'",
-            where=place,
-            hint=mechanism.immune[name],
-        )
-    if name in PAYLOAD_FAULTS and scenario.guests[0].image is not None:
-        raise ScenarioError(f"fault '{name}' needs our payload in the first guest", where=place)
-    if name in (*DEVICE_FAULTS, *GUEST_DEVICE_FAULTS) and not scenario.devices:
-        raise ScenarioError(
-            f"fault '{name}' strikes a device, and the scenario has none",
-            where=place,
-            hint=f"run it with scenario '{found.scenario}'",
-        )
-    target, _ = split_target(scenario.target)
-    need = FAULT_NEEDS.get(name)
-    if need is not None and need not in target.capabilities:
-        raise ScenarioError(
-            f"target '{target.name}' cannot inject '{name}': {target.lacks[need]}", where=place
-        )
-    if name in MEMORY_FAULTS and not scenario.observe.memory:
-        raise ScenarioError(
-            f"fault '{name}' is seen by memory digests only, and observe.memory is false",
-            where=place,
-        )
+    check_fault(scenario, found, mechanism, target)
     return found
+
+
+def _check_target(
+    scenario: Scenario, target: Target, mechanism: Requirements, region: Region | None
+) -> None:
+    """Refuse what the target cannot have.
+
+    :raises ScenarioError: devices, another IOMMU or memory set aside.
+    """
+    kind = target.kind
+    if scenario.devices and not target.has(Capability.DEVICES):
+        raise ScenarioError(
+            f"target '{kind.name}' cannot run a scenario with devices:"
+            f" {kind.lacks[Capability.DEVICES]}",
+            where=where(scenario, "target"),
+        )
+    if target.has(Capability.MADE):
+        return
+    reason = kind.lacks[Capability.MADE]
+    if scenario.iommu.kind != "intel":
+        raise ScenarioError(
+            f"target '{kind.name}' has no choice of an IOMMU: {reason}",
+            where=where(scenario, "iommu.kind"),
+        )
+    if region is not None:
+        raise ScenarioError(
+            f"mechanism '{mechanism.name}' sets memory aside, and target '{kind.name}' has no known"
+            f" place for it: {reason}",
+            where=where(scenario, "mechanism"),
+        )
 
 
 def _check_room(scenario: Scenario, machine: MachineFacts, memory_bytes: int) -> None:
@@ -350,7 +309,7 @@ def _check_room(scenario: Scenario, machine: MachineFacts, memory_bytes: int) ->
     fed = [each for each in scenario.devices if each.kind in FED_KINDS and each.guest is None]
     frames = sum(each.rate for each in fed) * FRAMES_S
     disk = RUN_BYTES + scenario.hops * frames * EVIDENCE_PER_FRAME
-    disk += sum(guest.disk_bytes for guest in scenario.guests if guest.image is None)
+    disk += sum(guest.disk_bytes for guest in scenario.guests if guest.kind.payload)
     if scenario.observe.memory:
         disk += scenario.hops * pages * EVIDENCE_PER_PAGE
     if machine.run_free_bytes < disk:
@@ -369,7 +328,7 @@ def _check_lab(scenario: Scenario, machine: MachineFacts) -> None:
             f" {len(machine.guest_disks)}",
             hint="use fewer guests",
         )
-    if any(guest.image is not None for guest in scenario.guests):
+    if not all(guest.kind.payload for guest in scenario.guests):
         raise PlanError(f"{machine.place}: a guest's own image is not copied to a machine of a lab")
 
 
@@ -381,27 +340,24 @@ def _hop(
     calibration: bool,
     mechanism: Requirements,
     region: Region | None,
+    change: HopChange,
 ) -> Hop:
     append = _words(
         boot_append,
         CALIBRATION_APPEND if calibration else "",
         scenario.host.next_append,
     )
-    change = PLAN_FAULTS.get(scenario.fault or "") if number == 1 else None
-    loader = "file"
-    if change is not None:
-        append = _words(_drop(append, change.drop), change.add)
-        if change.shrink and region is not None:
-            less = Region(start=region.start, size_bytes=region.size_bytes - regions.SECTION_BYTES)
-            append = append.replace(
-                fill_region(mechanism.append, region), fill_region(mechanism.append, less)
-            )
-        loader = change.loader
+    append = _words(_drop(append, change.drop), change.add)
+    if change.shrink and region is not None:
+        less = Region(start=region.start, size_bytes=region.size_bytes - regions.SECTION_BYTES)
+        append = append.replace(
+            fill_region(mechanism.append, region), fill_region(mechanism.append, less)
+        )
     return Hop(
         number=number,
         incoming=images.incoming if number % 2 else images.outgoing,
         append=_join_flags(append),
-        loader=loader,
+        loader=change.loader,
     )
 
 
@@ -447,28 +403,29 @@ def _drop(append: str, names: tuple[str, ...]) -> str:
     return " ".join(word for word in append.split() if word.partition("=")[0] not in names)
 
 
-def _skips(scenario: Scenario, mechanism: Requirements) -> tuple[tuple[str, str], ...]:
+def _skips(
+    scenario: Scenario, mechanism: Requirements, target: Target
+) -> tuple[tuple[str, str], ...]:
     """Checks that nothing in this scenario can answer, with the reason."""
     skips: list[tuple[str, str]] = []
     if not scenario.devices:
         skips += [(check, NO_IOMMU) for check in IOMMU_CHECKS]
         skips += [(check, NO_DEVICE) for check in DEVICE_CHECKS]
-    target, _ = split_target(scenario.target)
     for check, need in CHECK_NEEDS.items():
-        if need not in target.capabilities:
-            skips.append((check, f"target '{target.name}': {target.lacks[need]}"))
-    observed = {guest.liveness for guest in scenario.guests}
+        if not target.has(need):
+            skips.append((check, f"target '{target.kind.name}': {target.kind.lacks[need]}"))
+    kinds = {guest.kind for guest in scenario.guests}
     if not scenario.observe.memory:
         skips.append(("memory.content", "observe.memory is false"))
     if KHO not in mechanism.witnesses:
         reason = f"mechanism '{mechanism.name}' does without KHO, which counts the generations"
         skips.append(("handover.generation", reason))
-    if "payload" not in observed:
+    if not any(kind.journal for kind in kinds):
         skips.append(("guest.storage", "no guest runs our payload, which keeps the journal"))
-        if "agent" not in observed:
-            skips.append(("guest.clock", "no guest can be asked for its clock"))
-        if "network" not in observed:
-            skips.append(("guest.network", "no guest answers on the network"))
+    if not any(kind.clock for kind in kinds):
+        skips.append(("guest.clock", "no guest can be asked for its clock"))
+    if not any(kind.answers for kind in kinds):
+        skips.append(("guest.network", "no guest answers on the network"))
     if scenario.budget.blackout_s is None:
         skips.append(("budget.blackout", "the scenario sets no bound"))
     return tuple(skips)

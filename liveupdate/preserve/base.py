@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
 
 #: what the agent's own bundle (LUO: session) is called in evidence
 AGENT_SESSION = "lu.agent"
@@ -13,13 +15,43 @@ AGENT_SESSION = "lu.agent"
 KHO = "kho"
 LUO = "luo"
 
-#: why faults say nothing about some mechanisms
-NO_POINTER = "what it left is found without a pointer on the command line"
-NO_KHO = "this mechanism does without KHO, which is switched off"
-NO_LUO = "this mechanism does without LUO, which is switched off"
-NO_MEMFD = "it moves a page of a memfd"
-NO_MODULES = "our modules are not built for the kernel that it needs"
+
+class Offer(StrEnum):
+    """What a mechanism may have that a fault can strike, or a device needs."""
+
+    #: guest RAM is a memfd, and so may be the memory of a device
+    MEMFD = "memfd"
+    #: the incoming kernel finds what was left by a word on its command line
+    POINTER = "pointer"
+    #: KHO takes part in the handover
+    KHO = "kho"
+    #: nothing comes through when the incoming kernel has ``kho=off``
+    KHO_SWITCH = "kho-switch"
+    #: LUO takes part in the handover
+    LUO = "luo"
+    #: works with kernels that our modules are not built for
+    ANY_KERNEL = "any-kernel"
+    #: memory is set aside at boot
+    REGION = "region"
+    #: what it keeps is described in memory of its own, and there is only so much room
+    STORE = "store"
+
+
 NO_REGION = "it strikes a region that was set aside, and this mechanism has none"
+
+REASONS: Mapping[Offer, str] = MappingProxyType(
+    {
+        Offer.MEMFD: "the RAM of its guests is not in memfds",
+        Offer.POINTER: "what it left is found without a pointer on the command line",
+        Offer.KHO: "this mechanism does without KHO, which is switched off",
+        Offer.KHO_SWITCH: "this mechanism does without KHO, which is switched off",
+        Offer.LUO: "this mechanism does without LUO, which is switched off",
+        Offer.ANY_KERNEL: "our modules are not built for the kernel that it needs",
+        Offer.REGION: NO_REGION,
+        Offer.STORE: NO_REGION,
+    }
+)
+"""Why a fault that needs an offer says nothing about a mechanism without it."""
 
 #: stand in :attr:`Requirements.append` for the region's place, known once the guests are
 SIZE = "{size}"
@@ -76,5 +108,21 @@ class Requirements:
     #: the low one of its version
     corrupt_at: int = 0
     version_at: int = 0
-    #: faults that say nothing about this mechanism, with the reason
-    immune: Mapping[str, str] = field(default_factory=dict)
+    #: of :data:`Offer.MEMFD` and :data:`Offer.POINTER`, which nothing else here tells
+    has: tuple[Offer, ...] = ()
+    #: what it does not offer for a reason of its own
+    lacks_too: Mapping[Offer, str] = field(default_factory=dict)
+
+    @property
+    def lacks(self) -> Mapping[Offer, str]:
+        """What it does not offer, with the reason; it follows from the other fields."""
+        offered = {
+            Offer.KHO: KHO in self.witnesses,
+            Offer.KHO_SWITCH: KHO in self.witnesses,
+            Offer.LUO: LUO in self.witnesses,
+            Offer.ANY_KERNEL: not self.modules,
+            Offer.REGION: self.region_spare_bytes is not None,
+            Offer.STORE: self.region_spare_bytes is not None or self.marker is not None,
+        }
+        missing = [offer for offer in Offer if not offered.get(offer, offer in self.has)]
+        return {offer: REASONS[offer] for offer in missing} | dict(self.lacks_too)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from liveupdate.preserve import pool
-from liveupdate.preserve.base import SIZE, START
+from liveupdate.preserve.base import SIZE, START, Offer
 
 REQUIREMENTS = replace(
     pool.REQUIREMENTS,
@@ -25,5 +25,5 @@ REQUIREMENTS = replace(
     marker=int.from_bytes(b"LU-V\x10\0\0\0", "little"),
     corrupt_at=32,
     version_at=8,
-    immune={k: v for k, v in pool.REQUIREMENTS.immune.items() if k != "wrong-pointer"},
+    has=(Offer.POINTER,),
 )

@@ -7,7 +7,7 @@ by the agent (``liveupdate.agent``); here stands only what the planner must know
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, LUO, NO_POINTER, NO_REGION, Requirements, Trait, Traits
+from liveupdate.preserve.base import KHO, LUO, Offer, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="luo-memfd",
@@ -23,15 +23,5 @@ REQUIREMENTS = Requirements(
         ),
         userspace_users=Trait("yes", "memfds, through sessions of /dev/liveupdate"),
     ),
-    immune={"wrong-pointer": NO_POINTER}
-    | {
-        name: NO_REGION
-        for name in (
-            "region-missing",
-            "region-size",
-            "region-corrupt",
-            "region-version",
-            "region-full",
-        )
-    },
+    has=(Offer.MEMFD,),
 )

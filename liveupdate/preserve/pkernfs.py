@@ -8,16 +8,7 @@ part: both kernels are told the same range, and the rest is in it.
 from __future__ import annotations
 
 from liveupdate.core.units import MIB
-from liveupdate.preserve.base import (
-    NO_KHO,
-    NO_MEMFD,
-    NO_POINTER,
-    SIZE,
-    START,
-    Requirements,
-    Trait,
-    Traits,
-)
+from liveupdate.preserve.base import SIZE, START, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="pkernfs",
@@ -44,13 +35,4 @@ REQUIREMENTS = Requirements(
     # struct pkernfs_super: reserved, version
     corrupt_at=1024 + 0x2C,
     version_at=8,
-    immune={
-        "wrong-pointer": NO_POINTER,
-        "move-page": NO_MEMFD,
-        "kho-off": NO_KHO,
-        "liveupdate-off": NO_KHO,
-        "kexec-load": NO_KHO,
-        "kernel-without-kho": NO_KHO,
-        "luo-abi-skew": NO_KHO,
-    },
 )

@@ -7,17 +7,7 @@ directory of saves; LUO is switched off, to show that it takes no part.
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import (
-    KHO,
-    NO_LUO,
-    NO_MEMFD,
-    NO_MODULES,
-    NO_POINTER,
-    NO_REGION,
-    Requirements,
-    Trait,
-    Traits,
-)
+from liveupdate.preserve.base import KHO, Offer, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="pkram",
@@ -40,14 +30,5 @@ REQUIREMENTS = Requirements(
     marker=0x315249444D524B50,
     corrupt_at=0x20,
     version_at=8,
-    immune={
-        "wrong-pointer": NO_POINTER,
-        "move-page": NO_MEMFD,
-        "kho-off": "the kernel gives back what was preserved without a look at kho=",
-        "liveupdate-off": NO_LUO,
-        "kernel-without-kho": NO_MODULES,
-        "luo-abi-skew": NO_MODULES,
-        "region-missing": NO_REGION,
-        "region-size": NO_REGION,
-    },
+    lacks_too={Offer.KHO_SWITCH: "the kernel gives back what was preserved without a look at kho="},
 )

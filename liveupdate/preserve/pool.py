@@ -9,17 +9,7 @@ which needs no handover at all, and the memory has no struct pages.
 from __future__ import annotations
 
 from liveupdate.core.units import MIB
-from liveupdate.preserve.base import (
-    NO_KHO,
-    NO_MEMFD,
-    NO_MODULES,
-    NO_POINTER,
-    SIZE,
-    START,
-    Requirements,
-    Trait,
-    Traits,
-)
+from liveupdate.preserve.base import SIZE, START, Requirements, Trait, Traits
 
 #: files that hold the pool's code, below guest-images/
 POOL_CODE = (
@@ -48,13 +38,4 @@ REQUIREMENTS = Requirements(
     # struct lu_pool_super: sequence, version
     corrupt_at=24,
     version_at=8,
-    immune={
-        "wrong-pointer": NO_POINTER,
-        "move-page": NO_MEMFD,
-        "kho-off": NO_KHO,
-        "liveupdate-off": NO_KHO,
-        "kexec-load": NO_KHO,
-        "kernel-without-kho": NO_MODULES,
-        "luo-abi-skew": NO_MODULES,
-    },
 )

@@ -7,17 +7,7 @@ pointer; LUO is switched off, to show that it takes no part. No memory is set as
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import (
-    KHO,
-    NO_LUO,
-    NO_MEMFD,
-    NO_MODULES,
-    NO_POINTER,
-    NO_REGION,
-    Requirements,
-    Trait,
-    Traits,
-)
+from liveupdate.preserve.base import KHO, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="prmem",
@@ -41,13 +31,4 @@ REQUIREMENTS = Requirements(
     marker=int.from_bytes(b"L-PRMEM1", "little"),
     corrupt_at=16,
     version_at=8,
-    immune={
-        "wrong-pointer": NO_POINTER,
-        "move-page": NO_MEMFD,
-        "liveupdate-off": NO_LUO,
-        "kernel-without-kho": NO_MODULES,
-        "luo-abi-skew": NO_MODULES,
-        "region-missing": NO_REGION,
-        "region-size": NO_REGION,
-    },
 )

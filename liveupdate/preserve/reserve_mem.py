@@ -8,10 +8,8 @@ the place when it boots; the incoming one is told it by KHO and finds the region
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, NO_MEMFD, NO_MODULES, NO_POINTER, SIZE, Requirements
+from liveupdate.preserve.base import KHO, SIZE, Offer, Requirements
 from liveupdate.preserve.pool import POOL_TRAITS, SPARE_BYTES
-
-_NO_LUO = "this mechanism does without LUO"
 
 REQUIREMENTS = Requirements(
     name="reserve-mem",
@@ -33,12 +31,5 @@ REQUIREMENTS = Requirements(
     marker=int.from_bytes(b"LU-POOL1", "little"),
     corrupt_at=24,
     version_at=8,
-    immune={
-        "wrong-pointer": NO_POINTER,
-        "move-page": NO_MEMFD,
-        "kho-off": "the kernel revives reserve_mem= without a look at kho=",
-        "liveupdate-off": _NO_LUO,
-        "kernel-without-kho": NO_MODULES,
-        "luo-abi-skew": NO_MODULES,
-    },
+    lacks_too={Offer.KHO_SWITCH: "the kernel revives reserve_mem= without a look at kho="},
 )

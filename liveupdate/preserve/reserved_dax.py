@@ -8,16 +8,7 @@ part: what carries the memory is that both kernels are told to leave the same ra
 from __future__ import annotations
 
 from liveupdate.core.units import MIB
-from liveupdate.preserve.base import (
-    NO_KHO,
-    NO_MEMFD,
-    NO_POINTER,
-    SIZE,
-    START,
-    Requirements,
-    Trait,
-    Traits,
-)
+from liveupdate.preserve.base import SIZE, START, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="reserved-dax",
@@ -37,13 +28,4 @@ REQUIREMENTS = Requirements(
     # ext4's superblock: s_mtime, s_rev_level
     corrupt_at=1024 + 0x2C,
     version_at=1024 + 0x4C,
-    immune={
-        "wrong-pointer": NO_POINTER,
-        "move-page": NO_MEMFD,
-        "kho-off": NO_KHO,
-        "liveupdate-off": NO_KHO,
-        "kexec-load": NO_KHO,
-        "kernel-without-kho": NO_KHO,
-        "luo-abi-skew": NO_KHO,
-    },
 )

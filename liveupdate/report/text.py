@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from liveupdate.core.units import format_ns, format_size
 from liveupdate.model.evidence import Evidence, HopEvidence
 from liveupdate.model.plan import Plan
+from liveupdate.model.targets import DEFAULT
 from liveupdate.model.verdict import Outcome, Verdict
 from liveupdate.report.common import (
     GAPS,
@@ -57,7 +58,7 @@ def _say_run(plan: Plan, evidence: Evidence) -> str:
     provenance = evidence.provenance
     if provenance is None:
         return clean(said)
-    target = "" if plan.target == "qemu" else f"{plan.target}, "
+    target = "" if plan.target == DEFAULT else f"{plan.target}, "
     start = f"{provenance.accel}, {provenance.start} start"
     return clean(f"{said}; {target}{start}, run {provenance.run_id}")
 

@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from liveupdate.core import paths
@@ -31,15 +30,15 @@ from liveupdate.formats import payload, tickpage
 from liveupdate.formats.pattern import STEP
 from liveupdate.images import catalogue
 from liveupdate.model import codec
+from liveupdate.model.guest_kinds import Watch
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
+from liveupdate.model.targets import TARGETS, Capability
 from liveupdate.run.devices import find_guests_own, start_devices, stop_devices
 from liveupdate.run.testbed import GuestHandle, Testbed
-from liveupdate.target.base import Host
+from liveupdate.target.base import Host, HostFiles, Order, find_entry
 from liveupdate.target.machines import Registry
-from liveupdate.target.qemu.host import HostFiles, QemuHost
-from liveupdate.target.ssh.host import SshHost
-from liveupdate.target.ssh.spec import read_description
+from liveupdate.target.qemu.host import QemuHost
 from liveupdate.target.warm import WarmState, WarmStateError, WarmStore, make_key
 
 #: saved states together may take this much of the cache
@@ -153,53 +152,36 @@ def make_host(plan: Plan, run_id: str, run_dir: Path, kit: Path) -> QemuHost:
 
     :raises PlanError: the target is a machine that is there already.
     """
-    if plan.target == "ssh":
+    host = _take(plan, run_id, run_dir, kit) if plan.target_has(Capability.MADE) else None
+    if host is None or host.outside is None:
         raise PlanError(
             f"'{plan.place}' is a machine that is there already", hint="log in with ssh itself"
         )
-    images = plan.images
-    files = HostFiles(
-        kernel=Path(images.outgoing.path),
-        rootfs=Path(images.rootfs),
-        kit=kit,
-        ssh_client_key=Path(images.ssh_client_key),
-        ssh_host_key_pub=Path(images.ssh_host_key_pub),
-        images={guest.name: Path(guest.image) for guest in plan.guests if guest.image},
-    )
-    registry = Registry(paths.runtime_dir())
-    if plan.target == "libvirt":
-        from liveupdate.target.libvirt.host import LibvirtHost
-
-        machine = replace(plan.machine, qemu=str(_resolve_program(plan.machine.qemu)))
-        return LibvirtHost(
-            machine,
-            files,
-            uri=plan.place,
-            run_id=run_id,
-            run_dir=run_dir,
-            append=plan.boot_append,
-            registry=registry,
-        )
-    return QemuHost(
-        plan.machine,
-        files,
-        run_id=run_id,
-        run_dir=run_dir,
-        append=plan.boot_append,
-        registry=registry,
-    )
+    return host.outside
 
 
 def take_host(plan: Plan, record: RunDir, kit: Path) -> Host:
     """Make a machine of ours, or take one of a lab; not entered."""
-    if plan.target != "ssh":
-        return make_host(plan, record.run_id, record.path, kit)
-    return SshHost(
-        read_description(Path(plan.place)),
-        run_id=record.run_id,
-        run_dir=record.path,
+    return _take(plan, record.run_id, record.path, kit)
+
+
+def _take(plan: Plan, run_id: str, run_dir: Path, kit: Path) -> Host:
+    images = plan.images
+    order = Order(
+        plan=plan,
+        files=HostFiles(
+            kernel=Path(images.outgoing.path),
+            rootfs=Path(images.rootfs),
+            kit=kit,
+            ssh_client_key=Path(images.ssh_client_key),
+            ssh_host_key_pub=Path(images.ssh_host_key_pub),
+            images={guest.name: Path(guest.image) for guest in plan.guests if guest.image},
+        ),
+        run_id=run_id,
+        run_dir=run_dir,
         registry=Registry(paths.runtime_dir()),
     )
+    return find_entry(TARGETS[plan.target]).make(order)
 
 
 def _testbed(plan: Plan, host: Host, record: RunDir) -> Testbed:
@@ -244,7 +226,7 @@ def _start_warm(
             bed.call("cont_guests")
             mark = host.agent.mark()
             for guest in bed.guests:
-                if guest.spec.image is None:
+                if guest.spec.kind.payload:
                     bed.command(guest, payload.set_time(time.time_ns()))
                     bed.command(guest, payload.HELLO)
             wait_guests(bed, timeout_s=_WARM_READY_S, since=mark)
@@ -267,8 +249,9 @@ def _save(bed: Testbed, store: WarmStore, key: str, steps: Steps) -> None:
     bed.call("stop_guests")
     try:
         facts = {"agent_pid": bed.agent_pid, "guest_qemu": bed.guest_qemu_version}
-        assert isinstance(bed.host, QemuHost)
-        figures = store.save(bed.host, key, facts, Deadline.after(_SAVE_S, "the host to be saved"))
+        figures = store.save(
+            bed.own_machine, key, facts, Deadline.after(_SAVE_S, "the host to be saved")
+        )
         steps.note("warm-state-saved", ram_bytes=figures.ram_bytes, state_bytes=figures.state_bytes)
         store.prune(WARM_BYTES)
     except WarmStateError as error:
@@ -287,7 +270,7 @@ def _check_ticks(bed: Testbed) -> None:
     :raises GuestStopped: one does not.
     """
     for guest in bed.guests:
-        if guest.spec.image is None:
+        if guest.spec.kind.payload:
             _wait_ticks(bed, guest)
 
 
@@ -377,9 +360,9 @@ def _start_args(plan: Plan, guest: GuestHandle, found: Mapping[str, str]) -> dic
         "append": "",
         "disk": plan.guest_disks[guest.index] if plan.guest_disks else spec.name,
         # what nobody sees from outside is told from inside
-        "digest": plan.target == "ssh" and plan.observe.memory,
+        "digest": not plan.target_has(Capability.PHYSICAL_MEMORY) and plan.observe.memory,
         "image": "disk" if spec.image else "",
-        "qga": spec.liveness == "agent",
+        "qga": Watch.PINGS in spec.kind.watches,
         "cpu": _guest_cpu(plan),
         "devices": [
             {"name": each.name, "kind": each.kind, "access": each.access, "bdf": found[each.name]}
@@ -424,7 +407,7 @@ def wait_guests(bed: Testbed, *, timeout_s: float, since: int = 0) -> None:
     """
     deadline = Deadline.after(timeout_s, "the guests to be ready")
     for guest in bed.guests:
-        if guest.spec.image is None:
+        if guest.spec.kind.payload:
             line = bed.wait_payload(guest, payload.Ready, deadline, since=since)
             assert isinstance(line, payload.Ready)
             guest.ready = line

@@ -23,7 +23,8 @@ from liveupdate.core.errors import (
 )
 from liveupdate.core.steps import Steps
 from liveupdate.core.units import PAGE_BYTES
-from liveupdate.faults import strikes
+from liveupdate.faults.base import Fault, Moment
+from liveupdate.faults.table import FAULTS
 from liveupdate.formats import kho_map
 from liveupdate.formats.journal import JournalError
 from liveupdate.model import codec
@@ -47,7 +48,6 @@ from liveupdate.run.observers.host_queries import (
 from liveupdate.run.observers.iommu import IommuObserver
 from liveupdate.run.testbed import GuestHandle, Testbed, disk_of
 from liveupdate.run.timeline import phases
-from liveupdate.target.ssh.host import SshHost
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.console import ConsoleLine
 from liveupdate.transport.physmem import Page
@@ -90,7 +90,9 @@ class HopRun:
         self._boot: dict[str, DigestJob] = {}
         self._devices = DeviceHop(bed, hop.number, watchers.senders, steps)
         fault = bed.plan.fault
-        self._fault = fault.name if fault is not None and hop.number == 1 else ""
+        self._fault: Fault | None = None
+        if fault is not None and hop.number == 1:
+            self._fault = FAULTS[fault.name]
 
     # --- the walk
 
@@ -109,7 +111,7 @@ class HopRun:
             self._jump()
             self._follow()
         with self._steps.step("observe-after", hop=self._n):
-            self._strike(strikes.RESUMED)
+            self._strike(Moment.RESUMED)
             self._observe_after()
         with self._steps.step("finish", hop=self._n):
             self._record_after()
@@ -150,7 +152,7 @@ class HopRun:
     def _prepare(self) -> None:
         bed, timeouts = self._bed, self._bed.plan.timeouts
         self._note("prepare")
-        self._strike(strikes.BEFORE)
+        self._strike(Moment.PREPARE)
         bed.call("prepare", timeout_s=timeouts.prepare_s)
         self._note("prepared")
         self._record_costs("before")
@@ -173,7 +175,7 @@ class HopRun:
         )
         self._note("loaded-kernel")
         self._iommu_observer.begin()
-        self._strike(strikes.BROWNOUT)
+        self._strike(Moment.BROWNOUT)
 
     def _record_costs(self, when: str) -> None:
         """Ask what it costs. A figure that cannot be had is missing, and no reason to stop."""
@@ -212,9 +214,7 @@ class HopRun:
         boots = len(bed.host.console.boots)
         self._check_agent()
         self._mark = self._agent.mark()
-        if self._fault in strikes.JUMP:
-            self._strike(strikes.JUMP)
-        else:
+        if not self._strike(Moment.JUMP):
             self._note("jump")
             bed.call("jump", timeout_s=timeouts.jump_s)
         deadline = Deadline.after(timeouts.jump_s, "the outgoing kernel to freeze and jump")
@@ -230,10 +230,10 @@ class HopRun:
         # The freeze pass reads what nobody writes any more; it must be over before a fault may.
         for job in self._freeze.values():
             job.result(_DIGEST_S)
-        self._strike(strikes.BLACKOUT)
+        self._strike(Moment.BLACKOUT)
         line = self._wait_boot(boots, deadline)
         self._moments["first-line", ""] = line.at_ns
-        self._strike(strikes.INCOMING)
+        self._strike(Moment.INCOMING)
 
     def _follow(self) -> None:
         bed, timeouts = self._bed, self._bed.plan.timeouts
@@ -351,13 +351,11 @@ class HopRun:
             ) from error
 
     def _place_kernel(self) -> str:
-        """Return the path of the incoming kernel over there; a machine of a lab gets it now."""
-        if isinstance(self._bed.host, SshHost):
-            return self._bed.host.push_kernel(Path(self._hop.incoming.path))
-        return "/kit/kernel-b" if self._n % 2 else "/kit/kernel-a"
+        """Return the path of the incoming kernel on the host, which gets it now if it has not."""
+        return self._bed.host.place_kernel(self._n, Path(self._hop.incoming.path))
 
     def _payload_guests(self) -> list[GuestHandle]:
-        return [guest for guest in self._bed.guests if guest.spec.image is None]
+        return [guest for guest in self._bed.guests if guest.spec.kind.payload]
 
     def _note(self, moment: str) -> None:
         self._moments[moment, ""] = time.monotonic_ns()
@@ -372,12 +370,15 @@ class HopRun:
             self._steps.note("journal-unreadable", guest=guest.spec.name, error=str(error))
             return None
 
-    def _strike(self, table: strikes.Table) -> None:
-        strike = table.get(self._fault)
-        if strike is not None:
-            self._steps.note("fault", fault=self._fault)
-            self._bed.record.add_incident(Incident(kind="fault", hop=self._n, text=self._fault))
-            strike(self._bed)
+    def _strike(self, moment: Moment) -> bool:
+        """Carry out the fault if this is its moment; return whether it was."""
+        fault = self._fault
+        if fault is None or fault.at is not moment or fault.strike is None:
+            return False
+        self._steps.note("fault", fault=fault.name)
+        self._bed.record.add_incident(Incident(kind="fault", hop=self._n, text=fault.name))
+        fault.strike(self._bed)
+        return True
 
     def _wait(self, name: str, deadline: Deadline, guest: GuestHandle | None = None) -> AgentEvent:
         """Wait for an event of this hop; a freeze that failed comes instead as FreezeRefused."""

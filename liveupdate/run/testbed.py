@@ -2,7 +2,7 @@
 """A host under update that runs, with its guests, as the runner sees it.
 
 Bring-up (:mod:`liveupdate.run.bringup`) makes one, a hop (:mod:`liveupdate.run.hop`) uses it, a
-fault (:mod:`liveupdate.faults.strikes`) strikes it. Guests are addressed through their page frame
+fault (:mod:`liveupdate.faults`) strikes it. Guests are addressed through their page frame
 numbers, which are asked for anew whenever they may have moved.
 """
 
@@ -21,12 +21,16 @@ from liveupdate.core.errors import EvidenceError, LiveUpdateError, LostMachine, 
 from liveupdate.core.units import PAGE_BYTES, PhysAddr
 from liveupdate.evidence import RunDir
 from liveupdate.formats import payload, tickpage
+from liveupdate.formats.iommu import Requester
+from liveupdate.formats.qemu_pci import find_function
 from liveupdate.model.evidence import FrameAccount
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.memory import guest_page_index, page_address
+from liveupdate.probes.qemu_machine import Machine
 from liveupdate.target.base import Host
+from liveupdate.target.qemu.argv import device_id, wire_id
 from liveupdate.target.qemu.host import QemuHost
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.ssh import Ssh
@@ -134,7 +138,7 @@ class Testbed:
     @property
     def machine(self) -> QemuHost | None:
         """The host as a machine that is seen from outside, or None: it is not."""
-        return self.host if isinstance(self.host, QemuHost) else None
+        return self.host.outside
 
     @property
     def own_machine(self) -> QemuHost:
@@ -172,6 +176,23 @@ class Testbed:
         if not isinstance(iova, int) or iova < 0:
             raise EvidenceError(f"device_frames: 'iova' is {iova!r}")
         return iova, decode_pfns(answer)
+
+    def find_device(self, name: str) -> tuple[int, Requester]:
+        """Find the IOMMU's root pointer and a passed-through device's address, as they are now.
+
+        :raises EvidenceError: the machine has no such device.
+        """
+        qmp = self.own_machine.qmp
+        deadline = Deadline.after(CALL_S, "QEMU's list of PCI devices")
+        found = find_function(qmp.execute("query-pci", {}, deadline), device_id(name))
+        if found is None:
+            raise EvidenceError(f"device '{name}' is not there")
+        return Machine.find(qmp).read_status(qmp).rtaddr, found.address
+
+    def cut_cable(self, name: str) -> None:
+        """Pull out the cable of a passed-through network card."""
+        link = {"name": wire_id(name), "up": False}
+        self.own_machine.qmp.execute("set_link", link, Deadline.after(CALL_S, "set_link"))
 
     def refresh_pfns(self) -> None:
         for guest in self.guests:

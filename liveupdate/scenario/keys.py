@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from liveupdate.core.units import GIB, KIB, MIB, PAGE_BYTES
 from liveupdate.model.device_models import DEVICE_KINDS
+from liveupdate.model.guest_kinds import GUEST_KINDS
 from liveupdate.model.scenario import MAX_GUEST_BYTES, MIN_GUEST_BYTES
 
 
@@ -83,7 +84,7 @@ GUEST = (
         "liveness",
         "choice",
         "how life is observed",
-        choices=("payload", "agent", "network"),
+        choices=tuple(GUEST_KINDS),
     ),
     _key("address", "address", "IPv4 address on the wire, for liveness = \"network\""),
 )  # fmt: skip

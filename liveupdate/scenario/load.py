@@ -17,6 +17,7 @@ from typing import Any
 from liveupdate.core.errors import ScenarioError
 from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import MIB, format_size
+from liveupdate.model.guest_kinds import GUEST_KINDS
 from liveupdate.model.scenario import (
     Budget,
     DeviceSpec,
@@ -376,18 +377,19 @@ def _check_guest(spec: GuestSpec, table: _Table) -> None:
             f"{format_size(GUEST_OVERHEAD_BYTES)} of {format_size(spec.memory_bytes)} RAM",
         )
     if spec.image is None:
-        if spec.liveness != "payload":
+        if not spec.kind.payload:
             fail("liveness", f"liveness '{spec.liveness}' needs an image of your own")
         if spec.address is not None:
             fail("address", "an address needs an image of your own")
         return
-    if spec.liveness == "payload":
+    if spec.kind.payload:
+        others = [f'"{kind.name}"' for kind in GUEST_KINDS.values() if not kind.payload]
         fail(
             "image",
             "an image of your own has no payload to ask",
-            'set liveness = "agent" or "network"',
+            f"set liveness = {' or '.join(others)}",
         )
-    if spec.liveness == "network" and spec.address is None:
-        fail("liveness", "liveness 'network' needs an address")
+    if spec.kind.needs_address and spec.address is None:
+        fail("liveness", f"liveness '{spec.liveness}' needs an address")
     if spec.pattern_bytes is not None:
         fail("pattern", "a pattern is filled by the payload only")

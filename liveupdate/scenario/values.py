@@ -12,7 +12,7 @@ from pathlib import Path
 from liveupdate.core.errors import ScenarioError
 from liveupdate.core.suggest import suggest
 from liveupdate.core.units import format_size, parse_duration, parse_size
-from liveupdate.model.targets import TARGETS, split_target
+from liveupdate.model.targets import TARGETS, parse_target
 from liveupdate.scenario.keys import Key
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -103,7 +103,7 @@ def _path(key: Key, leaf: Leaf) -> str:
 def _target(key: Key, leaf: Leaf) -> str:
     value = _string(key, leaf)
     try:
-        split_target(value)
+        parse_target(value)
     except ValueError as error:
         hint = suggest(value.partition(":")[0], TARGETS)
         raise _wrong(key, leaf, str(error), hint) from error

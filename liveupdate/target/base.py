@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host under update can offer, as small capabilities; a target has those it has.
-
-A probe names the capabilities it needs; what a target lacks makes a SKIP with that reason. Must not
-know any concrete machine.
-"""
+"""What a host under update can offer. Must not know any concrete machine."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
 from liveupdate.core.deadline import Deadline
+from liveupdate.model.plan import Plan
+from liveupdate.model.targets import TargetKind
+from liveupdate.target.machines import Registry
 from liveupdate.transport.agent_link import AgentLink
 from liveupdate.transport.console import Console
-from liveupdate.transport.guest_network import Wire
-from liveupdate.transport.physmem import PhysMem
 from liveupdate.transport.ssh import Ssh
+
+if TYPE_CHECKING:
+    from liveupdate.target.qemu.host import QemuHost
 
 
 class Process(Protocol):
@@ -41,89 +44,96 @@ class Process(Protocol):
         """End what still runs, and let go. Idempotent."""
 
 
-@runtime_checkable
-class HasPower(Protocol):
-    """Can be reset and switched off from outside."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFiles:
+    """What a machine of ours is made from; none of it is written to."""
 
-    def reset(self, deadline: Deadline) -> None:
-        """Reset the machine, as the button does."""
+    kernel: Path
+    rootfs: Path
+    kit: Path
+    ssh_client_key: Path
+    ssh_host_key_pub: Path
+    #: users' own disk images, by guest
+    images: Mapping[str, Path] = field(default_factory=dict)
 
-    def shutdown(self) -> None:
-        """Switch it off and clean up. Idempotent."""
 
-    def death(self) -> Exception | None:
-        """Say why there is no use in waiting for this machine any more, or None."""
-
-
-@runtime_checkable
-class HasConsole(Protocol):
-    """Has a console that is read from outside."""
+class Host(Protocol):
+    """What every host under update has."""
 
     @property
-    def console(self) -> Console: ...
-
-
-@runtime_checkable
-class HasAgent(Protocol):
-    """Has a channel to the agent that needs no network."""
+    def console(self) -> Console:
+        """The console, read from outside."""
 
     @property
-    def agent(self) -> AgentLink: ...
-
-
-@runtime_checkable
-class HasSsh(Protocol):
-    """Can be logged in to."""
-
-    def ssh(self, deadline: Deadline) -> Ssh:
-        """Log in, with the pinned host key."""
-
-
-@runtime_checkable
-class HasPhysicalMemory(Protocol):
-    """Its RAM can be mapped from outside."""
+    def agent(self) -> AgentLink:
+        """A channel to the agent that needs no network."""
 
     @property
-    def ram(self) -> PhysMem: ...
+    def outside(self) -> QemuHost | None:
+        """The host as a machine that is seen from outside, or None: it is not.
 
-
-@runtime_checkable
-class HasMonitor(Protocol):
-    """Can be asked about its devices from outside."""
-
-    def monitor(self, command_line: str, deadline: Deadline) -> str:
-        """Run a monitor command and return its text."""
-
-
-@runtime_checkable
-class HasWire(Protocol):
-    """Has a network between control host and guests that sees raw frames."""
-
-    @property
-    def wire(self) -> Wire: ...
-
-
-class Host(HasConsole, HasAgent, HasSsh, Protocol):
-    """What every host under update has; the rest is asked for with :func:`isinstance`."""
+        It is for :attr:`Capability.PHYSICAL_MEMORY`, MONITOR, WIRE and PROCESS.
+        """
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What went wrong while cleaning up."""
 
+    def ssh(self, deadline: Deadline) -> Ssh:
+        """Log in, with the pinned host key."""
+
+    def place_kernel(self, hop: int, path: Path) -> str:
+        """Return where the incoming kernel of a hop lies on the host, after bringing it there.
+
+        :param path: the kernel on the control host.
+        """
+
     def __enter__(self) -> Host: ...
 
-    def shutdown(self) -> tuple[str, ...]: ...
+    def shutdown(self) -> tuple[str, ...]:
+        """Switch it off and clean up; return :attr:`problems`. Idempotent."""
 
-    def death(self) -> Exception | None: ...
+    def death(self) -> Exception | None:
+        """Say why there is no use in waiting for this machine any more, or None."""
 
 
-CAPABILITIES: Mapping[str, type] = {
-    "power": HasPower,
-    "console": HasConsole,
-    "agent": HasAgent,
-    "ssh": HasSsh,
-    "physical_memory": HasPhysicalMemory,
-    "monitor": HasMonitor,
-    "wire": HasWire,
-}
-"""Names as scenarios, skips and reports use them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Located:
+    """Where a target is, and what only it knows of itself."""
+
+    place: str
+    #: the machine's own command line, instead of a planned one
+    append: str | None = None
+    #: the guests' disks on the machine, see :attr:`Plan.guest_disks`
+    guest_disks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """All that a host is made from."""
+
+    plan: Plan
+    files: HostFiles
+    run_id: str
+    #: exists
+    run_dir: Path
+    registry: Registry
+
+
+class Entry(Protocol):
+    """A kind of target as a module, named by :attr:`TargetKind.module`."""
+
+    def locate(self, place: str) -> Located:
+        """Find the target, before a plan is made.
+
+        :param place: what stands behind the colon of the scenario's ``target``, or "".
+        :raises PlanError, ScenarioError: it is not there, or wrongly described.
+        """
+
+    def make(self, order: Order) -> Host:
+        """Return the host, not entered."""
+
+
+def find_entry(kind: TargetKind) -> Entry:
+    """Import the module of a kind of target."""
+    return cast(Entry, import_module(kind.module))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.target.qemu.host import HostFiles
+from liveupdate.target.base import HostFiles
 
 
 @pytest.fixture

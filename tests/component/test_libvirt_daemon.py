@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.cli import prepare_run
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import PlanError
-from liveupdate.target.libvirt import daemon, link
+from liveupdate.target.libvirt import daemon, entry, link
 from tests.support import libvirtd
 
 pytestmark = pytest.mark.skipif(bool(libvirtd.missing()), reason=libvirtd.missing())
@@ -79,9 +78,9 @@ def test_root_gets_one_only_where_no_other_is_named(
     real = link.check
     monkeypatch.setattr(link, "check", nobody)
     with pytest.raises(PlanError, match="no libvirt at"):
-        prepare_run.find_libvirt(f"qemu+unix:///session?socket={runtime}/none")
+        entry.locate(f"qemu+unix:///session?socket={runtime}/none")
     assert not runtime.exists()
-    uri = prepare_run.find_libvirt("")
+    uri = entry.locate("").place
     assert uri.endswith(f"socket={runtime}/libvirt-sock")
 
 

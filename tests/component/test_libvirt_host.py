@@ -15,11 +15,11 @@ import pytest
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import DeadlineExceeded, LaunchError, LostMachine, PlanError
+from liveupdate.target.base import HostFiles
 from liveupdate.target.libvirt import link
 from liveupdate.target.libvirt.host import LibvirtHost
 from liveupdate.target.libvirt.link import Link
 from liveupdate.target.machines import MachineState, Registry
-from liveupdate.target.qemu.host import HostFiles
 from liveupdate.transport.qmp import QmpRefused
 from tests.support import libvirtd
 from tests.support.idle_libvirt import make_host
@@ -181,7 +181,7 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from liveupdate.core.deadline import Deadline
-from liveupdate.target.qemu.host import HostFiles
+from liveupdate.target.base import HostFiles
 from tests.support.idle_libvirt import make_host
 tmp = Path(sys.argv[2])
 files = HostFiles(kernel=tmp / "kernel", rootfs=tmp / "root", kit=tmp / "kit",

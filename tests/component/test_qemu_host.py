@@ -16,8 +16,9 @@ import pytest
 from liveupdate.core import proc
 from liveupdate.core.deadline import wait_until
 from liveupdate.core.errors import LaunchError, LostMachine
+from liveupdate.target.base import HostFiles
 from liveupdate.target.machines import MachineState, Registry
-from liveupdate.target.qemu.host import HostFiles, QemuHost
+from liveupdate.target.qemu.host import QemuHost
 from liveupdate.target.warm import WarmStateError, WarmStore, make_key
 from tests.support.idle_qemu import SPEC, is_gone, make_host, soon
 
@@ -171,7 +172,7 @@ import sys, time
 from pathlib import Path
 from liveupdate.core.deadline import Deadline
 from tests.support.idle_qemu import make_host
-from liveupdate.target.qemu.host import HostFiles
+from liveupdate.target.base import HostFiles
 tmp = Path(sys.argv[2])
 files = HostFiles(kernel=tmp / "kernel", rootfs=tmp / "root", kit=tmp / "kit",
                   ssh_client_key=tmp / "none", ssh_host_key_pub=tmp / "none")

@@ -7,9 +7,9 @@ import dataclasses
 from pathlib import Path
 
 from liveupdate.core import proc
+from liveupdate.target.base import HostFiles
 from liveupdate.target.libvirt.host import LibvirtHost
 from liveupdate.target.machines import Registry
-from liveupdate.target.qemu.host import HostFiles
 from tests.support import libvirtd
 from tests.support.idle_qemu import SPEC
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
 from liveupdate.model.plan import MachineSpec
+from liveupdate.target.base import HostFiles
 from liveupdate.target.machines import Registry
-from liveupdate.target.qemu.host import HostFiles, QemuHost
+from liveupdate.target.qemu.host import QemuHost
 
 SPEC = MachineSpec(accel="tcg", memory_bytes=64 << 20, vcpus=1, disks=(("vm0", 1 << 20),))
 

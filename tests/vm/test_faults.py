@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.faults.table import DEVICE_FAULTS, FAULTS, Fault
+from liveupdate.faults.base import Fault, Part
+from liveupdate.faults.table import FAULTS
 from tests.support.vm import cli
 
 #: a hang is only known by its deadline: shorter ones here than a user would want
@@ -34,7 +35,7 @@ _GUESTS_FINE = ("map-unpreserved", "dma-after-free", "corrupt-record", "record-v
 def test_fault_comes_to_its_stated_verdict(fault: Fault, tmp_path: Path) -> None:
     extra: tuple[str, ...] = _HANGS if fault.name.startswith("hang-") else ()
     # what a fault comes to must not hang on a busy machine, where a ring gets full
-    extra += _SLOW if fault.name in DEVICE_FAULTS else ()
+    extra += _SLOW if Part.DEVICE in fault.needs else ()
     said = cli.run(tmp_path, "--fault", fault.name, *extra)
     expected = fault.expected
     assert said.returncode == expected.exit_code, said.explain()

@@ -10,6 +10,7 @@ import pytest
 from liveupdate.core.errors import PlanError
 from liveupdate.faults.table import FAULTS
 from liveupdate.images import catalogue
+from liveupdate.planning.faults import not_of_mechanism
 from liveupdate.preserve.base import KHO
 from liveupdate.preserve.registry import MECHANISMS
 from tests.support.vm import cli
@@ -45,8 +46,9 @@ def test_guest_survives(mechanism: str, tmp_path: Path) -> None:
 def test_region_that_cannot_be_believed_is_refused(
     mechanism: str, fault: str, tmp_path: Path
 ) -> None:
-    if fault in MECHANISMS[mechanism].immune:
-        pytest.skip(MECHANISMS[mechanism].immune[fault])
+    reason = not_of_mechanism(FAULTS[fault], MECHANISMS[mechanism])
+    if reason is not None:
+        pytest.skip(reason)
     said = cli.run(tmp_path, "--mechanism", mechanism, "--fault", fault)
     expected = FAULTS[fault].expected
     assert said.returncode == expected.exit_code, said.explain()

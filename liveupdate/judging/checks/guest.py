@@ -23,6 +23,7 @@ from liveupdate.model import layout
 from liveupdate.model.device_models import NAMESPACE_BYTES
 from liveupdate.model.evidence import Echo, GuestTrace
 from liveupdate.model.guest_device_use import JournalFacts
+from liveupdate.model.guest_kinds import Watch
 from liveupdate.model.scenario import GuestSpec
 
 #: a clock may be off by this much at a step before it counts as one: a reading taken late by a
@@ -69,13 +70,13 @@ def judge_clock(context: Context) -> list[Finding]:
     """
     findings: list[Finding] = []
     for hop, guest in _reached(context):
-        if guest.liveness == "network":
+        clock = guest.kind.clock
+        if clock is None:
             findings.append(
                 skipped(f"{guest.name}: the clock of a user's image is not seen on the network")
             )
             continue
-        name = "ticks" if guest.liveness == "payload" else "pings"
-        path = layout.series(hop, guest.name, name)
+        path = layout.series(hop, guest.name, clock)
         trace = context.trace(hop, guest.name)
         window = find_window(context, hop, guest.name)
         if path in context.evidence.unreadable or trace is None:
@@ -100,7 +101,7 @@ def _judge_clocks(
     findings: list[Finding] = []
     said: list[str] = []
     where = f"hop {hop}, {guest.name}"
-    clocks = _TICK_CLOCKS if guest.liveness == "payload" else ("realtime",)
+    clocks = _TICK_CLOCKS if guest.kind.clock is Watch.TICKS else ("realtime",)
     for clock in clocks:
         change = fit_clock(readings(trace, clock), gap)
         slept = clock in SLEEP_CLOCKS and has_slept(context, hop, guest.name)
@@ -113,7 +114,7 @@ def _judge_clocks(
             findings.append(context.missing("whether it slept", hop, guest.name, paths))
         elif gap is not None and (change.step_ns is None or change.inner_step_ns is None):
             findings.append(context.missing(f"enough {clock} clock readings", hop, guest.name))
-        elif change.ppm_after is None and guest.liveness == "payload":
+        elif change.ppm_after is None and guest.kind.clock is Watch.TICKS:
             findings.append(context.missing(f"the rate of the {clock} clock", hop, guest.name))
         else:
             said.append(_say_clock(clock, change))
@@ -191,7 +192,7 @@ def judge_network(context: Context) -> list[Finding]:
     """Every guest answers again on the network, as the boot that it was."""
     findings: list[Finding] = []
     for hop, guest in _reached(context):
-        if guest.liveness == "agent" and not guest.address:
+        if not guest.kind.answers and not guest.address:
             findings.append(skipped(f"{guest.name}: a user's image without an address"))
             continue
         path = layout.series(hop, guest.name, "echoes")
@@ -213,7 +214,7 @@ def _judge_echoes(
     path = layout.series(hop, guest.name, "echoes")
     answered = [echo for echo in echoes if echo.received_ns is not None]
     boots = {echo.boot for echo in answered}
-    if guest.liveness == "payload":
+    if guest.kind.payload:
         if len(boots - {None}) > 1:
             return failed(
                 f"{where}: replies come from another boot of the guest",
@@ -256,7 +257,7 @@ def judge_storage(context: Context) -> list[Finding]:
     """What was durable before is on the disk after, in order, and the journal goes on growing."""
     findings: list[Finding] = []
     for hop, guest in _reached(context):
-        if guest.liveness != "payload":
+        if not guest.kind.journal:
             findings.append(skipped(f"{guest.name}: a user's image keeps no journal"))
             continue
         trace = context.trace(hop, guest.name)

@@ -7,7 +7,9 @@ their silence elsewhere reads as a consequence.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from liveupdate.core.units import format_ns
 from liveupdate.judging.compare import (
@@ -30,6 +32,7 @@ from liveupdate.judging.context import (
 )
 from liveupdate.model import layout
 from liveupdate.model.evidence import GuestTrace, Watched
+from liveupdate.model.guest_kinds import Watch
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.model.verdict import Outcome
 
@@ -116,12 +119,10 @@ def _judge_guest(context: Context, hop: int, guest: GuestSpec) -> Finding:
             f"{where}: watched for {format_ns(max(length_ns, 0))} after the resume, planned were "
             f"{context.plan.observe.after_s:g} s"
         )
-    judge = {"payload": _judge_ticks, "agent": _judge_pings, "network": _judge_answers}.get(
-        guest.liveness
-    )
-    if judge is None:
+    alive = guest.kind.alive
+    if alive is None:
         return error_finding(f"{where}: liveness '{guest.liveness}' is not known to the judge")
-    return judge(context, hop, guest, trace, window)
+    return _WATCHES[alive](context, hop, guest, trace, window)
 
 
 def _judge_ticks(
@@ -264,3 +265,10 @@ def _judge_answers(
         "(a reboot of a user's image cannot be told this way)",
         evidence=(path,),
     )
+
+
+_WATCHES: Mapping[Watch, Callable[[Context, int, GuestSpec, GuestTrace, Window], Finding]] = (
+    MappingProxyType(
+        {Watch.TICKS: _judge_ticks, Watch.PINGS: _judge_pings, Watch.ECHOES: _judge_answers}
+    )
+)

@@ -125,7 +125,7 @@ def _judge_moments(
 
 def _judge_pattern(context: Context, hop: int, guest: GuestSpec) -> list[Finding]:
     """The guest's own look at its pattern, from inside; only our payload has one."""
-    if guest.liveness != "payload":
+    if not guest.kind.payload:
         return []
     where = f"hop {hop}, {guest.name}"
     path = layout.guest_file(hop, guest.name, "pattern.json")

@@ -12,6 +12,7 @@ from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import LiveUpdateError
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.evidence import AgentPing, Incident
+from liveupdate.model.guest_kinds import Watch
 from liveupdate.probes.base import Sampler
 from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, TickWatcher
@@ -70,19 +71,19 @@ class GuestObservers:
         }
         bed.senders.update(self.senders)
         machine = bed.machine
-        payloads = [guest for guest in bed.guests if guest.spec.image is None]
-        for guest in payloads:
-            name = guest.spec.name
-            self._ticks[name] = TickWatcher(
-                name, functools.partial(bed.read_tick_page, guest), observe.tick_sample_s
-            )
-            if machine is not None:
+        payloads = [guest for guest in bed.guests if guest.spec.kind.payload]
+        for guest in bed.guests:
+            name, kind = guest.spec.name, guest.spec.kind
+            if Watch.TICKS in kind.watches:
+                self._ticks[name] = TickWatcher(
+                    name, functools.partial(bed.read_tick_page, guest), observe.tick_sample_s
+                )
+            if Watch.PINGS in kind.watches:
+                self._pings[name] = PingWatcher(bed, guest)
+            if kind.journal and machine is not None:
                 self._journals[name] = JournalWatcher(
                     name, disk_of(machine, guest), observe.echo_interval_s
                 )
-        for guest in bed.guests:
-            if guest.spec.image is not None and guest.spec.liveness == "agent":
-                self._pings[guest.spec.name] = PingWatcher(bed, guest)
         self._echoes = (
             None
             if machine is None
@@ -92,7 +93,7 @@ class GuestObservers:
                 {
                     guest.spec.name: guest.spec.address
                     for guest in bed.guests
-                    if guest.spec.image is not None and guest.spec.address is not None
+                    if guest.spec.address is not None
                 },
                 WIRE_MAC,
                 observe.echo_interval_s,

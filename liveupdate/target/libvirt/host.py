@@ -18,12 +18,12 @@ from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LaunchError, LiveUpdateError
 from liveupdate.core.proc import read_start_time
 from liveupdate.model.plan import MachineSpec
-from liveupdate.target.base import Process
+from liveupdate.target.base import HostFiles, Process
 from liveupdate.target.libvirt import domain_xml
 from liveupdate.target.libvirt.link import Link, PassedMonitor
 from liveupdate.target.machines import Registry, is_named, machine_name
 from liveupdate.target.qemu.argv import MachinePaths
-from liveupdate.target.qemu.host import HostFiles, QemuHost
+from liveupdate.target.qemu.host import QemuHost
 from liveupdate.transport.monitor import Monitor
 from liveupdate.transport.physmem import PhysMem, parse_mtree
 

@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -30,7 +29,7 @@ from liveupdate.core.errors import (
 from liveupdate.core.paths import SUN_PATH_BYTES
 from liveupdate.model.device_models import FED_KINDS, NAMESPACE_BYTES
 from liveupdate.model.plan import MachineSpec
-from liveupdate.target.base import Process
+from liveupdate.target.base import HostFiles, Process
 from liveupdate.target.machines import Machine, Registry, write_owner
 from liveupdate.target.qemu.argv import (
     RAM_ID,
@@ -57,19 +56,6 @@ QUIT_TIMEOUT_S = 5.0
 _KILL_TIMEOUT_S = 10.0
 _TAIL_BYTES = 8192
 _TAIL_LINES = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFiles:
-    """What the machine is made from; none of it is written to."""
-
-    kernel: Path
-    rootfs: Path
-    kit: Path
-    ssh_client_key: Path
-    ssh_host_key_pub: Path
-    #: users' own disk images, by guest
-    images: Mapping[str, Path] = field(default_factory=dict)
 
 
 Starter = Callable[["QemuHost", Deadline], object]
@@ -195,6 +181,15 @@ class QemuHost:
         # Not before there is a kernel again: SeaBIOS resets once more to get its own memory clean.
         self.console.wait_line("Linux version", deadline, since=mark)
         self.qmp.execute("set-action", {"reboot": "shutdown"}, deadline)
+
+    @property
+    def outside(self) -> QemuHost:
+        """It is seen from outside."""
+        return self
+
+    def place_kernel(self, hop: int, path: Path) -> str:
+        """Return the kernel's path in the kit, which has both."""
+        return "/kit/kernel-b" if hop % 2 else "/kit/kernel-a"
 
     def cut_ssh(self) -> None:
         """Pull the plug of the SSH network; for the fault tests."""

@@ -138,6 +138,15 @@ class SshHost:
         except CommandFailed as error:
             raise LaunchError(f"the power command failed: {error.message}") from error
 
+    @property
+    def outside(self) -> None:
+        """It is not seen from outside."""
+        return None
+
+    def place_kernel(self, hop: int, path: Path) -> str:
+        """Copy the kernel over and return where it lies there."""
+        return self.push_kernel(path)
+
     def push_kernel(self, path: Path) -> str:
         """Copy a kernel over and return where it lies there."""
         deadline = Deadline.after(_PUT_TIMEOUT_S, "the kernel to be copied")

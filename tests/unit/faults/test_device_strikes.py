@@ -12,7 +12,8 @@ import pytest
 
 from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import PhysAddr
-from liveupdate.faults import strikes
+from liveupdate.faults.base import Moment
+from liveupdate.faults.device import DROP_AFTER, DROPPED
 from liveupdate.faults.table import FAULTS
 from liveupdate.formats import keep_dma
 from liveupdate.run.testbed import Testbed
@@ -56,12 +57,14 @@ def bed() -> Iterator[Bed]:
     made.close()
 
 
-def strike(table: strikes.Table, fault: str, bed: Bed) -> None:
-    table[fault](cast(Testbed, bed))
+def strike(fault: str, bed: Bed) -> None:
+    struck = FAULTS[fault].strike
+    assert struck is not None
+    struck(cast(Testbed, bed))
 
 
 def test_corrupt_record_flips_one_bit_of_it(bed: Bed) -> None:
-    strike(strikes.BLACKOUT, "corrupt-record", bed)
+    strike("corrupt-record", bed)
     changed = [a ^ b for a, b in zip(bed.read(), bed.record, strict=True) if a != b]
     assert changed == [1]
     assert bed.read()[: keep_dma.PRESERVE_NS_AT] == bed.record[: keep_dma.PRESERVE_NS_AT]
@@ -70,7 +73,7 @@ def test_corrupt_record_flips_one_bit_of_it(bed: Bed) -> None:
 
 
 def test_record_version_is_wrong_in_nothing_but_that(bed: Bed) -> None:
-    strike(strikes.BLACKOUT, "record-version", bed)
+    strike("record-version", bed)
     assert bed.read() == make_record(total=200, version=keep_dma.VERSION + 1)
     assert keep_dma.is_whole(bed.read())
 
@@ -78,22 +81,17 @@ def test_record_version_is_wrong_in_nothing_but_that(bed: Bed) -> None:
 def test_record_that_is_nowhere_is_an_error_and_not_a_verdict(bed: Bed) -> None:
     bed.host.ram.flip_bit(PhysAddr(RECORD_AT + 150), 0)
     with pytest.raises(EvidenceError, match="nowhere"):
-        strike(strikes.BLACKOUT, "corrupt-record", bed)
+        strike("corrupt-record", bed)
 
 
 def test_dropped_frames_are_still_to_come(bed: Bed) -> None:
-    strike(strikes.BLACKOUT, "drop-frames", bed)
+    strike("drop-frames", bed)
     lost = bed.senders["nic0"].lost
-    assert len(lost) == strikes.DROPPED
-    assert min(lost) == 1000 + strikes.DROP_AFTER
+    assert len(lost) == DROPPED
+    assert min(lost) == 1000 + DROP_AFTER
 
 
-def test_every_fault_that_is_not_the_plans_strikes_at_some_moment() -> None:
-    tables = (
-        strikes.BEFORE, strikes.BROWNOUT, strikes.JUMP, strikes.BLACKOUT, strikes.INCOMING,
-        strikes.RESUMED,
-    )  # fmt: skip
-    moments = [name for table in tables for name in table]
-    assert sorted(moments) == sorted(
-        name for name, fault in FAULTS.items() if fault.where != "plan"
-    )
+def test_a_fault_either_changes_the_plan_or_strikes() -> None:
+    for fault in FAULTS.values():
+        assert (fault.change is not None) == (fault.at is Moment.PLAN)
+        assert (fault.strike is not None) == (fault.at is not Moment.PLAN)

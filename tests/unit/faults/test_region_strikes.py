@@ -12,7 +12,7 @@ import pytest
 
 from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import PhysAddr
-from liveupdate.faults import strikes
+from liveupdate.faults.table import FAULTS
 from liveupdate.model.plan import Region
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.run.testbed import Testbed
@@ -38,7 +38,9 @@ def strike(fault: str, mechanism: str, ram: tuple[PhysMem, int], start: int | No
         own_machine=SimpleNamespace(ram=ram[0], ram_fd=ram[1]),
         plan=SimpleNamespace(mechanism=mechanism, region=Region(start=start, size_bytes=SIZE)),
     )
-    strikes.BLACKOUT[fault](cast(Testbed, bed))
+    struck = FAULTS[fault].strike
+    assert struck is not None
+    struck(cast(Testbed, bed))
 
 
 @pytest.mark.parametrize(

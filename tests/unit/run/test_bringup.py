@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import functools
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -39,9 +40,9 @@ class _Ram:
         return whole if self._torn < 0 else whole[:-1] + bytes([whole[-1] ^ 1])
 
 
-def _bed(ram: _Ram, image: str | None = None) -> Testbed:
+def _bed(ram: _Ram, **guest: str) -> Testbed:
     handle = GuestHandle(
-        spec=GuestSpec(name="vm0", image=image),
+        spec=replace(GuestSpec(name="vm0"), **guest),  # type: ignore[arg-type]
         index=0,
         ready=SimpleNamespace(tick_gpa=0x2000),  # type: ignore[arg-type]
         pfns=(1).to_bytes(8, "little") * 3,
@@ -110,5 +111,5 @@ def test_page_found_torn_is_looked_at_again() -> None:
 
 def test_users_own_image_has_no_ticks_to_see() -> None:
     ram = _Ram(step=0)
-    bringup._check_ticks(_bed(ram, image="disk.qcow2"))
+    bringup._check_ticks(_bed(ram, image="disk.qcow2", liveness="agent"))
     assert ram.looks == 0

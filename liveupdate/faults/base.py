@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a fault is: a row, and beside it the function that strikes.
+
+A fault says what it needs; which mechanisms, targets and scenarios it applies to follows from what
+these offer (:mod:`liveupdate.planning.faults`). The judge never reads any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from liveupdate.model.plan import Expected
+from liveupdate.model.targets import Capability
+from liveupdate.preserve.base import Offer
+
+if TYPE_CHECKING:
+    # a row is read by the planner, which knows no machine: for types only
+    from liveupdate.run.testbed import Testbed
+
+DEFAULT = "default"
+"""The scenario of a run that names none: one guest, one kexec."""
+
+CALL_S = 10.0
+"""How long the agent or a monitor may take to do what a fault asks, in seconds."""
+
+
+class Moment(StrEnum):
+    """When a fault strikes, in the order of a hop."""
+
+    #: it changes what is planned for the first hop
+    PLAN = "plan"
+    #: the guests run, and nothing is preserved yet
+    PREPARE = "prepare"
+    #: the guests run, everything is prepared and the incoming kernel is loaded
+    BROWNOUT = "brownout"
+    #: it takes the place of the jump
+    JUMP = "jump"
+    #: the guests are frozen and their memory has been digested
+    BLACKOUT = "blackout"
+    #: the incoming kernel has written its first line and has touched no device yet
+    INCOMING = "incoming"
+    #: the guests run again
+    RESUMED = "resumed"
+
+
+class Part(StrEnum):
+    """What a scenario may have that a fault strikes, or is seen by."""
+
+    #: its first device is one that a driver of the host uses
+    DEVICE = "device"
+    #: the control host sends frames to its first device
+    FRAMES = "frames"
+    #: its first device is a guest's own network card
+    GUEST_CARD = "guest-card"
+    #: the first guest runs our payload
+    PAYLOAD = "payload"
+    #: guest memory is digested
+    DIGESTS = "digests"
+
+
+Need = Capability | Offer | Part
+"""What a fault needs: of the target, of the mechanism, or of the scenario."""
+
+SCENARIOS: Mapping[Need, str] = {
+    Part.GUEST_CARD: "vfio-quiesce",
+    Part.DEVICE: "vfio-continuous",
+    Offer.POINTER: "reserved-region",
+    Offer.REGION: "reserved-region",
+    Offer.STORE: "reserved-region",
+}
+"""The shipped scenario that has what a need asks for; the default has all others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopChange:
+    """What a fault of :attr:`Moment.PLAN` changes in the first hop."""
+
+    #: words of the incoming command line to leave out, by their part before "="
+    drop: tuple[str, ...] = ()
+    add: str = ""
+    loader: str = "file"
+    #: the incoming kernel is told a region that is smaller by a section
+    shrink: bool = False
+    #: False: the outgoing kernel's TSC calibration is not handed over
+    calibration: bool = True
+    #: images that replace kernels, by "outgoing" and "incoming"
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    #: handover ABI of the incoming kernel compared with the outgoing one's: "same", "other" or
+    #: "none"
+    abi: str = "same"
+
+
+Strike = Callable[["Testbed"], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One fault.
+
+    Either ``strike`` is called at the moment ``at``, or ``change`` is applied to the plan.
+    """
+
+    name: str
+    #: one line for people
+    what: str
+    at: Moment
+    expected: Expected
+    needs: frozenset[Need] = frozenset()
+    strike: Strike | None = None
+    change: HopChange | None = None
+
+    @property
+    def where(self) -> str:
+        """The part of a hop in which it strikes, as people know the parts."""
+        return Moment.BROWNOUT if self.at is Moment.PREPARE else self.at
+
+    @property
+    def scenario(self) -> str:
+        """The shipped scenario that has what it strikes; a run that names none takes it."""
+        return next((name for need, name in SCENARIOS.items() if need in self.needs), DEFAULT)
+
+
+def fails(check: str, exit_code: int = 1) -> Expected:
+    """Return that ``check`` must be FAIL."""
+    return Expected(check=check, status="FAIL", exit_code=exit_code)
+
+
+def errs(check: str, exit_code: int = 3) -> Expected:
+    """Return that ``check`` must be ERROR: the fault takes away what would answer it."""
+    return Expected(check=check, status="ERROR", exit_code=exit_code)
+
+
+def fault(
+    name: str, what: str, *, at: Moment, expect: Expected, needs: Iterable[Need] = ()
+) -> Callable[[Strike], Fault]:
+    """Make a function that strikes into a :class:`Fault`."""
+
+    def make(strike: Strike) -> Fault:
+        return Fault(
+            name=name, what=what, at=at, expected=expect, needs=frozenset(needs), strike=strike
+        )
+
+    return make
+
+
+def planned_fault(
+    name: str, what: str, change: HopChange, *, expect: Expected, needs: Iterable[Need] = ()
+) -> Fault:
+    """Return a fault that changes the plan of the first hop."""
+    return Fault(
+        name=name,
+        what=what,
+        at=Moment.PLAN,
+        expected=expect,
+        needs=frozenset(needs),
+        change=change,
+    )
+
+
+def ask_agent(bed: Testbed, name: str, **details: object) -> None:
+    """Have the agent carry out its part of fault ``name``; errors as :meth:`AgentLink.call`."""
+    bed.call("inject", {"fault": name, "args": details}, timeout_s=CALL_S)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults of guest memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from liveupdate.faults.base import Moment, Part, ask_agent, fails, fault
+from liveupdate.model.targets import Capability
+from liveupdate.preserve.base import Offer
+
+if TYPE_CHECKING:
+    from liveupdate.run.testbed import Testbed
+
+
+@fault(
+    "flip-bit",
+    "one bit of one guest page is flipped from outside during the blackout",
+    at=Moment.BLACKOUT,
+    needs={Capability.PHYSICAL_MEMORY, Part.DIGESTS},
+    expect=fails("memory.content"),
+)
+def flip_bit(bed: Testbed) -> None:
+    bed.own_machine.ram.flip_bit(bed.first_guest.pattern_address(), 3)
+
+
+@fault(
+    "move-page",
+    "one guest page comes back at another physical address, same content",
+    at=Moment.BROWNOUT,
+    needs={Offer.MEMFD},
+    expect=fails("memory.placement"),
+)
+def move_page(bed: Testbed) -> None:
+    guest = bed.first_guest
+    ask_agent(bed, "move-page", guest=guest.spec.name, page=guest.pattern_page())

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults of memory that a mechanism has set aside, and of the description of what is in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from liveupdate.core.errors import EvidenceError
+from liveupdate.core.units import format_addr
+from liveupdate.faults.base import HopChange, Moment, ask_agent, fails, fault, planned_fault
+from liveupdate.model.targets import Capability
+from liveupdate.preserve.base import Offer
+
+if TYPE_CHECKING:
+    from liveupdate.preserve.base import Requirements
+    from liveupdate.run.testbed import Testbed
+
+region_missing = planned_fault(
+    "region-missing",
+    "the incoming kernel is not told of the reserved region",
+    HopChange(drop=("memmap", "reserve_mem")),
+    needs={Offer.REGION},
+    expect=fails("handover.session"),
+)
+
+region_size = planned_fault(
+    "region-size",
+    "the incoming kernel is told a smaller region",
+    HopChange(shrink=True),
+    needs={Offer.REGION},
+    expect=fails("handover.session"),
+)
+
+
+@fault(
+    "region-corrupt",
+    "one bit of what describes the region's content is flipped from outside",
+    at=Moment.BLACKOUT,
+    needs={Offer.STORE, Capability.PHYSICAL_MEMORY},
+    expect=fails("handover.session"),
+)
+def region_corrupt(bed: Testbed) -> None:
+    mechanism = _mechanism(bed)
+    bed.own_machine.ram.flip_bit(_find_description(bed, mechanism) + mechanism.corrupt_at, 1)
+
+
+@fault(
+    "region-version",
+    "what describes the region's content says another version, changed from outside",
+    at=Moment.BLACKOUT,
+    needs={Offer.STORE, Capability.PHYSICAL_MEMORY},
+    expect=fails("handover.session"),
+)
+def region_version(bed: Testbed) -> None:
+    mechanism = _mechanism(bed)
+    bed.own_machine.ram.flip_bit(_find_description(bed, mechanism) + mechanism.version_at, 1)
+
+
+@fault(
+    "region-full",
+    "the region is full when the VM state has to go in",
+    at=Moment.BROWNOUT,
+    needs={Offer.STORE},
+    expect=fails("handover.session", 5),
+)
+def region_full(bed: Testbed) -> None:
+    ask_agent(bed, "fill-region")
+
+
+@fault(
+    "wrong-pointer",
+    "the incoming kernel is pointed a page beside what the outgoing one has left",
+    at=Moment.PREPARE,
+    needs={Offer.POINTER},
+    expect=fails("handover.session"),
+)
+def wrong_pointer(bed: Testbed) -> None:
+    ask_agent(bed, "wrong-pointer")
+
+
+def _mechanism(bed: Testbed) -> Requirements:
+    from liveupdate.preserve.registry import MECHANISMS
+
+    return MECHANISMS[bed.plan.mechanism]
+
+
+def _find_description(bed: Testbed, mechanism: Requirements) -> int:
+    """Return the address of the page that describes the region.
+
+    :raises EvidenceError: its marker is not in exactly one place.
+    """
+    if mechanism.marker is None:
+        region = bed.plan.region
+        assert region is not None  # the planner refuses the fault without one
+        assert region.start is not None
+        return region.start
+    found = bed.own_machine.ram.find_pages(bed.own_machine.ram_fd, mechanism.marker)
+    if len(found) != 1:
+        places = ", ".join(map(format_addr, found)) or "nowhere"
+        raise EvidenceError(f"what describes the region must be in one place, it is in: {places}")
+    return found[0]

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Target ``qemu``: a machine of ours, a child of this process."""
+
+from __future__ import annotations
+
+from liveupdate.target.base import Located, Order
+from liveupdate.target.qemu.host import QemuHost
+
+
+def locate(place: str) -> Located:
+    """Return that there is nothing to find."""
+    return Located(place=place)
+
+
+def make(order: Order) -> QemuHost:
+    """Return the machine of a plan, not started."""
+    return QemuHost(
+        order.plan.machine,
+        order.files,
+        run_id=order.run_id,
+        run_dir=order.run_dir,
+        append=order.plan.boot_append,
+        registry=order.registry,
+    )

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people add is added to a copy of the package, in as few files as docs/writing says.
+
+Each test writes what a contributor would write, counts the files, and uses the result through the
+command line or through what the runner calls.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "liveupdate"
+
+
+class Copy:
+    """A copy of the package that can be added to, and run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.touched: set[str] = set()
+        shutil.copytree(
+            PACKAGE, root / "liveupdate", ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
+
+    def write(self, path: str, text: str) -> None:
+        """Add a file, or text at the end of one."""
+        self.touched.add(path)
+        with (self.root / "liveupdate" / path).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def replace(self, path: str, old: str, new: str) -> None:
+        """Change the one place in a file where ``old`` stands."""
+        self.touched.add(path)
+        file = self.root / "liveupdate" / path
+        text = file.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path}"
+        file.write_text(text.replace(old, new), encoding="utf-8")
+
+    def python(self, *args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *args], cwd=self.root, capture_output=True, text=True, check=False
+        )
+
+    def script(self, text: str) -> str:
+        """Run a script that must end well; return what it wrote."""
+        done = self.python("-c", text)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    return Copy(tmp_path)
+
+
+# --- a fault
+
+FAULT = """
+
+@fault(
+    "guest-nmi",
+    "the guest gets a non-maskable interrupt after it was resumed",
+    at=Moment.RESUMED,
+    needs={Capability.MONITOR, Part.PAYLOAD},
+    expect=fails("guest.liveness"),
+)
+def guest_nmi(bed: Testbed) -> None:
+    _command(bed, cmd="nmi")
+"""
+
+
+def test_a_fault_is_one_function_in_one_file(copy: Copy) -> None:
+    copy.write("faults/guest.py", FAULT)
+    assert len(copy.touched) == 1
+    listed = copy.python("-m", "liveupdate", "faults", "--json")
+    rows = {row["name"]: row for row in json.loads(listed.stdout)}
+    assert rows["guest-nmi"]["where"] == "resumed"
+    assert (rows["guest-nmi"]["check"], rows["guest-nmi"]["exit_code"]) == ("guest.liveness", 1)
+    said = copy.script(
+        """
+from types import SimpleNamespace
+from liveupdate.core.errors import ScenarioError
+from liveupdate.faults.table import FAULTS
+from liveupdate.model.scenario import GuestSpec, Scenario
+from liveupdate.model.targets import parse_target
+from liveupdate.planning.faults import check_fault
+from liveupdate.preserve.registry import MECHANISMS
+
+fault, mechanism = FAULTS["guest-nmi"], MECHANISMS["luo-memfd"]
+check_fault(Scenario(fault="guest-nmi"), fault, mechanism, parse_target("qemu"))
+image = GuestSpec(name="vm0", image="disk.raw", liveness="agent")
+for wrong in (
+    Scenario(fault="guest-nmi", target="ssh:there"),
+    Scenario(fault="guest-nmi", guests=(image,)),
+):
+    try:
+        check_fault(wrong, fault, mechanism, parse_target(wrong.target))
+    except ScenarioError as error:
+        print(error.message)
+bed = SimpleNamespace(
+    first_guest=SimpleNamespace(spec=image), call=lambda *args, timeout_s: print(*args)
+)
+fault.strike(bed)
+"""
+    )
+    assert said.splitlines() == [
+        "default scenario: target 'ssh' cannot inject 'guest-nmi': there is no monitor",
+        "default scenario: fault 'guest-nmi' needs our payload in the first guest",
+        "payload {'guest': 'vm0', 'command': {'cmd': 'nmi'}}",
+    ]
+
+
+def test_two_faults_of_one_name_are_refused(copy: Copy) -> None:
+    copy.write("faults/guest.py", FAULT.replace("guest-nmi", "kho-off"))
+    done = copy.python("-m", "liveupdate", "faults")
+    assert done.returncode != 0
+    assert "two faults are named 'kho-off'" in done.stderr
+
+
+def test_the_table_of_faults_loads_no_machine(copy: Copy) -> None:
+    loaded = copy.script("import liveupdate.faults.table, sys; print(*sys.modules)").split()
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("liveupdate.")}
+    assert rooms == {"core", "faults", "model", "preserve"}
+
+
+# --- a kind of guest
+
+GUEST_KIND = """    GuestKind(
+        name="agent-and-network",
+        alive=Watch.ECHOES,
+        clock=Watch.PINGS,
+        answers=True,
+        needs_address=True,
+    ),
+)
+
+GUEST_KINDS: """
+
+
+def test_a_kind_of_guest_is_one_row_in_one_file(copy: Copy) -> None:
+    copy.replace("model/guest_kinds.py", ")\n\nGUEST_KINDS: ", GUEST_KIND)
+    assert len(copy.touched) == 1
+    said = copy.script(
+        f"""
+import sys
+from dataclasses import replace
+from pathlib import Path
+from liveupdate.core.errors import ScenarioError
+from liveupdate.judging.judge import judge
+from liveupdate.model.evidence import AgentPing
+from liveupdate.planning.planner import make_plan
+from liveupdate.scenario.load import parse_scenario
+
+sys.path.append({str(PACKAGE.parent)!r})
+from tests.support import evidence_builder as make
+from tests.support.planner_inputs import IMAGES, MACHINE
+
+text = '[[guest]]\\nimage = "/x"\\nliveness = "agent-and-network"\\n'
+try:
+    parse_scenario(text, where="s.toml", base=Path("/"), overrides=())
+except ScenarioError as error:
+    print(error.message)
+scenario = parse_scenario(
+    text + 'address = "192.0.2.1"\\n', where="s.toml", base=Path("/"), overrides=()
+)
+plan = make_plan(scenario, IMAGES, MACHINE)
+print(*(check for check, _ in plan.skips if check.startswith("guest.")))
+plan = make.make_plan(guests=(replace(plan.guests[0], memory_bytes=make.GUEST_BYTES),))
+
+
+def evidence(clock_ns):
+    pings = tuple(
+        AgentPing(
+            host_ns=100 * make.SECOND + at,
+            realtime_ns=100 * make.SECOND + at + (clock_ns if at >= 5 * make.SECOND else 0),
+        )
+        for at in range(0, 8 * make.SECOND, make.SECOND // 4)
+        if make.alive(at)
+    )
+    return make.with_trace(
+        make.make_evidence(),
+        ticks=(), journal=(), journal_before=None, journal_after=None, pattern=None,
+        echoes=tuple(replace(echo, boot=None) for echo in make.make_echoes()),
+        agent_pings=pings,
+    )
+
+
+for clock_ns in (0, 30 * make.SECOND):
+    verdict = judge(plan, evidence(clock_ns))
+    found = {{check.id: check.status.name for check in verdict.checks}}
+    print(found["guest.liveness"], found["guest.clock"], found["guest.storage"])
+"""
+    )
+    assert said.splitlines() == [
+        "s.toml:3: guest 'vm0': liveness 'agent-and-network' needs an address",
+        "guest.storage",
+        "PASS PASS SKIP",
+        "PASS FAIL SKIP",
+    ]
+
+
+# --- a target
+
+TARGET_ROW = """    _kind(
+        "bench",
+        "liveupdate.target.bench",
+        (Capability.POWER, Capability.CONSOLE, Capability.AGENT, Capability.SSH, Capability.CLOCK),
+        {
+            Capability.PHYSICAL_MEMORY: "no probe is soldered to its memory",
+            Capability.MONITOR: "it has no monitor",
+            Capability.MONITOR_CUT: "it has no monitor",
+            Capability.WIRE: "no wire goes to its guests",
+            Capability.DEVICES: "its slots are empty",
+            Capability.PROCESS: "it is hardware",
+            Capability.MADE: "it is what it is",
+            Capability.SAVE: "it cannot be saved",
+        },
+        "required",
+        "a bench's number",
+    ),
+)
+
+TARGETS: """
+
+TARGET_FILE = """
+from liveupdate.core.errors import PlanError
+from liveupdate.target.base import Located, Order
+
+
+def locate(place: str) -> Located:
+    if place != "7":
+        raise PlanError(f"there is no bench {place}")
+    return Located(place="/dev/bench7", append="console=ttyS1", guest_disks=("scratch",))
+
+
+def make(order: Order) -> str:
+    return f"a host at {order.plan.place} for run {order.run_id}"
+"""
+
+
+def test_a_target_is_one_row_and_one_file(copy: Copy) -> None:
+    copy.replace("model/targets.py", ")\n\nTARGETS: ", TARGET_ROW)
+    copy.write("target/bench.py", TARGET_FILE)
+    assert len(copy.touched) == 2
+    said = copy.script(
+        f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from liveupdate.cli.plan import describe
+from liveupdate.cli.prepare_run import find_target
+from liveupdate.core.errors import LiveUpdateError
+from liveupdate.model.scenario import Scenario
+from liveupdate.planning.planner import make_plan
+from liveupdate.run.bringup import make_host, take_host
+
+sys.path.append({str(PACKAGE.parent)!r})
+from tests.support.planner_inputs import IMAGES, MACHINE
+
+
+def plan(**asked):
+    scenario = Scenario(target="bench:7", **asked)
+    return make_plan(scenario, IMAGES, find_target(scenario, MACHINE))
+
+
+made = plan()
+print(made.place, made.guest_disks, made.boot_append, made.cold)
+print(*sorted(check for check, why in made.skips if why.startswith("target 'bench': ")))
+print(list(describe(made, ""))[2])
+print(take_host(made, SimpleNamespace(run_id="r1", path=Path("/")), Path("/kit")))
+for refused in (
+    lambda: plan(fault="flip-bit"),
+    lambda: plan(mechanism="pool"),
+    lambda: find_target(Scenario(target="bench:8"), MACHINE),
+    lambda: make_host(made, "r1", Path("/"), Path("/kit")),
+):
+    try:
+        print(refused())
+    except LiveUpdateError as error:
+        print(error.message)
+"""
+    )
+    assert said.splitlines() == [
+        "/dev/bench7 ('scratch',) console=ttyS1 kho=on liveupdate=on True",
+        "guest.network guest.storage",
+        "host        bench, /dev/bench7, reset before the run",
+        "a host at /dev/bench7 for run r1",
+        "default scenario: target 'bench' cannot inject 'flip-bit': no probe is soldered to its"
+        " memory",
+        "default scenario: mechanism 'pool' sets memory aside, and target 'bench' has no known"
+        " place for it: it is what it is",
+        "there is no bench 8",
+        "'/dev/bench7' is a machine that is there already",
+    ]
