@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The group of verbs, loaded one at a time, and the one place where errors become exit codes.
+"""The group of verbs, loaded one at a time, and the one place that maps errors to exit codes.
 
-Nothing is imported here that ``liveupdate --help`` does not need: it has a budget of 200 ms.
+This module imports only what ``liveupdate --help`` needs, which has a budget of 150 ms.
 """
 
 from __future__ import annotations
@@ -27,21 +27,24 @@ COMPLETION_VARIABLE = "_LIVEUPDATE_COMPLETE"
 #: verb: (module:command, one line of help); in the order of --help
 VERBS = {
     "setup": ("liveupdate.cli.setup:setup", "Install what is needed and build the images."),
-    "doctor": ("liveupdate.cli.doctor:doctor", "Check this machine and say what to do."),
-    "run": ("liveupdate.cli.run:run", "Update a host under its guests and judge the result."),
+    "doctor": ("liveupdate.cli.doctor:doctor", "Check this machine and list what is missing."),
+    "run": ("liveupdate.cli.run:run", "Update a host under its guests; judge the result."),
     "matrix": ("liveupdate.cli.matrix:matrix", "Compare mechanisms over guest sizes."),
-    "plan": ("liveupdate.cli.plan:plan", "Show what a run would do, and do nothing."),
+    "plan": ("liveupdate.cli.plan:plan", "Show what a run would do; change nothing."),
     "apply": ("liveupdate.cli.apply:apply", "Update the kernel of a host whose guests matter."),
-    "status": ("liveupdate.cli.apply:status", "Say where an update of a host stands."),
-    "resume": ("liveupdate.cli.apply:resume", "Go on with an update that was broken off."),
-    "abort": ("liveupdate.cli.apply:abort", "Give an update up before it jumps."),
+    "status": ("liveupdate.cli.apply:status", "Show how far an update of a host has got."),
+    "resume": ("liveupdate.cli.apply:resume", "Continue an interrupted update."),
+    "abort": ("liveupdate.cli.apply:abort", "Roll an update back before it jumps."),
     "guests": ("liveupdate.cli.guests:guests", "List and start the guests of a host."),
     "judge": ("liveupdate.cli.judge:judge", "Judge a run directory again; needs no machine."),
     "report": ("liveupdate.cli.judge:report", "Report on a run directory in another format."),
     "images": ("liveupdate.cli.images:images", "Build, list and trim kernels and root disks."),
     "faults": ("liveupdate.cli.faults:faults", "List the faults a run can inject."),
-    "ps": ("liveupdate.cli.machines:ps", "List machines of ours that still run."),
-    "gc": ("liveupdate.cli.machines:gc", "End machines whose run is gone, remove what they left."),
+    "ps": (
+        "liveupdate.cli.machines:ps",
+        "List the machines that liveupdate started and that still run.",
+    ),
+    "gc": ("liveupdate.cli.machines:gc", "End machines whose run is gone; remove their files."),
     "shell": ("liveupdate.cli.shell:shell", "Boot a host under update and log in."),
     "completion": ("liveupdate.cli.completion:completion", "Print a shell's completion script."),
 }
@@ -49,7 +52,7 @@ VERBS = {
 
 @dataclass(slots=True)
 class App:
-    """What the global options say; the one mutable thing, filled while the line is parsed."""
+    """The values of the global options; filled while the command line is parsed."""
 
     argv: tuple[str, ...] = ()
     verbosity: int = 0
@@ -69,9 +72,11 @@ class Verbs(click.Group):
     """A group that imports a verb's module when the verb is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the verbs in the order of the table."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a verb and return its command; None for an unknown name."""
         if cmd_name not in VERBS:
             return None
         module, _, name = VERBS[cmd_name][0].partition(":")
@@ -81,12 +86,14 @@ class Verbs(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of verbs into the help text without importing any of them."""
         with formatter.section("Verbs"):
             formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Resolve a verb; the error for an unknown one suggests a similar name."""
         if args[0] not in VERBS:
             hint = suggest(args[0], VERBS)
             if hint:
@@ -110,13 +117,13 @@ def _set_color(ctx: click.Context, _param: click.Parameter, choice: str | None) 
 
 GLOBAL_OPTIONS = (
     click.option("-v", "--verbose", count=True, expose_value=False, callback=_set_verbosity,
-                 help="Log more; twice for everything."),
+                 help="Log more; twice for all details."),
     click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet,
                  help="Log errors only."),
     click.option("--color", type=click.Choice(["auto", "always", "never"]), expose_value=False,
                  callback=_set_color, help="Colours; auto looks at the terminal and NO_COLOR."),
 )  # fmt: skip
-"""Understood before the verb and after it."""
+"""Accepted before and after the verb."""
 
 
 @click.group(
@@ -129,9 +136,9 @@ GLOBAL_OPTIONS = (
 def cli(ctx: click.Context) -> int:
     """Replace the kernel of a host by kexec while its guests survive, and prove that they did.
 
-    Exit status: 0 pass; 1 something that had to be preserved was lost, or a budget exceeded;
-    2 the input is wrong; 3 the harness or this machine could not do it; 4 everything was skipped;
-    5 rolled back, guests fine; 124 timed out; 125 cannot judge, with --bisect; 130, 143 signals.
+    Exit status: 0 pass; 1 something that had to be preserved was lost, or a budget was exceeded;
+    2 the input is wrong; 3 this machine could not do it, or evidence is missing; 4 all skipped;
+    5 rolled back, guests run; 124 timed out; 125 cannot judge (--bisect); 130, 143 signals.
     """
     if ctx.invoked_subcommand is None:
         log(ctx.get_help())
@@ -168,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def for_bisect(code: int) -> int:
-    """Map an exit status for ``git bisect run``: what could not be judged is 125, to be skipped."""
+    """Map an exit status for ``git bisect run``: 125 (skip) for a commit that cannot be judged."""
     return ExitCode.CANNOT_JUDGE if code in (ExitCode.ERROR, ExitCode.SKIP) else code
 
 

@@ -28,7 +28,7 @@ run_argument = click.argument(
     "run_dir", metavar="[RUN]", required=False, type=click.Path(path_type=Path)
 )
 step_option = click.option("--step", "by_step", is_flag=True, help="Ask before each step.")
-yes_option = click.option("--yes", "is_sure", is_flag=True, help="Ask nothing: I am sure.")
+yes_option = click.option("--yes", "is_sure", is_flag=True, help="Skip the confirmation.")
 patience_option = click.option(
     "--patience",
     "patience_s",
@@ -36,7 +36,7 @@ patience_option = click.option(
     default=PATIENCE_S,
     show_default=True,
     metavar="SECONDS",
-    help="How long the host may be unreachable.",
+    help="Wait this long for a host that does not answer.",
 )
 
 
@@ -55,16 +55,16 @@ patience_option = click.option(
     "outgoing",
     metavar="PATH",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="bzImage of the running kernel, to compare all handover ABIs.",
+    help="bzImage of the running kernel; needed to compare all handover ABIs.",
 )
-@click.option("--dry-run", is_flag=True, help="Check the host, print the plan, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Check the host and print the plan; change nothing.")
 @step_option
 @yes_option
 @click.option(
     "--memory-digests/--no-memory-digests",
     "digests",
     default=True,
-    help="Have the host digest its guests' memory while they stand still; lengthens the blackout.",
+    help="Digest the guests' memory on the host during the blackout; makes it longer.",
 )
 @click.option(
     "--observe",
@@ -73,14 +73,14 @@ patience_option = click.option(
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long the guests are watched before and after.",
+    help="Watch the guests this long before and after the update.",
 )
 @click.option(
     "--blackout",
     "blackout_s",
     type=click.FloatRange(min=0.0),
     metavar="SECONDS",
-    help="Longest blackout that is acceptable; judged, not enforced.",
+    help="Longest acceptable blackout; a longer one is FAIL, it is not cut short.",
 )
 @patience_option
 @results_option
@@ -93,9 +93,9 @@ def apply(
 ) -> int:  # fmt: skip
     """Update the kernel of HOST, whose agent runs guests that matter.
 
-    HOST is the name of a machine's description, or its path (docs/targets.md). It has to be in the
-    allow-list ~/.config/liveupdate/apply.toml. Exit status as of `run`; 5 is rolled back, with the
-    guests running on as before; 3 also when the preflight refuses, in which case nothing was done.
+    HOST is the name or the path of a machine's description (docs/targets.md). It must be in the
+    allow-list ~/.config/liveupdate/apply.toml. Exit status as of `run`. 5: rolled back, the guests
+    run as before. 3 also when the preflight refuses the host; then nothing was changed.
     """
     from liveupdate.cli import apply_session, apply_text
     from liveupdate.cli.output import log, say, say_json
@@ -185,17 +185,17 @@ def _begin(app: App, place: Place, plan: Plan, local: Local, directory: Path) ->
 @click.command()
 @run_argument
 @step_option
-@click.option("--reset", is_flag=True, help="Have the host's power switched before.")
+@click.option("--reset", is_flag=True, help="Reset the host first, by its power command.")
 @patience_option
 @json_option
 @common
 def resume(
     app: App, *, run_dir: Path | None, by_step: bool, reset: bool, patience_s: float, as_json: bool
 ) -> int:
-    """Go on with the update of run directory RUN (default: runs/latest), wherever it was.
+    """Continue the update of run directory RUN (default: runs/latest) where it stopped.
 
-    With --reset the host is reset first: for one that did not come back. Guests that are still in
-    its memory are lost then.
+    With --reset the host is reset first; use it for a host that does not come back. Guests that
+    are still in its memory are lost.
     """
     return _go_on(
         app, "resume", run_dir, by_step=by_step, reset=reset, patience_s=patience_s, as_json=as_json
@@ -208,10 +208,10 @@ def resume(
 @json_option
 @common
 def abort(app: App, *, run_dir: Path | None, patience_s: float, as_json: bool) -> int:
-    """Give the update of run directory RUN (default: runs/latest) up; its guests run on.
+    """Roll back the update of run directory RUN (default: runs/latest); its guests keep running.
 
-    Possible up to the point of no return; beyond it this is refused (exit 3), and the update has
-    to be resumed. Exit status 5 when it was rolled back and the guests are fine.
+    Possible until the point of no return. After it, abort is refused (exit 3): resume the update
+    instead. Exit status 5 when the update was rolled back and the guests run.
     """
     return _go_on(
         app, "abort", run_dir, by_step=False, reset=False, patience_s=patience_s, as_json=as_json
@@ -259,7 +259,7 @@ def _work(
     by_step: bool, patience_s: float, as_json: bool, findings: tuple[Finding, ...] = (),
     before: object = None,
 ) -> int:  # fmt: skip
-    """Drive the update in this process, and say what came of it."""
+    """Drive the update in this process, and print its outcome."""
     from liveupdate.cli import apply_session, apply_text
     from liveupdate.cli.output import log, log_error, say_json
     from liveupdate.cli.view import show_steps
@@ -308,13 +308,13 @@ def _work(
 
 @click.command()
 @run_argument
-@click.option("--offline", is_flag=True, help="Read the journal only, do not ask the host.")
+@click.option("--offline", is_flag=True, help="Read the journal only; do not ask the host.")
 @json_option
 @common
 def status(app: App, *, run_dir: Path | None, offline: bool, as_json: bool) -> int:
-    """Say where the update of run directory RUN (default: runs/latest) stands.
+    """Show how far the update of run directory RUN (default: runs/latest) has got.
 
-    Changes nothing, and disturbs no update that is under way. Exits 0 when it could be said.
+    Changes nothing and does not disturb a running update. Exit status 0 when the state is known.
     """
     from liveupdate.cli import apply_session, apply_text
     from liveupdate.cli.output import say, say_json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``apply``, ``status``, ``resume`` and ``abort`` share: finding a host, and working on it."""
+"""What ``apply``, ``status``, ``resume`` and ``abort`` share: find a host and work on it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MAX_CONFIG_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A host: its name as typed, its description and where that is."""
+    """A host: its name as typed, its description, and the path of that description."""
 
     name: str
     path: Path
@@ -46,11 +46,15 @@ class Place:
 
     @property
     def address(self) -> str:
+        """The host as ``ADDRESS:PORT``, the form that the allow-list uses."""
         return f"{self.machine.address}:{self.machine.port}"
 
 
 def find_place(name: str) -> Place:
-    """Find the description of a host. :raises ScenarioError: there is none, or it is wrong."""
+    """Find the description of a host.
+
+    :raises ScenarioError: there is none, or it is wrong.
+    """
     from liveupdate.core.paths import config_dir
     from liveupdate.target.ssh.spec import find_description, read_description
 
@@ -59,9 +63,9 @@ def find_place(name: str) -> Place:
 
 
 def check_allowed(place: Place) -> None:
-    """Refuse a host that its operator has not named in ``apply.toml``.
+    """Refuse a host that ``apply.toml`` does not allow.
 
-    :raises ScenarioError: it is not there, or the file cannot be read.
+    :raises ScenarioError: the host is not in the list, or the file cannot be read.
     """
     from liveupdate.core.paths import config_dir
 
@@ -85,30 +89,33 @@ def check_allowed(place: Place) -> None:
 
 
 def confirm(question: str, *, is_sure: bool) -> None:
-    """Have the operator say yes.
+    """Ask the operator for a confirmation at the terminal.
 
-    :raises ScenarioError: there is nobody to ask.
+    :raises ScenarioError: stdin is no terminal.
+    :raises PlanError: the operator did not confirm.
     """
     if is_sure:
         return
     if not sys.stdin.isatty():
-        raise ScenarioError("nobody can be asked here", where="--yes", hint="say --yes")
+        raise ScenarioError(
+            "cannot ask for a confirmation: stdin is no terminal", where="--yes", hint="pass --yes"
+        )
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise PlanError("not begun, as you said")
+        raise PlanError("not started: you did not confirm")
 
 
 def ask_before(step: Step) -> bool:
     """For ``--step``: ask before each step."""
     sys.stderr.write(f"{step.name}: {step.does}\n  risk: {step.risk}\n  back: {step.rollback}\n")
-    sys.stderr.write("do it? [y/N] ")
+    sys.stderr.write("do this step? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def owner() -> str:
-    """Say who does this, for whoever finds the host taken."""
+    """Return ``user@machine``, which the host shows to other operators while it is locked."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -120,10 +127,12 @@ def owner() -> str:
 
 
 def survey_host(place: Place, limit_s: float = SURVEY_S) -> tuple[Survey, str]:
-    """Ask the host what it is, taking nothing; and say why its console cannot be read, "" it can.
+    """Ask the host for its state; the host is not locked.
 
-    :param limit_s: for how long it may be unreachable.
-    :raises LiveUpdateError: it cannot be reached, or is none of ours.
+    Return the state, and why the console cannot be read ("": it can be read).
+
+    :param limit_s: for how long the host may be unreachable, in seconds.
+    :raises LiveUpdateError: the host cannot be reached, or does not run the agent of liveupdate.
     """
     from liveupdate.core.deadline import Deadline
     from liveupdate.core.errors import LostMachine
@@ -151,7 +160,7 @@ def survey_host(place: Place, limit_s: float = SURVEY_S) -> tuple[Survey, str]:
 
 
 def console_trouble(machine: LabMachine) -> str:
-    """Say why a console cannot be read; a command is believed to be able to."""
+    """Return why a console cannot be read, "" if it can; a console command is not tried."""
     from liveupdate.target.ssh.held import NO_CONSOLE
     from liveupdate.target.ssh.spec import ConsoleSpec
 
@@ -177,7 +186,7 @@ def local_facts(
     console: str,
     digests: bool,
 ) -> Local:
-    """Gather what this machine knows.
+    """Collect the facts of this machine that the preflight needs.
 
     :raises PlanError: the image cannot be read.
     """
@@ -210,7 +219,7 @@ def local_facts(
 
 @dataclass(slots=True)
 class Work:
-    """One update under way in this process."""
+    """An update that this process works on."""
 
     plan: Plan
     record: RunDir
@@ -233,7 +242,7 @@ def at_work(
     by_step: bool,
     patience_s: float,
 ) -> Iterator[Work]:
-    """Yield what is needed to work on an update; the host stays taken when it is left."""
+    """Yield what is needed to work on an update; on leaving, the host stays locked."""
     from dataclasses import replace
 
     from liveupdate.cli.results import Outcome, store_reports
@@ -299,15 +308,18 @@ def at_work(
 
 
 def need_terminal(option: str) -> None:
-    """:raises ScenarioError: nobody can be asked."""
+    """Refuse an option that asks questions when stdin is no terminal.
+
+    :raises ScenarioError: stdin is no terminal.
+    """
     if not sys.stdin.isatty():
         hint = "say --yes" if option == "--yes" else "leave it out"
-        raise ScenarioError("nobody can be asked here", where=option, hint=hint)
+        raise ScenarioError("cannot ask questions: stdin is no terminal", where=option, hint=hint)
 
 
 @contextmanager
 def shown(view: AbstractContextManager[object], *, by_step: bool) -> Iterator[None]:
-    """Show steps as they go; not while questions are asked on the same terminal."""
+    """Show steps as they run, unless questions are asked on the same terminal."""
     if by_step:
         yield
         return
@@ -316,9 +328,9 @@ def shown(view: AbstractContextManager[object], *, by_step: bool) -> Iterator[No
 
 
 def view_host(place: Place) -> HostView:
-    """Ask the host what it is now, beside whoever works on it.
+    """Ask the host for its state without disturbing a process that works on it.
 
-    :raises LiveUpdateError: it does not say.
+    :raises LiveUpdateError: the host does not answer.
     """
     from liveupdate.core.deadline import Deadline
     from liveupdate.operate.journal import status_view

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``apply``, ``status``, ``resume`` and ``abort`` say, to people and to programs.
+"""The output of ``apply``, ``status``, ``resume`` and ``abort``, for people and for programs.
 
-The JSON document of all four: ``docs/apply.md``.
+``docs/apply.md`` describes the JSON document of all four.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCHEMA_VERSION = "1.0"
 
 
 def show_findings(findings: tuple[Finding, ...]) -> str:
-    """The preflight, for people."""
+    """Format the findings of the preflight for people."""
     lines = []
     for each in findings:
         subject = f" {each.subject}:" if each.subject else ""
@@ -39,12 +39,12 @@ def show_findings(findings: tuple[Finding, ...]) -> str:
 
 
 def one_line_each(lines: list[str]) -> list[str]:
-    """What of it a terminal would act upon comes from a host."""
+    """Escape control characters in lines whose text comes from a host."""
     return [printable(line) for line in lines]
 
 
 def show_plan(plan: Plan, survey: Survey, place: Place) -> str:
-    """The plan, with risks and the way back, for people."""
+    """Format the plan with risks and the way back, for people."""
     from liveupdate.core.units import format_size
     from liveupdate.operate.steps import FORWARD
 
@@ -69,7 +69,7 @@ def show_plan(plan: Plan, survey: Survey, place: Place) -> str:
 
 
 def step_rows(records: tuple[Record, ...]) -> list[dict[str, object]]:
-    """Each step that was begun, and what became of it."""
+    """Return one row for each step that was begun: its name, status, times in UTC and error."""
     rows: list[dict[str, object]] = []
     for record in records:
         if record.kind == "intent":
@@ -97,7 +97,7 @@ def document(
     state: State | None = None,
     bundle: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """The JSON document of ``apply``, ``resume``, ``abort`` and ``status``."""
+    """Build the JSON document of ``apply``, ``resume``, ``abort`` and ``status``."""
     from liveupdate.model import layout
     from liveupdate.model.codec import encode
 
@@ -130,7 +130,7 @@ def finish(
     app: App, verb: str, place_name: str, work_dir: Path, records: tuple[Record, ...],
     state: State, ended: Ended, *, as_json: bool, findings: tuple[Finding, ...] = (),
 ) -> int:  # fmt: skip
-    """Seal the bundle, say what the update came to, and return the exit status."""
+    """Seal the bundle, print the outcome of the update, and return the exit status."""
     from liveupdate.operate.bundle import make_bundle
 
     app.has_verdict = True
@@ -152,7 +152,7 @@ def finish(
 
 
 def show_result(app: App, run_dir: Path) -> str:
-    """The verdict, for people."""
+    """Format the verdict for people."""
     from liveupdate.cli.output import wants_color
     from liveupdate.cli.results import judge_directory, render
 
@@ -165,18 +165,18 @@ def show_result(app: App, run_dir: Path) -> str:
 
 
 def say_what_next(run_dir: Path, state: State) -> None:
-    """Tell the operator how to go on with an update that has not ended."""
+    """Print the commands that continue or roll back an update that has not ended."""
     log(f"run directory: {run_dir}")
     if state.outcome is None:
-        log(f"go on with: liveupdate resume {run_dir}")
+        log(f"to continue:  liveupdate resume {run_dir}")
         if not state.is_past:
-            log(f"or give up:  liveupdate abort {run_dir}")
+            log(f"to roll back: liveupdate abort {run_dir}")
 
 
 def now_document(
     view: HostView | None, trouble: str, moves: Mapping[str, Move]
 ) -> dict[str, object]:
-    """What the host says now, and what the verbs would do."""
+    """Return the state that the host reports, and what each verb would do."""
     from liveupdate.model.codec import encode
 
     return {
@@ -194,7 +194,7 @@ def show_status(
     trouble: str,
     moves: Mapping[str, Move],
 ) -> str:
-    """Where an update stands, for people."""
+    """Format how far an update has got, for people."""
     begin = state.begin or {}
     lines = [f"update {begin.get('update')} of '{name}' by {begin.get('owner')}"]
     for row in step_rows(records):

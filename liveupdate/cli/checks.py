@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``liveupdate doctor`` looks at: each check asks one thing and says what to do about it."""
+"""The checks of ``liveupdate doctor``: each tests one thing and says how to fix it."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class Finding:
 
 
 def check_python() -> Finding:
-    """Say which one; an older one than 3.11 would not have come this far."""
+    """Report the version of Python; one older than 3.11 does not get this far."""
     return Finding(name="python", state=OK, what=".".join(map(str, sys.version_info[:3])))
 
 
 def check_tools() -> Finding:
-    """Programs that a run needs, and those that building images needs."""
+    """Find the programs that a run needs, and those that building images needs."""
     from liveupdate.core.proc import find_program
 
     missing = [(name, pkg) for name, pkg in RUN_TOOLS.items() if find_program(name) is None]
@@ -85,7 +85,7 @@ def _missing(state: str, missing: list[tuple[str, str]]) -> Finding:
 
 
 def check_qemu() -> Finding:
-    """Version, devices, and nested SVM under TCG, as QEMU itself says over QMP."""
+    """Check QEMU's version, devices, and nested SVM under TCG, as QEMU reports them over QMP."""
     hint = "QEMU 8.0 or newer; on Debian 12 from bookworm-backports, which 'make setup' does"
     try:
         version, devices, has_svm = ask_qemu(Deadline.after(PROBE_S, "QEMU to answer"))
@@ -154,16 +154,14 @@ def _version(greeting: object) -> str:
 
 
 def check_accel() -> Finding:
-    """Whether KVM really works, by a probe guest; an open /dev/kvm proves nothing."""
+    """Find out with a probe guest whether KVM works; an open ``/dev/kvm`` proves nothing."""
     from liveupdate.cli.prepare_run import choose_accel
     from liveupdate.images import catalogue
 
     try:
         images = catalogue.resolve(None, None)
     except LiveUpdateError:
-        return Finding(
-            name="accel", state=WARN, what="not tried: the probe guest is one of the images"
-        )
+        return Finding(name="accel", state=WARN, what="not tested: build the images first")
     try:
         accel, reason = choose_accel("auto", images, use_cache=False)
     except LiveUpdateError as error:
@@ -178,7 +176,7 @@ def check_accel() -> Finding:
 
 
 def check_images() -> Finding:
-    """Images that a run needs; it builds what is missing, if there is a compiler."""
+    """Find the built images; a run builds those that are missing, if there is a compiler."""
     from liveupdate.images import catalogue
 
     hint = "liveupdate images build"
@@ -196,17 +194,18 @@ def check_images() -> Finding:
 
 
 def check_memory() -> Finding:
+    """Compare the memory that is available with what the default scenario needs."""
     from liveupdate.cli.prepare_run import available_memory
 
     free = available_memory()
     what = f"{format_size(free)} available, {format_size(RUN_RAM_BYTES)} needed by default"
     if free < RUN_RAM_BYTES:
-        return Finding(name="memory", state=BAD, what=what, hint="end something, or add RAM")
+        return Finding(name="memory", state=BAD, what=what, hint="end other programs, or add RAM")
     return Finding(name="memory", state=OK, what=what)
 
 
 def check_disk() -> Finding:
-    """Room for building, where the image cache is, and for runs, in the working directory."""
+    """Check the free space of the image cache and of the working directory."""
     from liveupdate.core.paths import cache_dir, results_dir
 
     cache, runs = (_nearest(path) for path in (cache_dir(), results_dir()))
@@ -217,7 +216,7 @@ def check_disk() -> Finding:
                 name="disk",
                 state=BAD if what == "runs" else WARN,
                 what=f"'{path}' has {format_size(free)} free; {what} need {format_size(needed)}",
-                hint="make room, or set XDG_CACHE_HOME or --results",
+                hint="free some space, or set XDG_CACHE_HOME or --results",
             )
     return Finding(name="disk", state=OK, what=f"{format_size(shutil.disk_usage(cache).free)} free")
 
@@ -227,7 +226,7 @@ def _nearest(path: Path) -> Path:
 
 
 def check_shared_memory() -> Finding:
-    """The host's RAM is a memfd, mapped by QEMU and by us."""
+    """Check that a memfd can be as large as the host's RAM, which QEMU and this process map."""
     import mmap
 
     try:
@@ -247,7 +246,7 @@ def check_shared_memory() -> Finding:
 
 
 def check_user_namespaces() -> Finding:
-    """Needed to build the root disk without being root."""
+    """Check for user namespaces, which building the root disk needs unless it is done by root."""
     if os.geteuid() == 0:
         return Finding(name="userns", state=OK, what="not needed: this is root")
     from liveupdate.core import proc
@@ -265,6 +264,7 @@ def check_user_namespaces() -> Finding:
 
 
 def check_runtime() -> Finding:
+    """Check that the paths of a run's sockets are short enough for ``sun_path``."""
     from liveupdate.core.paths import SUN_PATH_BYTES, runtime_dir
 
     try:
@@ -275,7 +275,7 @@ def check_runtime() -> Finding:
     room = SUN_PATH_BYTES - len(os.fsencode(path))
     if room < 32:
         return Finding(name="runtime", state=BAD, what=f"'{path}' is too long for sockets",
-                       hint="set XDG_RUNTIME_DIR to something shorter")  # fmt: skip
+                       hint="set XDG_RUNTIME_DIR to a shorter path")  # fmt: skip
     return Finding(name="runtime", state=OK, what=str(path))
 
 

@@ -15,7 +15,7 @@ from liveupdate.model.verdict import ExitCode
 @json_option
 @common
 def doctor(app: App, *, as_json: bool) -> int:
-    """Check this machine, say what to do, and exit 3 when a run cannot work here."""
+    """Check this machine and list what is missing; exit 3 when a run cannot work here."""
     from liveupdate.cli.checks import BAD, CHECKS, Finding
 
     findings: list[Finding] = []

@@ -17,9 +17,9 @@ from liveupdate.model.verdict import ExitCode
 @json_option
 @common
 def faults(app: App, *, as_json: bool) -> int:
-    """List the faults `run --fault NAME` can inject, and what each must come to.
+    """List the faults that `run --fault NAME` can inject, and the result that each must have.
 
-    A run that names no scenario takes the one that is listed here, or the default.
+    A run that names no scenario takes the scenario listed with its fault, or else the default.
     """
     if as_json:
         say_json([_document(name) for name in FAULTS])

@@ -28,7 +28,7 @@ def guests() -> None:
 @json_option
 @common
 def list_(app: App, *, host: str, as_json: bool) -> int:
-    """List the guests of HOST, and say of each whether it can be preserved."""
+    """List the guests of HOST and whether each can be preserved."""
     from liveupdate.cli import apply_session
     from liveupdate.cli.output import printable, say, say_json
     from liveupdate.core.units import format_size
@@ -51,7 +51,7 @@ def list_(app: App, *, host: str, as_json: bool) -> int:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @common
 def start(app: App, *, host: str, file: Path) -> int:
-    """Have the agent of HOST start the guests that the TOML file FILE describes (docs/apply.md)."""
+    """Start the guests that the TOML file FILE describes on HOST (docs/apply.md)."""
     from liveupdate.cli import apply_session
     from liveupdate.cli.output import say
     from liveupdate.core.deadline import Deadline
@@ -74,9 +74,9 @@ def start(app: App, *, host: str, file: Path) -> int:
 
 
 def read_guests(path: Path) -> list[dict[str, object]]:
-    """Read a description of guests; the agent checks what is in it.
+    """Read a description of guests; the agent checks the values.
 
-    :raises ScenarioError: it cannot be read, or there is no guest in it.
+    :raises ScenarioError: the file cannot be read, or describes no guest.
     """
     from liveupdate.core.units import parse_size
 

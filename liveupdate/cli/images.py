@@ -21,7 +21,7 @@ def images() -> None:
 
 @images.command()
 @click.argument("names", nargs=-1)
-@click.option("--tests", is_flag=True, help="Also the kernels that fault tests need.")
+@click.option("--tests", is_flag=True, help="Also build the kernels that fault tests need.")
 @click.option(
     "--kernel-tree",
     type=click.Path(path_type=Path, file_okay=False),
@@ -30,7 +30,7 @@ def images() -> None:
 )
 @common
 def build(app: App, *, names: tuple[str, ...], tests: bool, kernel_tree: Path | None) -> int:
-    """Build what is not in the cache yet, and print where it is."""
+    """Build the images that are not in the cache, and print their paths."""
     from liveupdate.cli.view import show_steps
     from liveupdate.core.errors import ScenarioError
     from liveupdate.core.steps import Steps
@@ -51,7 +51,7 @@ def build(app: App, *, names: tuple[str, ...], tests: bool, kernel_tree: Path | 
 @json_option
 @common
 def list_images(app: App, *, as_json: bool) -> int:
-    """List the cache; `*` marks what a run would take now."""
+    """List the cache; `*` marks the images that a run would use now."""
     from liveupdate.core.units import format_size
     from liveupdate.images import catalogue
 
@@ -85,8 +85,10 @@ def list_images(app: App, *, as_json: bool) -> int:
 
 
 @images.command()
-@click.option("--days", type=click.FloatRange(min=0), help="Keep what was used in the last days.")
-@click.option("--all", "everything", is_flag=True, help="Remove all, current ones too.")
+@click.option(
+    "--days", type=click.FloatRange(min=0), help="Keep images that were used in the last DAYS days."
+)
+@click.option("--all", "everything", is_flag=True, help="Remove all images, also current ones.")
 @json_option
 @common
 def gc(app: App, *, days: float | None, everything: bool, as_json: bool) -> int:

@@ -20,9 +20,9 @@ run_dir_argument = click.argument("run_dir", metavar="RUN", type=click.Path(path
 @report_files
 @common
 def judge(app: App, *, run_dir: Path, as_json: bool, junit: Path | None, ktap: Path | None) -> int:
-    """Judge the run directory or bundle RUN again from its evidence, and exit as the run would.
+    """Judge the run directory or bundle RUN again; the exit status is that of the run.
 
-    Nothing in RUN is changed. Altered evidence is an error, never a pass.
+    Reads evidence only and changes nothing in RUN. Altered evidence is ERROR, never PASS.
     """
     import tempfile
 

@@ -17,7 +17,7 @@ GC_S = 30.0
 @json_option
 @common
 def ps(app: App, *, as_json: bool) -> int:
-    """List machines of ours: running, orphaned (their run is gone) or dead."""
+    """List the machines that liveupdate started: running, orphaned (their run is gone) or dead."""
     from liveupdate.core.paths import runtime_dir
     from liveupdate.target.machines import Registry
 
@@ -45,11 +45,13 @@ def ps(app: App, *, as_json: bool) -> int:
 
 
 @click.command()
-@click.option("--all", "everything", is_flag=True, help="End machines of living runs, too.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Also end machines of runs that are still alive."
+)
 @json_option
 @common
 def gc(app: App, *, everything: bool, as_json: bool) -> int:
-    """End machines whose run is gone, and remove the sockets and files they left."""
+    """End machines whose run is gone, and remove their sockets and files."""
     from liveupdate.core.deadline import Deadline
     from liveupdate.core.paths import cache_dir, runtime_dir
     from liveupdate.run.bringup import WARM_BYTES

@@ -55,7 +55,7 @@ def _counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
     type=click.FloatRange(0, 1),
     default=1.0,
     show_default=True,
-    help="Also run with so much of the host's free memory fragmented; 0: do not.",
+    help="Also run with this share of the host's free memory fragmented; 0: do not.",
 )
 @click.option(
     "--runs", type=click.IntRange(1, 100), default=1, metavar="N", help="Runs of each cell."
@@ -71,19 +71,19 @@ def _counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
     type=click.IntRange(1, 64),
     default=1,
     metavar="N",
-    help="Runs at the same time; times then tell how they get in each other's way.",
+    help="Parallel runs; timings then include contention.",
 )
 @click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a key of every scenario."
 )
-@click.option("--dry-run", is_flag=True, help="Run nothing; show what is there.")
+@click.option("--dry-run", is_flag=True, help="Run nothing; show the results so far.")
 @click.option(
     "--results",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     default=Path("matrix"),
     show_default=True,
-    help="Directory of this matrix; what is there already is not run again.",
+    help="Directory of this matrix; finished runs in it are kept and not repeated.",
 )
 @json_option
 @common
@@ -93,7 +93,7 @@ def matrix(
     fragment_runs: int | None, jobs: int, sets: Sequence[str], dry_run: bool, results: Path,
     as_json: bool,
 ) -> int:  # fmt: skip
-    """Run every mechanism with every guest size, and compare them.
+    """Run every mechanism with every guest size and compare them.
 
     Broken off, it goes on where it stopped. Writes matrix.json, matrix.md and plots beside the
     runs.

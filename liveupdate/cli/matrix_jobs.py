@@ -48,13 +48,13 @@ def fill_all(
     refused: dict[Cell, str],
     done: Callable[[], object],
 ) -> None:
-    """Make all runs that are missing.
+    """Make all missing runs, in rounds of one run for each cell.
 
-    Round by round, one run of each cell in each: what disturbs the machine for a while then
-    disturbs all that is compared, and a matrix that is broken off has something of everything.
+    A disturbance of the machine then affects all cells alike, and an interrupted matrix has some
+    results for each cell.
 
-    :param wanted: how many runs each cell is to have.
-    :param refused: gets the reason of each cell of which a run could not be made.
+    :param wanted: how many runs each cell must have.
+    :param refused: receives the reason for each cell of which a run could not be made.
     :param done: called after each run.
     """
     missing = {cell: count_missing(cell, runs, results) for cell, runs in wanted.items()}
@@ -86,7 +86,7 @@ def fill_all(
 def child_argv(
     cell: Cell, scenario: str | None, more: Sequence[Override], directory: Path
 ) -> tuple[str, ...]:
-    """Command line of a child that makes one run of a cell."""
+    """Return the command line of a child that makes one run of a cell."""
     sets = [f"--set={key}={value}" for key, value, _ in (*cell.overrides(), *more)]
     chosen = [] if scenario is None else [scenario]
     return (sys.executable, "-m", "liveupdate", "run", *chosen, *sets, "--results", str(directory))

@@ -29,11 +29,16 @@ class ScenarioArgs:
 OVERRIDES = (
     ("--kernel", "kernel", "PATH", "bzImage of the outgoing kernel."),
     ("--next-kernel", "next_kernel", "PATH", "bzImage of the incoming kernel."),
-    ("--mechanism", "mechanism", "NAME", "What carries the guests' memory across."),
+    (
+        "--mechanism",
+        "mechanism",
+        "NAME",
+        "Mechanism that carries the guests' memory across the kexec.",
+    ),
     ("--guests", "guests", "N", "How many guests."),
     ("--guest-memory", "guest.*.memory", "SIZE", "RAM of every guest, such as 512M."),
     ("--hops", "hops", "N", "How many kexecs in a row."),
-    ("--target", "target", "NAME", "What the host under update is."),
+    ("--target", "target", "NAME", "Kind of host under update: qemu, libvirt or ssh:NAME."),
     ("--accel", "accel", "NAME", "auto, kvm (never falls back) or tcg."),
     ("--fault", "fault", "NAME", "Inject a fault; see `liveupdate faults`."),
 )
@@ -79,9 +84,9 @@ def scenario_options(function: F) -> F:
         metavar="KEY=VALUE",
         help="Override any key of the scenario.",
     )(wrapper)
-    decorated = click.option("--cold", is_flag=True, help="Boot anew, load no saved host.")(
-        decorated
-    )
+    decorated = click.option(
+        "--cold", is_flag=True, help="Boot the host; do not load a saved one."
+    )(decorated)
     for option, _, metavar, text in reversed(OVERRIDES):
         decorated = click.option(option, _parameter(option), metavar=metavar, help=text)(decorated)
     return click.argument("scenario", required=False)(decorated)  # type: ignore[no-any-return]
@@ -102,7 +107,7 @@ results_option = click.option(
     "--results",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where the run directory goes; ./runs by default.",
+    help="Directory for run directories; ./runs by default.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""stdout is the product, stderr the log; who gets colour and who a moving display."""
+"""stdout carries the result, stderr the log; decides on colour and on the moving display."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def wants_live(env: Mapping[str, str], *, is_tty: bool) -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line of the product."""
+    """Print a line of the result to stdout."""
     sys.stdout.write(text.rstrip("\n") + "\n")
     sys.stdout.flush()
 
 
 def say_json(document: object) -> None:
-    """Print one JSON document as the whole product."""
+    """Print one JSON document as the whole result."""
     import json
 
     say(json.dumps(document, indent=2, ensure_ascii=False, sort_keys=False))
@@ -69,14 +69,14 @@ def one_line(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace what a terminal would act upon."""
+    """Make control characters visible that a terminal would act upon."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def write_file(path: Path, text: str) -> None:
     """Write ``text`` whole or not at all; a device or a FIFO is written in place.
 
-    :raises ScenarioError: it cannot be written.
+    :raises ScenarioError: the file cannot be written.
     """
     try:
         atomic_write(path, text.encode())
@@ -87,9 +87,10 @@ def write_file(path: Path, text: str) -> None:
 
 
 class StderrHandler(logging.Handler):
-    """Logs to whatever stderr is at that moment: the live view puts its own there."""
+    """Logs to the current stderr, which the live view replaces."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one log record as a line."""
         try:
             sys.stderr.write(f"{self.format(record)}\n")
         except Exception:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @json_option
 @common
 def plan(app: App, *, scenario_args: ScenarioArgs, results: Path | None, as_json: bool) -> int:
-    """Show what `run` would do with the same arguments, and do nothing.
+    """Show what `run` would do with the same arguments; change nothing.
 
     SCENARIO is a file, or the name of a shipped one. Ends like `run` would for bad input. The
     accelerator is found out by a probe guest, as a run does.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what was typed to a plan: reads scenario, images and this machine, and starts nothing.
+"""From the command line to a plan: reads scenario, images and this machine.
 
-There are two exceptions: images that are missing are built, unless the plan is all that is wanted;
-and the accelerator's probe guest comes last, when everything else is known to be right.
+It builds images that are missing, unless only the plan is wanted. It starts nothing, except the
+probe guest that tests the accelerator. That comes last, when everything else is known to be right.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from liveupdate.core.errors import BuildError, PlanError, ScenarioError
 from liveupdate.core.suggest import suggest_or_list
@@ -34,7 +36,7 @@ Build = Callable[[str, Sequence[str]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """All that a run needs; ``results`` exists and can be written to."""
+    """All that a run needs; ``results`` exists and is writable."""
 
     scenario: Scenario
     plan: Plan
@@ -77,7 +79,7 @@ def prepare(
     if machine.append is None:
         accel, reason = choose_accel(scenario.accel, images)
     else:
-        accel, reason = "remote", "a machine of a lab: nothing is emulated here"
+        accel, reason = "remote", "a lab machine: nothing is emulated here"
     return Prepared(
         scenario=scenario,
         plan=make_plan(scenario, images, replace(machine, accel=accel)),
@@ -87,7 +89,7 @@ def prepare(
 
 
 def load(scenario_args: ScenarioArgs) -> Scenario:
-    """Read the wished scenario; a name without a file is one of the shipped ones.
+    """Read the scenario; a name without a file is a shipped scenario.
 
     A fault without a scenario gets the scenario that the fault needs.
     """
@@ -131,7 +133,9 @@ def find_scenario(name: str) -> Path:
 
 
 def check_results(directory: Path) -> None:
-    """Make the results directory and try it; earlier runs in it are not touched."""
+    """Create the results directory and test that it can be written; earlier runs in it are not
+    touched.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as file:
@@ -154,7 +158,7 @@ def check_report(path: Path) -> None:
 
 
 def machine_facts(scenario: Scenario, directory: Path) -> MachineFacts:
-    """Ask this machine for its room; ``accel`` stays what was asked for."""
+    """Collect the free memory and disk space of this machine; ``accel`` is still as requested."""
     from liveupdate.planning.planner import MachineFacts
 
     existing = next(path for path in (directory, *directory.parents) if path.is_dir())
@@ -172,10 +176,10 @@ def machine_facts(scenario: Scenario, directory: Path) -> MachineFacts:
 
 
 def find_target(scenario: Scenario, machine: MachineFacts) -> MachineFacts:
-    """Add where the target is, and see that somebody is there.
+    """Add where the target is, and check that it answers.
 
-    :raises PlanError: nobody is, or what is needed to ask is not installed.
-    :raises ScenarioError: a machine of a lab is not described, or wrongly.
+    :raises PlanError: the target does not answer, or a package that is needed to ask it is missing.
+    :raises ScenarioError: the description of a lab machine is missing or wrong.
     """
     from liveupdate.model.targets import parse_target
     from liveupdate.target.base import find_entry
@@ -205,9 +209,9 @@ def available_memory(
 
 
 def image_size(path: Path, where: str) -> int:
-    """Virtual size in bytes of a user's own disk image, qcow2 or raw.
+    """Return the virtual size in bytes of a user's own disk image, qcow2 or raw.
 
-    :raises ScenarioError: it cannot be read.
+    :raises ScenarioError: the image cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -227,8 +231,9 @@ def find_images(scenario: Scenario, build: Build | None = None) -> ImageSet:
     """Find the built images, with the user's own kernels in their place.
 
     :param build: builds images that are missing; None: they are an error.
-    :raises PlanError: images have not been built, or a kernel of the user's is none. Not the
-        scenario's fault: while bisecting, a kernel that did not build is to be skipped.
+    :raises PlanError: images have not been built, or a kernel of the user is not a kernel. This is
+        no error of the scenario: while bisecting, a commit whose kernel did not build must be
+        skipped.
     :raises BuildError: what is missing cannot be built.
     """
     from liveupdate.images import catalogue
@@ -251,7 +256,7 @@ def find_images(scenario: Scenario, build: Build | None = None) -> ImageSet:
             build(f"fault '{scenario.fault}'", catalogue.find_missing(names))
     images = catalogue.resolve(paths["kernel"], paths["next_kernel"])
     kernels = {side: catalogue.find_kernel(name) for side, name in swapped.items()}
-    return replace(
+    return structs.replace(
         images,
         outgoing=kernels.get("outgoing", images.outgoing),
         incoming=kernels.get("incoming", images.incoming),
@@ -297,10 +302,11 @@ def build_missing(app: App, purpose: str, names: Sequence[str]) -> None:
 
 
 def choose_accel(requested: str, images: ImageSet, *, use_cache: bool = True) -> tuple[str, str]:
-    """Let a probe guest decide, and say why; ``kvm`` never falls back.
+    """Choose the accelerator by a probe guest, and return it with the reason; ``kvm`` never falls
+    back.
 
-    :param use_cache: what a probe found since this machine was booted may be taken.
-    :raises PlanError: KVM was demanded and does not work.
+    :param use_cache: use the result of an earlier probe since this machine was booted.
+    :raises PlanError: KVM was requested and does not work.
     """
     from liveupdate.target import accel
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run or a re-judged run directory comes to: reports, words for people, exit status."""
+"""From a finished run or a stored one to reports, messages and the exit status."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Outcome:
 
 
 def required_checks(env: Mapping[str, str] = os.environ) -> frozenset[str]:
-    """Checks that LIVEUPDATE_REQUIRE does not let be skipped; read before anything is started."""
+    """Return the checks that LIVEUPDATE_REQUIRE forbids to skip; read before anything starts."""
     from liveupdate.judging.require import VARIABLE, parse_required
 
     return parse_required(env.get(VARIABLE, ""))
 
 
 def judge_directory(path: Path, required: frozenset[str]) -> Outcome:
-    """Judge what a run directory holds, with no machine.
+    """Judge a run directory without a machine.
 
-    :raises EvidenceError: it is no run directory, or its plan cannot be used.
+    :raises EvidenceError: this is no run directory, or its plan cannot be used.
     """
     from liveupdate.evidence import RunDir
     from liveupdate.judging.judge import judge
@@ -102,9 +102,9 @@ def write_reports(outcome: Outcome, junit: Path | None, ktap: Path | None) -> No
 
 
 def store_reports(outcome: Outcome) -> Outcome:
-    """Write the run directory's own reports; they can always be made again from the evidence.
+    """Write the reports of the run directory; they can be made again from the evidence at any time.
 
-    A pass that leaves no result behind is no pass: then the returned outcome is an error.
+    A pass whose result cannot be stored is no pass: the returned outcome is then an error.
     """
     from dataclasses import replace
 
@@ -126,7 +126,7 @@ def store_reports(outcome: Outcome) -> Outcome:
 
 
 def show(outcome: Outcome, app: App, *, as_json: bool) -> int:
-    """Print the product and return the exit status."""
+    """Print the result and return the exit status."""
     import sys
 
     color = wants_color(app.color, os.environ, is_tty=sys.stdout.isatty())
@@ -136,7 +136,7 @@ def show(outcome: Outcome, app: App, *, as_json: bool) -> int:
 
 
 def explain_failure(outcome: Outcome, argv: Iterable[str], console: Iterable[str] = ()) -> None:
-    """Say on stderr what a person needs next: reason, console, directory, how to see it again."""
+    """Print what a person needs next: reason, console, directory, and how to reproduce it."""
     import shlex
 
     verdict = outcome.verdict

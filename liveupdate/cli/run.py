@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @results_option
 @json_option
 @report_files
-@click.option("--bisect", is_flag=True, help="Exit 125 when it cannot be judged (git bisect run).")
+@click.option(
+    "--bisect", is_flag=True, help="Exit 125 when the run cannot be judged (for git bisect run)."
+)
 @common
 def run(
     app: App, *, scenario_args: ScenarioArgs, results: Path | None, as_json: bool,

@@ -15,7 +15,7 @@ from liveupdate.model.verdict import ExitCode
 @click.option("--run", "run_it", is_flag=True, help="Run it instead of naming it.")
 @common
 def setup(app: App, *, run_it: bool) -> int:
-    """Install what is needed and build the images: `make setup` of the checkout.
+    """Install packages and build the images: `make setup` of the checkout.
 
     Installing packages is the Makefile's work, which says what it will install before it does; this
     verb finds the checkout and names the command, or runs it.

@@ -27,9 +27,9 @@ LOGIN_S = 30.0
 @click.option("-c", "--command", metavar="COMMAND", help="Run this instead of a shell.")
 @common
 def shell(app: App, *, scenario_args: ScenarioArgs, command: str | None) -> int:
-    """Boot a host under update, without guests, and log in as root; it ends with the shell.
+    """Boot a host under update without guests and log in as root; the host ends with the shell.
 
-    Exits like ssh: with the status of the shell or the command over there.
+    The exit status is that of the remote shell or command, as with ssh.
     """
     from liveupdate.cli.prepare_run import prepare
 

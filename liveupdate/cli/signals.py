@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals: the first one unwinds, with cleanup; the second one ends the process at once.
+"""Signals: the first one unwinds with cleanup; the second one ends the process at once.
 
-Children die with us (PR_SET_PDEATHSIG), so that even the second leaves none behind.
+Children die with this process (PR_SET_PDEATHSIG), so even the second signal leaves none behind.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked us to stop; raised once, in the main thread."""
+    """A signal asked this process to stop; raised once, in the main thread."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -27,6 +27,7 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> ExitCode:
+        """The exit status for this signal: 130 for SIGINT, else 143."""
         return ExitCode.SIGINT if self.number == signal.SIGINT else ExitCode.SIGTERM
 
 
@@ -43,7 +44,9 @@ def _end_now(number: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def handle_signals() -> Iterator[None]:
-    """Raise :class:`Interrupted` in the main thread on the first signal; put back what was set."""
+    """Raise :class:`Interrupted` in the main thread on the first signal; restore handlers at the
+    end.
+    """
     # a shell's `&` and nohup ignore signals on purpose; that stays
     previous = {
         number: signal.signal(number, _on_signal)

@@ -33,6 +33,7 @@ class GuardedStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
+        """Flush the stream; a failure is noted in ``lost``."""
         if self.lost is None:
             try:
                 self._stream.flush()
@@ -41,6 +42,7 @@ class GuardedStream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the stream below."""
         return self._stream.encoding
 
     @property
@@ -49,12 +51,15 @@ class GuardedStream(io.TextIOBase):
         return self._stream.buffer
 
     def fileno(self) -> int:
+        """The file descriptor of the stream below."""
         return self._stream.fileno()
 
     def isatty(self) -> bool:
+        """Whether the stream below is a terminal that still works."""
         return self.lost is None and self._stream.isatty()
 
     def writable(self) -> bool:
+        """Always true: writes never fail, they are dropped once the stream is lost."""
         return True
 
     def _lose(self, error: Exception) -> None:

@@ -55,7 +55,7 @@ def format_event(event: StepEvent, depth: int) -> str:
 
 
 class PlainView:
-    """One line for each step that ended; with ``verbosity`` also for those that begin."""
+    """One line for each step that ended; with ``verbosity`` above 0 also for each that begins."""
 
     def __init__(self, verbosity: int, write: Callable[[str], None] = log) -> None:
         self._verbosity = verbosity
@@ -77,7 +77,7 @@ class PlainView:
 
 
 class LiveView:
-    """Finished steps scroll up; those that run stand below with their time."""
+    """Finished steps scroll up; running steps stay at the bottom with their time."""
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live
@@ -125,7 +125,7 @@ class LiveView:
 
 @contextmanager
 def show_steps(steps: Steps, app: App, env: Mapping[str, str]) -> Iterator[None]:
-    """Show ``steps`` on stderr while the block runs, in the way that suits the terminal."""
+    """Show ``steps`` on stderr while the block runs: a moving display on a terminal, else lines."""
     is_tty = sys.stderr.isatty()
     if app.verbosity < 0 or not wants_live(env, is_tty=is_tty):
         steps.subscribe(PlainView(app.verbosity))

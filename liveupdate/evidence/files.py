@@ -24,6 +24,7 @@ from pathlib import Path
 from liveupdate.core.atomic_write import atomic_write
 from liveupdate.core.errors import EvidenceError, LiveUpdateError
 from liveupdate.model import codec, layout
+from liveupdate.model.base import Value
 from liveupdate.model.evidence import Artifact
 from liveupdate.model.plan import Plan
 
@@ -83,6 +84,14 @@ def digest_file(path: Path, relative: str) -> Artifact:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return Artifact(path=relative, sha256=sha256, size_bytes=file.tell())
+
+
+class _Entry(Value, frozen=True, kw_only=True):
+    """A line of the index; ``sha256`` None: the file was still growing."""
+
+    path: str
+    sha256: str | None = None
+    size_bytes: int | None = None
 
 
 class RunFiles:
@@ -251,12 +260,9 @@ class RunFiles:
         for number, line in enumerate(lines, 1):
             where = f"{layout.INDEX}:{number}"
             try:
-                row = codec.parse(where, line)
-                if isinstance(row, dict) and row.get("sha256") is None:
-                    entries[codec.decode(str, row.get("path"), where)] = None
-                else:
-                    artifact = codec.decode(Artifact, row, where)
-                    entries[artifact.path] = artifact
+                row = codec.parse(_Entry, line, where)
+                sealed = row.sha256 is not None
+                entries[row.path] = codec.parse(Artifact, line, where) if sealed else None
             except codec.CodecError as error:
                 raise EvidenceError(str(error)) from error
         return entries
@@ -272,7 +278,7 @@ class RunFiles:
             recorded = self.index().get(layout.PLAN)
             if recorded and recorded.sha256 != hashlib.sha256(raw).hexdigest():
                 raise EvidenceError(f"'{path}' was altered after it was written")
-            return codec.loads(Plan, "plan", raw.decode())
+            return codec.loads(Plan, "plan", raw)
         except (OSError, ValueError) as error:
             raise EvidenceError(f"'{path}' cannot be used: {_say(error)}") from error
 

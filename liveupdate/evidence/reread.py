@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -244,18 +244,18 @@ class _Reader:
         if raw is None:
             return None
         try:
-            return codec.loads(wanted, kind, raw.decode())
-        except ValueError as error:
+            return codec.loads(wanted, kind, raw)
+        except codec.CodecError as error:
             self._parts.unreadable[path] = str(error)
             return None
 
     def _objects(self, path: str, wanted: type[T]) -> list[T]:
-        return self._lines(path, lambda row, where: codec.decode(wanted, row, where))
+        return self._lines(path, wanted)
 
     def _rows(self, path: str, wanted: type[T]) -> list[T]:
-        return self._lines(path, lambda row, where: codec.decode_row(wanted, row, where))
+        return self._lines(path, wanted)
 
-    def _lines(self, path: str, decode: Callable[[object, str], T]) -> list[T]:
+    def _lines(self, path: str, wanted: type[T]) -> list[T]:
         """Read up to the first line that is no good; what came before it is kept and shown."""
         raw = self._bytes(path)
         if not raw:
@@ -265,9 +265,9 @@ class _Reader:
         cut = lines.pop()
         for number, line in enumerate(lines, 1):
             try:
-                values.append(decode(codec.parse(path, line.decode()), f"line {number}"))
-            except ValueError as error:
-                self._parts.unreadable[path] = f"line {number}: {error}"
+                values.append(codec.parse(wanted, line, f"line {number}"))
+            except codec.CodecError as error:
+                self._parts.unreadable[path] = str(error)
                 return values
         if cut:
             self._parts.unreadable[path] = f"cut short in line {len(lines) + 1}"

@@ -13,10 +13,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from liveupdate.core.steps import StepEvent
 from liveupdate.evidence.files import RunFiles, StoreError
@@ -377,7 +378,7 @@ class RunDir:
 
     def _rows(self, path: str, values: Sequence[object]) -> None:
         if values:
-            self._grow(path, [codec.encode_row(value) for value in values])
+            self._grow(path, [codec.encode(value) for value in values])
 
     def _grow(self, path: str, rows: Sequence[object]) -> None:
         with self._lock:

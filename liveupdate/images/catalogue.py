@@ -14,8 +14,10 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from liveupdate.core import paths
 from liveupdate.core.errors import BuildError, PlanError

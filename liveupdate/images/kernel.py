@@ -14,8 +14,10 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import structs
 
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
@@ -348,7 +350,7 @@ def read_image(path: Path) -> KernelImage:
 
 def write_image_json(path: Path, image: KernelImage, origin: str) -> None:
     """Write the facts beside an image, so that later readers need not unpack it."""
-    facts = {key: value for key, value in asdict(image).items() if key != "path"}
+    facts = {key: value for key, value in structs.asdict(image).items() if key != "path"}
     path.write_text(json.dumps({**facts, "origin": origin}, indent=1))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from liveupdate.model.base import Value
 from liveupdate.model.costs import CostFacts, HandedOver, HopCosts, KeptTables
 from liveupdate.model.evidence import (
     AgentPing,
@@ -43,21 +44,18 @@ from liveupdate.model.evidence import (
 from liveupdate.model.guest_device_use import JournalFacts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SshFacts:
+class SshFacts(Value, frozen=True, kw_only=True):
     """What the second way in said; see :class:`HopEvidence`."""
 
     boot_id: str | None
     nonce_ok: bool | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VmmStatus:
+class VmmStatus(Value, frozen=True, kw_only=True):
     status: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
+class Mark(Value, frozen=True, kw_only=True):
     """A guest's pause or resume; ``what`` is paused or resumed."""
 
     what: str
@@ -65,8 +63,7 @@ class Mark:
     at_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DigestFacts:
+class DigestFacts(Value, frozen=True, kw_only=True):
     """What belongs to a file of page digests."""
 
     pages: int
@@ -75,8 +72,7 @@ class DigestFacts:
     ended_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PfnFacts:
+class PfnFacts(Value, frozen=True, kw_only=True):
     """What belongs to a file of page frame numbers."""
 
     pages: int

@@ -6,11 +6,10 @@ A part of :mod:`liveupdate.model.evidence`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from liveupdate.model.base import Value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RamFacts:
+class RamFacts(Value, frozen=True, kw_only=True):
     """What a guest's RAM is made of (inside view); None: it could not be told.
 
     ``pages_*`` are what KVM has in the guest's page tables, so only what it has touched.
@@ -28,8 +27,7 @@ class RamFacts:
     pinnable: bool | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FragmentFacts:
+class FragmentFacts(Value, frozen=True, kw_only=True):
     """How the host's free memory was fragmented before its guests were started (inside view).
 
     ``whole_*`` are free blocks of 2 MiB as /proc/buddyinfo counts them.
@@ -42,8 +40,7 @@ class FragmentFacts:
     pinned: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HugetlbFacts:
+class HugetlbFacts(Value, frozen=True, kw_only=True):
     """What the guests' RAM would have taken from hugetlbfs, tried before they were started.
 
     ``allocate_ns`` None: there were not enough pages of 2 MiB.
@@ -54,8 +51,7 @@ class HugetlbFacts:
     allocate_ns: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostFacts:
+class CostFacts(Value, frozen=True, kw_only=True):
     """What carrying the guests' memory costs, as far as the agent can tell."""
 
     mechanism: str
@@ -68,8 +64,7 @@ class CostFacts:
     hugetlb: HugetlbFacts | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HandedOver:
+class HandedOver(Value, frozen=True, kw_only=True):
     """KHO's map of preserved memory at the end of the brownout, walked in RAM from outside.
 
     ``folios`` are (order, how many); ``nodes`` pages of the map itself; ``ours_bytes``: what the
@@ -81,8 +76,7 @@ class HandedOver:
     ours_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HopCosts:
+class HopCosts(Value, frozen=True, kw_only=True):
     """All of it over one hop."""
 
     #: of the outgoing and of the incoming kernel; None: could not be asked
@@ -92,8 +86,7 @@ class HopCosts:
     handed_over: HandedOver | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptTables:
+class KeptTables(Value, frozen=True, kw_only=True):
     """What the outgoing kernel said of the tables that it preserved, and of the time that took.
 
     The time is part of the blackout: the guests stand still by then.

@@ -7,14 +7,15 @@ Host-side times are CLOCK_MONOTONIC of the control host in nanoseconds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 
+from msgspec import field, structs
+
+from liveupdate.model.base import Row, Value
 from liveupdate.model.costs import HopCosts, KeptTables
 from liveupdate.model.guest_device_use import GuestUse, JournalFacts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact:
+class Artifact(Value, frozen=True, kw_only=True):
     """A raw file of the run directory that parsed evidence was made from."""
 
     path: str
@@ -22,8 +23,7 @@ class Artifact:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelFacts:
+class KernelFacts(Value, frozen=True, kw_only=True):
     """What a running kernel of the host under update says of itself (inside view)."""
 
     boot_id: str
@@ -47,8 +47,7 @@ class KernelFacts:
     mem_available_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionFacts:
+class SessionFacts(Value, frozen=True, kw_only=True):
     """One LUO session as the incoming agent found it; ``error`` None: it was retrieved whole."""
 
     name: str
@@ -57,8 +56,7 @@ class SessionFacts:
     retrieve_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageDigests:
+class PageDigests(Value, frozen=True, kw_only=True):
     """XXH3-64 of every page of a guest, little-endian u64 each, in guest-physical order."""
 
     artifact: Artifact
@@ -67,8 +65,7 @@ class PageDigests:
     ended_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestMemory:
+class GuestMemory(Value, frozen=True, kw_only=True):
     """Digests from outside and placement from inside of one guest over one hop."""
 
     guest: str
@@ -84,8 +81,7 @@ class GuestMemory:
     pfns_after_artifact: Artifact | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Row, frozen=True):
     """One reading of a guest's tick page, taken from outside."""
 
     host_ns: int
@@ -97,8 +93,7 @@ class Tick:
     realtime_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Echo:
+class Echo(Row, frozen=True):
     """One network echo request; ``received_ns`` None: never answered."""
 
     seq: int
@@ -107,32 +102,28 @@ class Echo:
     boot: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class JournalSample:
+class JournalSample(Row, frozen=True):
     """Newest valid journal record on the guest's disk, read from outside."""
 
     host_ns: int
     seq: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PatternFacts:
+class PatternFacts(Value, frozen=True, kw_only=True):
     """What the payload found when it verified its own pattern after the update (inside view)."""
 
     pages: int
     bad: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentPing:
+class AgentPing(Row, frozen=True, kw_only=True):
     """A QEMU guest agent answer of a user's own image: guest's realtime clock, host time."""
 
     host_ns: int
     realtime_ns: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watched:
+class Watched(Value, frozen=True, kw_only=True):
     """When a guest was looked at. Silence in here is the guest's, silence outside is ours."""
 
     began_ns: int
@@ -141,8 +132,7 @@ class Watched:
     longest_hole_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestTrace:
+class GuestTrace(Value, frozen=True, kw_only=True):
     """Liveness of one guest over one hop."""
 
     guest: str
@@ -161,8 +151,7 @@ class GuestTrace:
     artifacts: tuple[Artifact, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FrameSent:
+class FrameSent(Row, frozen=True):
     """One frame for a device. ``sent_ns`` None: its wire did not take it, so it was never sent."""
 
     number: int
@@ -170,8 +159,7 @@ class FrameSent:
     sent_ns: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameAccount:
+class FrameAccount(Value, frozen=True, kw_only=True):
     """What a device's driver counted since it was started (inside view); all frames are numbered.
 
     ``received`` counts each good frame once; ``expected`` is the next number in order.
@@ -189,8 +177,7 @@ class FrameAccount:
     gaps: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Landed:
+class Landed(Value, frozen=True, kw_only=True):
     """What the incoming agent found in a ring before its kernel had touched the device."""
 
     host_ns: int
@@ -206,8 +193,7 @@ class Landed:
     command: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFacts:
+class DeviceFacts(Value, frozen=True, kw_only=True):
     """One passed-through device over one hop."""
 
     device: str
@@ -231,8 +217,7 @@ class DeviceFacts:
     use: GuestUse | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceTrace:
+class DeviceTrace(Value, frozen=True, kw_only=True):
     """One device over one hop, as its driver and the control host saw it."""
 
     facts: DeviceFacts | None
@@ -240,8 +225,7 @@ class DeviceTrace:
     artifacts: tuple[Artifact, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
+class Phase(Value, frozen=True, kw_only=True):
     """One timed phase of a hop; ``guest`` is "" for those of the host."""
 
     hop: int
@@ -251,8 +235,7 @@ class Phase:
     guest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class UnitSample:
+class UnitSample(Row, frozen=True):
     """Registers of the DMA remapping unit, read from outside (AMD: control, device table, status).
 
     ``fault_records`` is the hex of all fault recording registers, "" when ``fsts`` was clear.
@@ -265,8 +248,7 @@ class UnitSample:
     fault_records: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class BindingSample:
+class BindingSample(Row, frozen=True):
     """What a watched requester was attached to, kept whenever that was not as in the look before.
 
     ``translation`` is a :class:`liveupdate.formats.iommu.Translation`; ``fault``: why its entry
@@ -282,8 +264,7 @@ class BindingSample:
     fault: str
 
 
-@dataclass(frozen=True, slots=True)
-class TableSample:
+class TableSample(Row, frozen=True):
     """Page tables of a watched requester that are not as they were walked before the update.
 
     Kept whenever the set of changed words moved; ``pages`` 0: they are as they were again.
@@ -297,8 +278,7 @@ class TableSample:
     first: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceEvent:
+class DeviceEvent(Row, frozen=True):
     """Something that QEMU's device models did; ``host_ns`` is when the trace file was read.
 
     ``what`` is a constant of :mod:`liveupdate.formats.qemu_trace`; ``where`` a PCI address or "";
@@ -313,8 +293,7 @@ class DeviceEvent:
     note: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IommuWatch:
+class IommuWatch(Value, frozen=True, kw_only=True):
     """How the sampling went.
 
     :ivar interval_ns: what was asked for. ``cpu_ns``: processor time of the sampling thread.
@@ -331,8 +310,7 @@ class IommuWatch:
     unit: str = "intel"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MappingRow:
+class MappingRow(Value, frozen=True, kw_only=True):
     """One requester's translation at one moment, without the mappings themselves.
 
     :ivar moment: "before" the freeze or "after" the resume.
@@ -354,8 +332,7 @@ class MappingRow:
     artifact: Artifact
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MappingFacts(MappingRow):
+class MappingFacts(MappingRow, frozen=True, kw_only=True):
     """The same with its mappings.
 
     :ivar runs: :func:`liveupdate.formats.iommu.pack_runs`, 32 bytes each.
@@ -366,16 +343,15 @@ class MappingFacts(MappingRow):
     @classmethod
     def of(cls, row: MappingRow, runs: bytes) -> MappingFacts:
         """Put a row and its mappings together."""
-        return cls(**{each.name: getattr(row, each.name) for each in fields(row)}, runs=runs)
+        return cls(**structs.asdict(row), runs=runs)
 
     def row(self, artifact: Artifact) -> MappingRow:
         """Leave the mappings out, as they lie in a file of their own."""
-        values = {each.name: getattr(self, each.name) for each in fields(MappingRow)}
+        values = {name: getattr(self, name) for name in MappingRow.__struct_fields__}
         return MappingRow(**{**values, "artifact": artifact})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfigFacts:
+class ConfigFacts(Value, frozen=True, kw_only=True):
     """Configuration space of a watched device or of a bridge above it, read from outside.
 
     ``data`` is hex, :data:`liveupdate.formats.pci_config.CONFIG_BYTES` bytes of it.
@@ -387,8 +363,7 @@ class ConfigFacts:
     data: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WatchedDevice:
+class WatchedDevice(Value, frozen=True, kw_only=True):
     """A device of the plan as it was found: ``function`` is its PCI address.
 
     :ivar kind: QEMU's device model.
@@ -401,8 +376,7 @@ class WatchedDevice:
     bridges: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IommuEvidence:
+class IommuEvidence(Value, frozen=True, kw_only=True):
     """Everything seen of the watched devices and their translation over one hop."""
 
     devices: tuple[WatchedDevice, ...] = ()
@@ -417,8 +391,7 @@ class IommuEvidence:
     kept: KeptTables | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HopEvidence:
+class HopEvidence(Value, frozen=True, kw_only=True):
     """Everything observed over one kexec."""
 
     number: int
@@ -441,8 +414,7 @@ class HopEvidence:
     iommu: IommuEvidence | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incident:
+class Incident(Value, frozen=True, kw_only=True):
     """Something that went wrong while the plan was carried out, as it was seen.
 
     ``kind``: panic, reset (the machine was reset, not kexec'ed), exited, lost-agent, lost-ssh,
@@ -456,8 +428,7 @@ class Incident:
     guest: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
+class Provenance(Value, frozen=True, kw_only=True):
     """Where all of it came from."""
 
     tool_version: str
@@ -479,8 +450,7 @@ class Provenance:
     source: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(Value, frozen=True, kw_only=True):
     """The whole of a run's facts."""
 
     provenance: Provenance | None

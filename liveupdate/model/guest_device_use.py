@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from liveupdate.model.base import Value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalFacts:
+class JournalFacts(Value, frozen=True, kw_only=True):
     """A whole scan of the journal disk from outside."""
 
     boot: int
@@ -19,8 +18,7 @@ class JournalFacts:
     foreign: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestUse:
+class GuestUse(Value, frozen=True, kw_only=True):
     """What a guest did with a device of its own over one hop, seen from outside.
 
     A use is an echo that was answered through a network card, or a new record in the journal on a

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from liveupdate.model.base import Value
 from liveupdate.model.scenario import Budget, DeviceSpec, GuestSpec, Observation, Timeouts
 from liveupdate.model.targets import TARGETS, Capability
 
@@ -14,8 +13,7 @@ TSC_KHZ_SKEWED = "{tsc_khz_skewed}"
 """The same, 3 % too fast."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelImage:
+class KernelImage(Value, frozen=True, kw_only=True):
     """A bootable kernel, as read from its bytes by :mod:`liveupdate.formats.kernelimage`."""
 
     path: str
@@ -29,8 +27,7 @@ class KernelImage:
     modules: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSet:
+class ImageSet(Value, frozen=True, kw_only=True):
     """The built images a run stands on; paths into the image cache."""
 
     outgoing: KernelImage
@@ -44,8 +41,7 @@ class ImageSet:
     ssh_host_key_pub: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineSpec:
+class MachineSpec(Value, frozen=True, kw_only=True):
     """The host under update as a QEMU machine; input of the pure argv builder."""
 
     accel: str
@@ -61,8 +57,7 @@ class MachineSpec:
     qemu: str = "qemu-system-x86_64"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Region:
+class Region(Value, frozen=True, kw_only=True):
     """Physical memory of the host under update that is set aside at boot."""
 
     #: None: the outgoing kernel chooses
@@ -70,8 +65,7 @@ class Region:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hop:
+class Hop(Value, frozen=True, kw_only=True):
     """One kexec: the kernel that comes in and the command line it gets."""
 
     number: int
@@ -81,8 +75,7 @@ class Hop:
     loader: str = "file"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
+class Expected(Value, frozen=True, kw_only=True):
     """What a run with an injected fault must come to; for its test, the judge does not look."""
 
     check: str
@@ -90,16 +83,14 @@ class Expected:
     exit_code: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FaultPlan:
+class FaultPlan(Value, frozen=True, kw_only=True):
     """The fault to inject; ``name`` is a key of :data:`liveupdate.faults.table.FAULTS`."""
 
     name: str
     expected: Expected
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Value, frozen=True, kw_only=True):
     """The whole of what will be done."""
 
     scenario: str

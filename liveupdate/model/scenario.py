@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import field
 
 from liveupdate.core.units import GIB, MIB
+from liveupdate.model.base import Value
 from liveupdate.model.guest_kinds import GUEST_KINDS, UNKNOWN, GuestKind
 from liveupdate.model.targets import DEFAULT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestSpec:
+class GuestSpec(Value, frozen=True, kw_only=True):
     """One guest of the host under update."""
 
     name: str
@@ -35,8 +36,7 @@ class GuestSpec:
         return GUEST_KINDS.get(self.liveness, UNKNOWN)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceSpec:
+class DeviceSpec(Value, frozen=True, kw_only=True):
     """One device that is passed through: to a driver in user space on the host, or to a guest."""
 
     name: str
@@ -57,16 +57,14 @@ class DeviceSpec:
     mapped_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IommuSpec:
+class IommuSpec(Value, frozen=True, kw_only=True):
     """The IOMMU of the host under update."""
 
     kind: str = "intel"
     scalable: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostSpec:
+class HostSpec(Value, frozen=True, kw_only=True):
     """The host under update."""
 
     #: None: what the guests need plus what the host needs itself (the planner says how much)
@@ -80,8 +78,7 @@ class HostSpec:
     fragment: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
+class Timeouts(Value, frozen=True, kw_only=True):
     """Deadlines in seconds. Each wait names itself when it runs out."""
 
     boot_s: float = 120.0
@@ -93,8 +90,7 @@ class Timeouts:
     total_s: float = 900.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
+class Observation(Value, frozen=True, kw_only=True):
     """For how long and how often liveness is watched."""
 
     before_s: float = 1.0
@@ -107,8 +103,7 @@ class Observation:
     hugetlb: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
+class Budget(Value, frozen=True, kw_only=True):
     """What the user will accept; None means no bound."""
 
     blackout_s: float | None = None
@@ -118,8 +113,7 @@ class Budget:
     stall_s: float = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
+class Scenario(Value, frozen=True, kw_only=True):
     """The whole of what the user asked for."""
 
     name: str = "default"

@@ -35,6 +35,7 @@ from liveupdate.operate.journal import ClockPair, HostView, State, status_view
 from liveupdate.operate.preflight import Local
 from liveupdate.planning.planner import fill_append
 from liveupdate.probes.inside_digests import collect_digests
+from liveupdate.run.digests import store_digests
 from liveupdate.run.observers.host_queries import (
     ask_facts,
     read_over_ssh,
@@ -415,10 +416,7 @@ class HostSide:
             for moment in ("paused", "resumed"):
                 if (moment, name) in moments:
                     self.record.put_mark(hop, name, moment, moments[moment, name])
-        for each in collect_digests(seen.events):
-            self.record.put_digests(
-                hop, each.guest, each.moment, each.digests, each.began_ns, each.ended_ns
-            )
+        store_digests(self.record, hop, collect_digests(seen.events))
 
     def _store_watch(self, seen: host_record.HostRecord) -> None:
         hop = self._hop.number

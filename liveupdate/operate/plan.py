@@ -7,8 +7,9 @@ that the host's own count says comes next.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
 from liveupdate.model.scenario import Budget, GuestSpec, HostSpec, Observation, Scenario, Timeouts

@@ -13,6 +13,7 @@ from enum import Enum
 
 from liveupdate.core.units import MIB, PAGE_BYTES, format_size
 from liveupdate.model import codec
+from liveupdate.model.base import Value
 from liveupdate.model.evidence import KernelFacts
 from liveupdate.model.plan import KernelImage
 from liveupdate.preserve.base import Requirements
@@ -49,8 +50,7 @@ class Finding:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestSpecFacts:
+class GuestSpecFacts(Value, frozen=True, kw_only=True):
     """A guest as the agent runs it (liveupdate/agent/update/survey.py, SPEC_KEYS)."""
 
     name: str
@@ -62,8 +62,7 @@ class GuestSpecFacts:
     qga: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestFacts:
+class GuestFacts(Value, frozen=True, kw_only=True):
     spec: GuestSpecFacts
     pid: int
     status: str | None
@@ -73,14 +72,12 @@ class GuestFacts:
     error: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opener:
+class Opener(Value, frozen=True, kw_only=True):
     pid: int
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stranger:
+class Stranger(Value, frozen=True, kw_only=True):
     """A virtual machine that the agent does not run."""
 
     pid: int
@@ -89,21 +86,18 @@ class Stranger:
     libvirt: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VfioFacts:
+class VfioFacts(Value, frozen=True, kw_only=True):
     bdf: str
     keep: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KexecFacts:
+class KexecFacts(Value, frozen=True, kw_only=True):
     program: bool
     loaded: bool | None
     disabled: bool | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentFacts:
+class AgentFacts(Value, frozen=True, kw_only=True):
     pid: int
     handover: str
     #: id, owner, since, digest, watch of the update that holds the host
@@ -112,8 +106,7 @@ class AgentFacts:
     unit: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class Survey(Value, frozen=True, kw_only=True):
     """What the agent's ``survey`` answers (liveupdate/agent/update/survey.py)."""
 
     facts: KernelFacts

@@ -10,8 +10,8 @@ import base64
 import binascii
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
+from liveupdate.probes.memory import DigestPass
 from liveupdate.transport.agent_link import AgentEvent
 
 #: liveupdate/agent/guest/digest.py, PAGES_PER_EVENT
@@ -20,19 +20,11 @@ _MAX_EVENT_BYTES = (1 << 14) * 8
 _BEFORE = {"freeze": "paused", "boot": "retrieved"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToldDigests:
-    """All digests of one guest at one moment; times are those at which we were told."""
+def collect_digests(events: Iterable[AgentEvent]) -> Iterator[DigestPass]:
+    """Put "digests" events together; pieces that are missing leave the digests too short.
 
-    guest: str
-    moment: str
-    digests: bytes
-    began_ns: int
-    ended_ns: int
-
-
-def collect_digests(events: Iterable[AgentEvent]) -> Iterator[ToldDigests]:
-    """Put "digests" events together; pieces that are missing leave the digests too short."""
+    Times are those at which we were told.
+    """
     pieces: dict[tuple[str, str], list[AgentEvent]] = {}
     began: dict[tuple[str, str], int] = {}
     for event in events:
@@ -51,7 +43,7 @@ def collect_digests(events: Iterable[AgentEvent]) -> Iterator[ToldDigests]:
             if event.data.get("first") != len(whole) // 8 or piece is None:
                 break
             whole += piece
-        yield ToldDigests(
+        yield DigestPass(
             guest=guest,
             moment=moment,
             digests=whole,

@@ -11,9 +11,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.formats import arp, echo, journal, tickpage

@@ -59,22 +59,31 @@ def page_address(pfns: bytes, index: int) -> PhysAddr:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DigestPass:
-    """Digests of all pages of one guest, and when they were taken (control host, monotonic ns)."""
+    """Digests of all pages of one guest at one moment, ``freeze`` or ``boot``.
 
+    ``digests`` are u64 LE, one a page; times are CLOCK_MONOTONIC of the control host.
+    """
+
+    guest: str
+    moment: str
     digests: bytes
     began_ns: int
     ended_ns: int
 
 
 class DigestJob:
-    """One pass over a guest's pages in a thread, so that nobody in the blackout waits for it."""
+    """One pass over a guest's pages in a thread, so that nothing in the blackout waits for it."""
 
-    def __init__(self, pages: Sequence[Page], name: str) -> None:
+    def __init__(self, pages: Sequence[Page], guest: str, moment: str) -> None:
         """:param pages: looked up in the brownout, :meth:`PhysMem.select_pages`."""
+        self.guest = guest
+        self.moment = moment
+        #: None: it has not ended, or has failed
+        self.result: DigestPass | None = None
+        self.error: Exception | None = None
         self._pages = pages
-        self._result: DigestPass | None = None
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name=f"digest-{name}", daemon=True)
+        name = f"digest-{moment}-{guest}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -86,16 +95,19 @@ class DigestJob:
                 for at in range(0, len(self._pages), _PIECE_PAGES)
             )
         except Exception as error:
-            self._error = error
+            # its frames hold pages, and the mapping they lie in can be closed with none held
+            self.error = error.with_traceback(None)
             return
-        self._result = DigestPass(digests=digests, began_ns=began, ended_ns=time.monotonic_ns())
+        finally:
+            self._pages = ()
+        self.result = DigestPass(
+            guest=self.guest,
+            moment=self.moment,
+            digests=digests,
+            began_ns=began,
+            ended_ns=time.monotonic_ns(),
+        )
 
-    def result(self, timeout_s: float) -> DigestPass | None:
-        """Wait for the pass; None when it did not finish in time.
-
-        :raises Exception: whatever ended the pass.
-        """
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end of the pass, however it ended."""
         self._thread.join(timeout_s)
-        if self._error is not None:
-            raise self._error
-        return self._result

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from liveupdate.core import paths
@@ -57,16 +58,25 @@ _TICKS_SEEN = 20
 _TICKS_S = 10.0
 
 
+TakeHost = Callable[[Plan, RunDir], Host]
+"""Makes the host of a plan, not entered."""
+
+
 @contextmanager
-def bring_up(plan: Plan, record: RunDir, steps: Steps) -> Iterator[Testbed]:
+def bring_up(
+    plan: Plan, record: RunDir, steps: Steps, take: TakeHost | None = None
+) -> Iterator[Testbed]:
     """Yield a host under update with all guests ready; it is gone when the block is left.
 
+    :param take: makes the host instead of :func:`take_host`; it is booted cold then.
     :raises LiveUpdateError: it did not come up; the run directory has its console.
     """
     with ExitStack() as stack:
         with steps.step("bring-up"):
-            kit = catalogue.make_kit(plan.images)
-            bed = _start(plan, record, steps, stack, kit)
+            if take is None:
+                bed = _start(plan, record, steps, stack, catalogue.make_kit(plan.images))
+            else:
+                bed = _start_cold(plan, record, steps, stack, take)
             stack.callback(stop_devices, bed, steps)
             _start_devices(bed, steps)
         stack.callback(bed.close_ssh)
@@ -89,8 +99,9 @@ def _start_devices(bed: Testbed, steps: Steps) -> None:
 
 def _start(plan: Plan, record: RunDir, steps: Steps, stack: ExitStack, kit: Path) -> Testbed:
     """Start warm when it may and can be, else cold; a cold host that may be is saved."""
+    take = partial(take_host, kit=kit)
     if plan.cold:
-        return _start_cold(plan, record, steps, stack, kit)
+        return _start_cold(plan, record, steps, stack, take)
     store = WarmStore(paths.cache_dir() / "warm")
     key = warm_key(plan, kit)
     state = store.find(key)
@@ -99,7 +110,7 @@ def _start(plan: Plan, record: RunDir, steps: Steps, stack: ExitStack, kit: Path
             return _start_warm(plan, record, steps, stack, kit, store, state)
         except WarmStateError as error:
             steps.note("warm-state-discarded", reason=str(error))
-    bed = _start_cold(plan, record, steps, stack, kit)
+    bed = _start_cold(plan, record, steps, stack, take)
     try:
         with steps.step("save-warm-state"):
             _save(bed, store, key, steps)
@@ -305,9 +316,11 @@ def _read_seq(bed: Testbed, guest: GuestHandle) -> int | None:
         return None
 
 
-def _start_cold(plan: Plan, record: RunDir, steps: Steps, stack: ExitStack, kit: Path) -> Testbed:
+def _start_cold(
+    plan: Plan, record: RunDir, steps: Steps, stack: ExitStack, take: TakeHost
+) -> Testbed:
     """Boot the host, then its guests."""
-    host = take_host(plan, record, kit)
+    host = take(plan, record)
     _enter(host, stack, steps)
     host.__enter__()
     bed = _testbed(plan, host, record)

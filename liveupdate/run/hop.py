@@ -36,8 +36,8 @@ from liveupdate.planning.planner import fill_append
 from liveupdate.preserve.base import AGENT_SESSION
 from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.probes.liveness import scan_disk
-from liveupdate.probes.memory import DigestJob
 from liveupdate.run.devices import DeviceHop
+from liveupdate.run.digests import OutsideDigests, store_digests
 from liveupdate.run.observers.guests import GuestObservers
 from liveupdate.run.observers.host_queries import (
     ask_facts,
@@ -50,20 +50,14 @@ from liveupdate.run.testbed import GuestHandle, Testbed, disk_of
 from liveupdate.run.timeline import phases
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.console import ConsoleLine
-from liveupdate.transport.physmem import Page
 
 #: events of the agent that are moments of the timeline
 _MOMENTS = (
     "falling-asleep", "asleep", "paused", "saved", "preserved", "jumping", "hello", "retrieved",
     "vmm-up", "loaded", "awake", "resumed", "restored",
 )  # fmt: skip
-#: a pass over a guest's pages that takes longer than this is given up
-_DIGEST_S = 120.0
 #: an agent that is alive answers a ping at once, even under TCG
 _PING_S = 5.0
-#: reading a page back for the first time after a resume is a nested fault; under TCG, 4.3 ms were
-#: seen with two guests on one CPU
-_VERIFY_PAGE_S = 0.02
 #: how soon a refused kexec is noticed
 _SLOT_S = 0.5
 
@@ -84,10 +78,8 @@ class HopRun:
         self._agent = bed.host.agent
         self._mark = self._agent.mark()
         self._moments: dict[tuple[str, str], int] = {}
-        self._pages: dict[str, list[Page]] = {}
+        self._digests = OutsideDigests(bed, steps)
         self._iommu_observer = IommuObserver(bed, hop.number, steps)
-        self._freeze: dict[str, DigestJob] = {}
-        self._boot: dict[str, DigestJob] = {}
         self._devices = DeviceHop(bed, hop.number, watchers.senders, steps)
         fault = bed.plan.fault
         self._fault: Fault | None = None
@@ -123,7 +115,8 @@ class HopRun:
         self._devices.store()
         self._guest_observers.store(self._n)
         self._iommu_observer.store()
-        self._store_digests()
+        store_digests(record, self._n, self._digests.finish())
+        store_digests(record, self._n, collect_digests(self._agent.events(self._mark)))
         names = tuple(guest.spec.name for guest in self._bed.guests)
         for phase in phases(self._n, self._moments, names):
             record.put_phase(phase)
@@ -160,9 +153,7 @@ class HopRun:
         for guest in bed.guests:
             guest.pfns = bed.read_pfns(guest)
             bed.record.put_pfns(self._n, guest.spec.name, "before", guest.pfns)
-            if bed.plan.observe.memory and bed.machine is not None:
-                # Looked up now: what is left for the blackout is to read the pages.
-                self._pages[guest.spec.name] = bed.machine.ram.select_pages(guest.pfns)
+            self._digests.select(guest)
         self._note("load")
         bed.call(
             "load_kernel",
@@ -220,16 +211,12 @@ class HopRun:
         deadline = Deadline.after(timeouts.jump_s, "the outgoing kernel to freeze and jump")
         for guest in bed.guests:
             self._wait("paused", deadline, guest)
-            if guest.spec.name in self._pages:
-                self._freeze[guest.spec.name] = DigestJob(
-                    self._pages[guest.spec.name], f"freeze-{guest.spec.name}"
-                )
+            self._digests.begin(guest.spec.name, "freeze")
         self._wait("jumping", deadline)
         # The line looks alive until a keepalive is missed; its other end is gone with the kernel.
         bed.close_ssh()
         # The freeze pass reads what nobody writes any more; it must be over before a fault may.
-        for job in self._freeze.values():
-            job.result(_DIGEST_S)
+        self._digests.wait()
         self._strike(Moment.BLACKOUT)
         line = self._wait_boot(boots, deadline)
         self._moments["first-line", ""] = line.at_ns
@@ -237,8 +224,8 @@ class HopRun:
 
     def _follow(self) -> None:
         bed, timeouts = self._bed, self._bed.plan.timeouts
-        for name, pages in self._pages.items():
-            self._boot[name] = DigestJob(pages, f"boot-{name}")
+        for guest in bed.guests:
+            self._digests.begin(guest.spec.name, "boot")
         hello = self._wait(
             "hello", Deadline.after(timeouts.incoming_s, "the incoming kernel's agent")
         )
@@ -397,26 +384,6 @@ class HopRun:
         for event in self._agent.events(self._mark):
             if event.name in _MOMENTS:
                 self._moments.setdefault((event.name, event.guest), event.at_ns)
-
-    def _store_digests(self) -> None:
-        for moment, jobs in (("freeze", self._freeze), ("boot", self._boot)):
-            for guest, job in jobs.items():
-                try:
-                    done = job.result(_DIGEST_S)
-                except ValueError as error:
-                    self._steps.note("digest-failed", guest=guest, error=str(error))
-                    continue
-                if done is not None:
-                    self._bed.record.put_digests(
-                        self._n, guest, moment, done.digests, done.began_ns, done.ended_ns
-                    )
-        for told in collect_digests(self._agent.events(self._mark)):
-            self._bed.record.put_digests(
-                self._n, told.guest, told.moment, told.digests, told.began_ns, told.ended_ns
-            )
-        # They point into the mapping of the host's RAM, which is to be closed.
-        for kept in (self._freeze, self._boot, self._pages):
-            kept.clear()
 
 
 def _raise_refusal(event: AgentEvent) -> None:

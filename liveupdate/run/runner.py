@@ -15,18 +15,23 @@ from pathlib import Path
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, LostMachine
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
+from liveupdate.formats.malformed import MalformedError
 from liveupdate.judging.judge import judge
+from liveupdate.model.codec import CodecError
 from liveupdate.model.evidence import Evidence, Incident
 from liveupdate.model.plan import Hop, Plan
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import Verdict
-from liveupdate.run.bringup import bring_up
+from liveupdate.run.bringup import TakeHost, bring_up
 from liveupdate.run.hop import FreezeRefused, HopRun
 from liveupdate.run.observers.guests import GuestObservers
 from liveupdate.run.provenance import describe
 from liveupdate.run.testbed import Testbed
 from liveupdate.scenario.dump import dump_scenario
+from liveupdate.transport.physmem import NotRam
 
+#: what a host that is not trusted can make of what it is asked: noted like any other error
+_GARBLED = (CodecError, MalformedError, NotRam)
 _TAIL_LINES = 20
 _SWITCH_S = 0.0005
 
@@ -50,11 +55,13 @@ def run(
     steps: Steps,
     argv: tuple[str, ...],
     accel_reason: str,
+    take: TakeHost | None = None,
 ) -> RunResult:
     """Carry a plan out in a new run directory under ``results``.
 
     :param argv: the command line, the program's name first, for provenance.json.
     :param accel_reason: why this accelerator was chosen, for provenance.json.
+    :param take: as of :func:`~liveupdate.run.bringup.bring_up`.
     :raises PlanError: nothing was started (unwritable directory, missing images).
     :raises KeyboardInterrupt: passed on after everything was taken down and stored.
     """
@@ -64,13 +71,13 @@ def run(
     steps.subscribe(record.log_step)
     tail: tuple[str, ...] = ()
     try:
-        with bring_up(plan, record, steps) as bed:
+        with bring_up(plan, record, steps, take) as bed:
             record.put_provenance(describe(bed, argv=argv, accel_reason=accel_reason))
             try:
                 _walk(bed, steps)
             finally:
                 tail = bed.host.console.tail(_TAIL_LINES)
-    except LiveUpdateError as error:
+    except (LiveUpdateError, *_GARBLED) as error:
         # Before the first hop there is no machine whose promise could have been broken.
         record.add_incident(Incident(kind=_kind(error), hop=0, text=str(error)))
     finally:
@@ -98,7 +105,7 @@ def _hop(bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps) -> bool
         bed.record.add_incident(Incident(kind="freeze-refused", hop=hop.number, text=error.message))
         _roll_back(bed, hop, steps)
         return False
-    except LiveUpdateError as error:
+    except (LiveUpdateError, *_GARBLED) as error:
         bed.record.add_incident(_incident(bed, hop, error))
         return False
     finally:
@@ -114,7 +121,7 @@ def _roll_back(bed: Testbed, hop: Hop, steps: Steps) -> None:
         bed.record.set_rolled_back()
 
 
-def _incident(bed: Testbed, hop: Hop, error: LiveUpdateError) -> Incident:
+def _incident(bed: Testbed, hop: Hop, error: Exception) -> Incident:
     """Say what happened by what was seen: a panic on the console explains whatever came after."""
     crash = bed.host.console.find_crash("panic")
     if crash is not None:
@@ -128,7 +135,7 @@ def _incident(bed: Testbed, hop: Hop, error: LiveUpdateError) -> Incident:
     return Incident(kind=_kind(error), hop=hop.number, text=str(error))
 
 
-def _kind(error: LiveUpdateError) -> str:
+def _kind(error: Exception) -> str:
     if isinstance(error, DeadlineExceeded):
         return "deadline"
     if isinstance(error, LostMachine):

@@ -23,6 +23,7 @@ from liveupdate.evidence import RunDir
 from liveupdate.formats import payload, tickpage
 from liveupdate.formats.iommu import Requester
 from liveupdate.formats.qemu_pci import find_function
+from liveupdate.model.base import Value
 from liveupdate.model.evidence import FrameAccount
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
@@ -105,8 +106,7 @@ def decode_pfns(answer: Mapping[str, object]) -> bytes:
     return raw
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceStatus:
+class DeviceStatus(Value, frozen=True, kw_only=True):
     """What the agent says of one passed-through device."""
 
     bdf: str

@@ -149,7 +149,7 @@ def test_a_kind_of_guest_is_one_row_in_one_file(copy: Copy) -> None:
     said = copy.script(
         f"""
 import sys
-from dataclasses import replace
+from msgspec.structs import replace
 from pathlib import Path
 from liveupdate.core.errors import ScenarioError
 from liveupdate.judging.judge import judge

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from liveupdate.core import proc
 from liveupdate.core.deadline import wait_until
@@ -314,7 +315,7 @@ def test_a_state_of_another_machine_is_refused_by_qemu_and_thrown_away(
     state = store.find("k1")
     assert state is not None
     host = make_host(files, root, tmp_path, "l1")
-    host.spec = dataclasses.replace(SPEC, iommu="none")
+    host.spec = structs.replace(SPEC, iommu="none")
     try:
         with pytest.raises(WarmStateError, match="did not load"):
             store.load(host, state, soon())

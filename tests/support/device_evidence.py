@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from liveupdate.model.evidence import (
     DeviceFacts,
@@ -34,7 +34,7 @@ def account(received: int, **changes: object) -> FrameAccount:
         first=0,
         expected=received,
     )
-    return replace(good, **changes)  # type: ignore[arg-type]
+    return replace(good, **changes)
 
 
 def make_facts(hop: int = 1) -> DeviceFacts:

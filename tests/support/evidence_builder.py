@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from liveupdate.core.units import MIB, PAGE_BYTES
 from liveupdate.model import layout
@@ -322,10 +323,7 @@ def make_evidence(*, hops: int = 1, guests: tuple[str, ...] = ("vm0",)) -> Evide
 
 def with_hop(evidence: Evidence, number: int = 1, /, **changes: object) -> Evidence:
     """Replace fields of one hop."""
-    hops = tuple(
-        replace(hop, **changes) if hop.number == number else hop  # type: ignore[arg-type]
-        for hop in evidence.hops
-    )
+    hops = tuple(replace(hop, **changes) if hop.number == number else hop for hop in evidence.hops)
     return replace(evidence, hops=hops)
 
 
@@ -333,7 +331,7 @@ def with_after(evidence: Evidence, number: int = 1, /, **changes: object) -> Evi
     """Replace facts of the incoming kernel."""
     after = next(hop.after for hop in evidence.hops if hop.number == number)
     assert after is not None
-    return with_hop(evidence, number, after=replace(after, **changes))  # type: ignore[arg-type]
+    return with_hop(evidence, number, after=replace(after, **changes))
 
 
 def with_trace(
@@ -342,8 +340,7 @@ def with_trace(
     """Replace fields of a guest's trace."""
     hop = next(hop for hop in evidence.hops if hop.number == number)
     traces = tuple(
-        replace(trace, **changes) if trace.guest == guest else trace  # type: ignore[arg-type]
-        for trace in hop.guests
+        replace(trace, **changes) if trace.guest == guest else trace for trace in hop.guests
     )
     return with_hop(evidence, number, guests=traces)
 
@@ -354,8 +351,7 @@ def with_memory(
     """Replace fields of a guest's memory facts."""
     hop = next(hop for hop in evidence.hops if hop.number == number)
     memory = tuple(
-        replace(facts, **changes) if facts.guest == guest else facts  # type: ignore[arg-type]
-        for facts in hop.memory
+        replace(facts, **changes) if facts.guest == guest else facts for facts in hop.memory
     )
     return with_hop(evidence, number, memory=memory)
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
+
+from msgspec import structs
 
 from liveupdate.core import proc
 from liveupdate.target.base import HostFiles
@@ -20,7 +21,7 @@ def make_host(
     run_dir = tmp_path / run_id
     run_dir.mkdir(exist_ok=True)
     return LibvirtHost(
-        dataclasses.replace(SPEC, qemu=proc.find_program("qemu-system-x86_64") or ""),
+        structs.replace(SPEC, qemu=proc.find_program("qemu-system-x86_64") or ""),
         files,
         uri=daemon.uri,
         run_id=run_id,

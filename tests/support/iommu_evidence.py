@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import READ, WRITE, Run, pack_runs
@@ -84,7 +85,7 @@ def make_event(what: str, at_ms: int = 2000, hop: int = 1, **changes: object) ->
     event = DeviceEvent(
         host_ns=base(hop) + at_ms * MS, what=what, where="", offset=0, value=0, note=""
     )
-    return replace(event, **changes)  # type: ignore[arg-type]
+    return replace(event, **changes)
 
 
 def make_mapping(
@@ -110,7 +111,7 @@ def make_mapping(
             size_bytes=len(raw),
         ),
     )
-    return replace(facts, **changes)  # type: ignore[arg-type]
+    return replace(facts, **changes)
 
 
 def make_config(*, is_bridge: bool = False, **words: int) -> bytes:
@@ -188,4 +189,4 @@ def spoil(evidence: Evidence, **changes: object) -> Evidence:
     """Replace parts of what was seen in the first hop."""
     iommu = evidence.hops[0].iommu
     assert iommu is not None
-    return make.with_hop(evidence, iommu=replace(iommu, **changes))  # type: ignore[arg-type]
+    return make.with_hop(evidence, iommu=replace(iommu, **changes))

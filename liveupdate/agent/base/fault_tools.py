@@ -1,24 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults on request, for tests of the checks. Never on the path of a run that did not ask."""
+"""Memory and CPUs that fail on request, for tests of the checks; off the path of other runs."""
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 
 from .host import page_frames
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..guest.guests import Guest
-    from ..mechanisms.base import Mechanism, PreservedSet
 
 PAGE_BYTES = 4096
 _FALLOC_KEEP_SIZE = 1
 _FALLOC_PUNCH_HOLE = 2
 _HUGE_BYTES = 2 << 20
-_FILL_BYTES = 1 << 30
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
@@ -52,52 +45,6 @@ def move_page(ram: int, page: int) -> tuple[int, int]:
         if after != before:
             break
     return before, after
-
-
-def take_token(session: PreservedSet, token: int) -> None:
-    """Use a token for something else, so that the kernel refuses it to whom it belongs."""
-    taken = os.memfd_create("lu-taken", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(taken, PAGE_BYTES)
-        session.preserve(taken, token)
-    finally:
-        os.close(taken)
-
-
-def fill(mechanism: Mechanism) -> int:
-    """Take all memory a mechanism has left; return how many bytes that was."""
-    mechanism.exhaust()
-    taken, piece, number = 0, _FILL_BYTES, 0
-    while piece >= _HUGE_BYTES:
-        try:
-            mechanism.allocate_ram(f"fill-{number}", piece)
-        except OSError as err:
-            if err.errno != errno.ENOSPC:
-                raise
-            piece //= 2
-            continue
-        taken, number = taken + piece, number + 1
-    return taken
-
-
-def apply_after_retrieve(guest: Guest) -> None:
-    """Apply those of the guest's faults that come between retrieving it and starting its VMM."""
-    for fault in guest.faults:
-        page = fault.get("page")
-        if fault.get("fault") == "move-page" and isinstance(page, int):
-            if not 0 <= page < guest.spec.pages:
-                continue
-            if guest.ram is None:
-                continue
-            before, after = move_page(guest.ram.fd, page)
-            guest.tell("fault", fault="move-page", page=page, pfn_before=before, pfn_after=after)
-
-
-def apply_after_resume(guest: Guest) -> None:
-    for fault in guest.faults:
-        if fault.get("fault") == "kill-vmm":
-            guest.vmm.kill()
-            guest.tell("fault", fault="kill-vmm")
 
 
 def spin() -> None:

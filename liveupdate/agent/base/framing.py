@@ -14,6 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    #: sends an event with its data at once, from any thread
+    Emit = Callable[[str, dict[str, object]], None]
+
 PROTOCOL = 1
 MAX_LINE_BYTES = 8 << 20
 #: chatter from guests stops here, what the protocol needs a good deal later

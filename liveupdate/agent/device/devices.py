@@ -24,7 +24,7 @@ from mmap import MADV_NOHUGEPAGE, mmap
 
 from ..base.fast_stdlib import Task, now_ns
 from ..base.host import last_messages, mapping_start, page_frames
-from ..guest.spec import SpecError, check_name
+from ..base.names import SpecError, check_name
 from .driver_binding import KINDS, Pin, PinError, find
 from .jobs import ERRORS as JOB_ERRORS
 from .jobs import make_job
@@ -33,7 +33,7 @@ from .vfio import ACCESS, Mapping, VfioDevice, VfioError, open_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..guest.guests import Emit
+    from ..base.framing import Emit
     from ..mechanisms.base import Mechanism, PreservedSet
     from .jobs import Job
 

@@ -12,18 +12,17 @@ import os
 from ..base.fast_stdlib import now_ns
 from ..base.host import disk_serial, find_disk
 from ..mechanisms.base import TOKEN_STATE, MechanismError
-from ..update.manifest import GuestEntry
 from .net import Network
-from .spec import GuestSpec
+from .spec import GuestEntry, GuestSpec
 from .vmm_qemu import SLEEP_S, QemuVmm, VmmError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..base.framing import Emit
     from ..mechanisms.base import Mechanism, PreservedSet, Ram
 
-    Emit = Callable[[str, dict[str, object]], None]
     Watch = Callable[["Guest"], None]
 
 PAGE_BYTES = 4096

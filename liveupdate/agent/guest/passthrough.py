@@ -15,9 +15,9 @@ without power.
 
 from __future__ import annotations
 
+from ..base.names import SpecError, check_name
 from ..device.driver_binding import KINDS, Pin
 from ..device.vfio import ACCESS
-from .spec import SpecError, check_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,22 +3,17 @@
 
 from __future__ import annotations
 
+from ..base.names import NAME_CHARS, SpecError, check_name
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .passthrough import Assigned
 
 MIB = 1 << 20
 U64_MAX = (1 << 64) - 1
-_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-_DISK_CHARS = _NAME_CHARS | {"/"}
-#: a virtio-blk serial has no more room
-NAME_MAX = 20
+_DISK_CHARS = NAME_CHARS | {"/"}
 #: the kernel's COMMAND_LINE_SIZE
 APPEND_MAX = 2048
-
-
-class SpecError(ValueError):
-    """A guest's description that cannot be used; says which field and why."""
 
 
 def _integer(raw: dict[str, object], key: str, low: int, high: int, default: int | None) -> int:
@@ -37,18 +32,6 @@ def _text(raw: dict[str, object], key: str, limit: int, default: str) -> str:
     if not isinstance(value, str) or len(value) > limit or not value.isprintable():
         raise SpecError(f"guest: '{key}' must be a printable string of at most {limit}")
     return value
-
-
-def check_name(name: object) -> str:
-    """Return ``name`` if it can be a guest's: it becomes file names and a disk serial."""
-    if (
-        not isinstance(name, str)
-        or not 0 < len(name) <= NAME_MAX
-        or not _NAME_CHARS.issuperset(name)
-        or name.startswith(".")
-    ):
-        raise SpecError(f"guest: name {name!r} must be 1 to {NAME_MAX} of A-Z a-z 0-9 - _ .")
-    return name
 
 
 def _devices(raw: object) -> list[Assigned]:
@@ -135,3 +118,17 @@ class GuestSpec:
             f"{'lu.nvme ' if any(each.kind == 'nvme' for each in self.devices) else ''}"
             f"{self.append}"
         ).strip()
+
+
+class GuestEntry:
+    """One guest in the manifest: what the outgoing agent says of it to the incoming one."""
+
+    __slots__ = ("faults", "spec", "state_bytes")
+
+    def __init__(
+        self, spec: GuestSpec, state_bytes: int, faults: list[dict[str, object]] | None = None
+    ) -> None:
+        self.spec = spec
+        self.state_bytes = state_bytes
+        #: what a test wants to go wrong on the incoming side, as given to ``inject``
+        self.faults = faults or []

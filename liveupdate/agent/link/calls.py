@@ -416,7 +416,7 @@ class Calls:
             device.spec.fault = fault
 
     def _fill_region(self) -> None:
-        from ..base.fault_tools import fill
+        from ..mechanisms.fault_tools import fill
 
         fill(self._handover.open())
 

@@ -14,9 +14,9 @@ import sys
 
 from ..base import framing, host
 from ..base.fast_stdlib import Task
+from ..base.names import SpecError
 from ..guest.guests import Guest
 from ..guest.net import Network
-from ..guest.spec import SpecError
 from ..guest.vmm_qemu import RUN_DIR, QemuVmm
 from ..update.handover import Handover
 from ..update.lock_record import READ_ONLY, Update, UpdateError
@@ -380,8 +380,8 @@ class Agent:
 def main() -> int:
     """Run the agent; returns only when it cannot start."""
     try:
-        os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)
         ready_fd = int(os.environ.pop(READY_FD_ENV, "-1"))
+        os.makedirs(RUN_DIR, mode=0o700, exist_ok=True)
         if ready_fd >= 0:
             os.set_inheritable(ready_fd, False)  # not for VMMs
         agent = Agent(Port(), ready_fd)

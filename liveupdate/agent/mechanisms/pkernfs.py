@@ -11,9 +11,9 @@ from __future__ import annotations
 import os
 
 from ..base.fast_stdlib import mount, read_text
-from ..base.modules import load
 from .base import MechanismError
 from .files import FileMechanism
+from .modules import load
 
 MODULE = "pkernfs"
 MOUNT_POINT = "/run/liveupdate/keep"

@@ -13,9 +13,9 @@ import fcntl
 import os
 
 from ..base.fast_stdlib import mount, read_text
-from ..base.modules import load
 from .base import MechanismError, Ram
 from .files import FileMechanism, FileSet
+from .modules import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

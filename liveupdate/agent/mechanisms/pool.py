@@ -14,8 +14,8 @@ import fcntl
 import os
 import struct
 
-from ..base import modules
 from ..base.fast_stdlib import read_text
+from . import modules
 from .base import Mechanism, MechanismError, PreservedSet, Ram
 from .copies import HUGE_BYTES, CopySet, copy_all
 

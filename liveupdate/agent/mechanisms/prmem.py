@@ -12,7 +12,7 @@ import errno
 import fcntl
 import struct
 
-from ..base import modules
+from . import modules
 from .base import MechanismError
 from .pool import Pool, PoolMechanism, encode_name, explain, ioc
 

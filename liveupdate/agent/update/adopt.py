@@ -19,7 +19,7 @@ from ..mechanisms.base import Ram
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..link.main import Agent
+    from .holder import Holder
 
 STATE_PATH = f"{RUN_DIR}/guests.json"
 
@@ -37,7 +37,7 @@ def start_time(pid: int) -> str:
     return stat.rpartition(")")[2].split()[19]
 
 
-def write_state(agent: Agent) -> None:
+def write_state(agent: Holder) -> None:
     """Note which process is which guest. Not being able to costs a later adoption, no more."""
     rows: list[dict[str, object]] = []
     for guest in agent.guests.values():
@@ -59,7 +59,7 @@ def write_state(agent: Agent) -> None:
         agent.emit("agent-error", {"call": "write_state", "message": str(err)})
 
 
-def adopt(agent: Agent) -> None:
+def adopt(agent: Holder) -> None:
     """Take back what an earlier agent of this boot has left running."""
     try:
         with open(STATE_PATH, "rb") as file:
@@ -81,7 +81,7 @@ def adopt(agent: Agent) -> None:
         agent.emit("adopted", {"guest": guest.spec.name, "pid": guest.vmm.pid})
 
 
-def _adopt_one(agent: Agent, row: dict[str, object]) -> Guest:
+def _adopt_one(agent: Holder, row: dict[str, object]) -> Guest:
     spec = GuestSpec(row["spec"])
     pid, ram = row["pid"], row["ram"]
     if not isinstance(pid, int) or start_time(pid) != row["start"]:

@@ -28,8 +28,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..base.framing import Emit
     from ..device.devices import Device as PciDevice
-    from ..guest.guests import Emit
+    from ..guest.spec import GuestEntry
     from ..mechanisms.base import Mechanism, PreservedSet
     from .lock_record import Update
 
@@ -97,7 +98,7 @@ class Handover:
         """Return what the mechanism adds to the command line of a kernel that is loaded."""
         return "" if self._mechanism is None else self._mechanism.next_words()
 
-    def recover(self) -> tuple[bool, list[manifest.GuestEntry]]:
+    def recover(self) -> tuple[bool, list[GuestEntry]]:
         """Look for what the previous kernel left. Sends no event: ``hello`` has to be the first.
 
         :return: whether there is a preserved set of an agent, and the guests in it.
@@ -113,7 +114,7 @@ class Handover:
             return False, []
         self._session, self.state = session, "restored"
         error = None
-        entries: list[manifest.GuestEntry] = []
+        entries: list[GuestEntry] = []
         self._recover_update(session)
         try:
             self._manifest = session.retrieve(TOKEN_MANIFEST)
@@ -172,7 +173,7 @@ class Handover:
             guest.tell("retrieved", session=guest.spec.session, retrieve_ns=elapsed, tokens=tokens)
             kind = "vmm"
             if guest.faults:
-                from ..base import fault_tools
+                from ..guest import fault_tools
 
                 fault_tools.apply_after_retrieve(guest)
             guest.resume()
@@ -370,7 +371,7 @@ class Handover:
                 guest.vmm.kill()
                 guest.vmm.wait_end(1.0)
             elif fault.get("fault") == "refuse-state" and _is_for(fault, guest):
-                from ..base import fault_tools
+                from ..mechanisms import fault_tools
 
                 if guest.session is not None:
                     fault_tools.take_token(guest.session, TOKEN_STATE)

@@ -16,7 +16,7 @@ from binascii import crc32
 from struct import Struct
 
 from ..base.fast_stdlib import decode_json, encode_json
-from ..guest.spec import GuestSpec
+from ..guest.spec import GuestEntry, GuestSpec
 
 MAGIC = b"LUMANIF1"
 VERSION = 1
@@ -30,20 +30,6 @@ _STATE_BYTES_MAX = 1 << 30
 
 class ManifestError(ValueError):
     """A manifest that cannot be believed; says what is wrong with it."""
-
-
-class GuestEntry:
-    """One guest in the manifest."""
-
-    __slots__ = ("faults", "spec", "state_bytes")
-
-    def __init__(
-        self, spec: GuestSpec, state_bytes: int, faults: list[dict[str, object]] | None = None
-    ) -> None:
-        self.spec = spec
-        self.state_bytes = state_bytes
-        #: what a test wants to go wrong on the incoming side, as given to ``inject``
-        self.faults = faults or []
 
 
 def size_for(guests: int) -> int:

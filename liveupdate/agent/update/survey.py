@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ..guest.guests import Guest
-    from ..link.main import Agent
+    from .holder import Holder
 
 #: what of a guest's description matters to whoever plans an update
 SPEC_KEYS = ("disk", "image", "memory_bytes", "name", "pattern_bytes", "qga", "vcpus")
@@ -29,7 +29,7 @@ _PCI = "/sys/bus/pci/devices"
 _ABI_BYTES_MAX = 1 << 20
 
 
-def survey(agent: Agent, args: dict[str, object]) -> dict[str, object]:
+def survey(agent: Holder, args: dict[str, object]) -> dict[str, object]:
     """Return the facts.
 
     :param args: ``options``, kernel symbols that are looked for in the running kernel's config.

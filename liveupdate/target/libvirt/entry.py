@@ -6,7 +6,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from liveupdate.core.errors import PlanError
 from liveupdate.target.base import Located, Order

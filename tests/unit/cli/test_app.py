@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 import click
 import pytest
+from msgspec.structs import replace
 
 from liveupdate import __version__
 from liveupdate.cli import app as cli_app
@@ -140,7 +140,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from liveupdate.cli import main; main(['--help']);"
         "print([name for name in sys.modules if name.partition('.')[0] in"
-        " ('paramiko', 'rich', 'qemu', 'asyncio', 'junitparser', 'xxhash', 'tomllib')"
+        " ('paramiko', 'rich', 'qemu', 'asyncio', 'junitparser', 'msgspec', 'xxhash', 'tomllib')"
         " or name in ('liveupdate.run.runner', 'liveupdate.scenario.load', 'subprocess')],"
         " file=sys.stderr)"
     )

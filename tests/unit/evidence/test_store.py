@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import resource
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from liveupdate.core.errors import EvidenceError
 from liveupdate.core.steps import Steps
@@ -106,12 +106,12 @@ def put_iommu(record: RunDir, hop: int, iommu: IommuEvidence) -> None:
 def without_artifacts(evidence: Evidence) -> Evidence:
     """The store makes the artifacts of traces itself."""
     hops = tuple(
-        dataclasses.replace(
-            hop, guests=tuple(dataclasses.replace(each, artifacts=()) for each in hop.guests)
+        structs.replace(
+            hop, guests=tuple(structs.replace(each, artifacts=()) for each in hop.guests)
         )
         for hop in evidence.hops
     )
-    return dataclasses.replace(evidence, hops=hops)
+    return structs.replace(evidence, hops=hops)
 
 
 def make_record(tmp_path: Path, plan: Plan = PLAN) -> RunDir:
@@ -171,8 +171,8 @@ def test_incidents_pings_and_roll_back_are_read_back(tmp_path: Path) -> None:
 
 def test_run_that_died_in_the_middle_is_readable(tmp_path: Path) -> None:
     record = make_record(tmp_path)
-    half = dataclasses.replace(make.make_hop(1), after=None, sessions=())
-    put(record, dataclasses.replace(EVIDENCE, hops=(half,)))
+    half = structs.replace(make.make_hop(1), after=None, sessions=())
+    put(record, structs.replace(EVIDENCE, hops=(half,)))
     # no close(): the process is gone
     evidence = reload(record)
     assert evidence.unreadable == {}
@@ -375,9 +375,9 @@ def test_full_disk_costs_evidence_but_not_the_verdict(tmp_path: Path) -> None:
     plan, both = make.make_plan(hops=2), make.make_evidence(hops=2)
     record = make_record(tmp_path, plan)
     first, second = both.hops
-    put(record, dataclasses.replace(both, hops=(first,)))
+    put(record, structs.replace(both, hops=(first,)))
     record.fill_disk()
-    put(record, dataclasses.replace(both, provenance=None, hops=(second,)))
+    put(record, structs.replace(both, provenance=None, hops=(second,)))
     record.add_incident(Incident(kind="harness", hop=2, text="disk full"))
     steps = Steps()
     steps.subscribe(record.log_step)

@@ -7,13 +7,13 @@ import errno
 import os
 import re
 import shutil
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from liveupdate.agent.base import modules as loader
+from liveupdate.agent.mechanisms import modules as loader
 from liveupdate.agent.mechanisms.base import MechanismError
 from liveupdate.core.errors import PlanError
 from liveupdate.images import kernel, kit, modules, modules_check

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from liveupdate.core.units import GIB, MIB, PAGE_BYTES
 from liveupdate.judging.costs import huge_share

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
+from msgspec.structs import replace
 
 from liveupdate.core.units import MIB
 from liveupdate.judging.judge import judge
@@ -144,7 +144,7 @@ def spoil_ticks(change: Callable[[Tick], Tick], after_ns: int = 6 * SECOND) -> S
 
 def reboot_echo(echo: Echo) -> Echo:
     is_late = echo.boot is not None and echo.sent_ns > BASE + 6 * SECOND
-    return dataclasses.replace(echo, boot=9) if is_late else echo
+    return structs.replace(echo, boot=9) if is_late else echo
 
 
 def dead_after(at_ns: int) -> Callable[[int], bool]:
@@ -160,7 +160,7 @@ def after(**changes: object) -> Spoil:
 
 
 def scan(**changes: object) -> Spoil:
-    return trace(journal_after=replace(make.make_scan(1100), **changes))  # type: ignore[arg-type]
+    return trace(journal_after=replace(make.make_scan(1100), **changes))
 
 
 def incident(kind: str, guest: str = "") -> Spoil:
@@ -222,32 +222,32 @@ RED: list[tuple[str, Spoil, str, str]] = [
     ),
     (
         "rebooted",
-        spoil_ticks(lambda tick: dataclasses.replace(tick, boot=1)),
+        spoil_ticks(lambda tick: structs.replace(tick, boot=1)),
         "guest.liveness",
         "rebooted",
     ),
     (
         "rewound",
-        spoil_ticks(lambda tick: dataclasses.replace(tick, seq=tick.seq - 5000)),
+        spoil_ticks(lambda tick: structs.replace(tick, seq=tick.seq - 5000)),
         "guest.liveness",
         "went back in time",
     ),
     (
         "monotonic-back",
-        spoil_ticks(lambda t: dataclasses.replace(t, monotonic_ns=t.monotonic_ns - 3 * SECOND)),
+        spoil_ticks(lambda t: structs.replace(t, monotonic_ns=t.monotonic_ns - 3 * SECOND)),
         "guest.clock",
         "monotonic clock went back",
     ),
     (
         "realtime-jump",
-        spoil_ticks(lambda t: dataclasses.replace(t, realtime_ns=t.realtime_ns + 30 * SECOND)),
+        spoil_ticks(lambda t: structs.replace(t, realtime_ns=t.realtime_ns + 30 * SECOND)),
         "guest.clock",
         "realtime clock was stepped by +30.00 s",
     ),
     (
         "realtime-jump-at-resume",
         spoil_ticks(
-            lambda t: dataclasses.replace(t, realtime_ns=t.realtime_ns + 30 * SECOND),
+            lambda t: structs.replace(t, realtime_ns=t.realtime_ns + 30 * SECOND),
             5 * SECOND + 25 * MS,
         ),
         "guest.clock",
@@ -256,7 +256,7 @@ RED: list[tuple[str, Spoil, str, str]] = [
     (
         "monotonic-forward",
         spoil_ticks(
-            lambda t: dataclasses.replace(t, monotonic_ns=t.monotonic_ns + 9 * SECOND), 3 * SECOND
+            lambda t: structs.replace(t, monotonic_ns=t.monotonic_ns + 9 * SECOND), 3 * SECOND
         ),
         "guest.clock",
         "jumped forward",
@@ -264,7 +264,7 @@ RED: list[tuple[str, Spoil, str, str]] = [
     (
         "realtime-loses-more",
         spoil_ticks(
-            lambda t: dataclasses.replace(t, realtime_ns=t.realtime_ns - SECOND // 2), 3 * SECOND
+            lambda t: structs.replace(t, realtime_ns=t.realtime_ns - SECOND // 2), 3 * SECOND
         ),
         "guest.clock",
         "back",
@@ -817,10 +817,10 @@ def _emptied(value: object) -> object:
 
 def _dropped() -> Iterator[tuple[str, Evidence]]:
     hop = GOOD.hops[0]
-    for field in dataclasses.fields(HopEvidence):
-        if field.name not in {"number", *_OPTIONAL}:
-            empty = _emptied(getattr(hop, field.name))
-            yield f"hop.{field.name}", make.with_hop(GOOD, **{field.name: empty})
+    for name in HopEvidence.__struct_fields__:
+        if name not in {"number", *_OPTIONAL}:
+            empty = _emptied(getattr(hop, name))
+            yield f"hop.{name}", make.with_hop(GOOD, **{name: empty})
     for name in ("vmm_status", "ticks", "echoes", "journal", "journal_before", "journal_after",
                  "pattern", "watched"):  # fmt: skip
         value = _emptied(getattr(hop.guests[0], name))

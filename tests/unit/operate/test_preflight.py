@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from liveupdate.core.units import GIB, MIB
 from liveupdate.model import codec
@@ -118,7 +119,7 @@ def spec(**changes: Any) -> Change:
 
 
 def local(**changes: Any) -> Change:
-    return lambda survey, local: (survey, replace(local, **changes))
+    return lambda survey, local: (survey, dataclasses.replace(local, **changes))
 
 
 def incoming(**changes: Any) -> Change:
@@ -262,7 +263,7 @@ def test_an_update_of_our_own_is_no_obstacle() -> None:
         SURVEY, agent=replace(SURVEY.agent, handover="prepared", update={"id": "u1", "owner": "me"})
     )
     assert is_refused(check(survey, LOCAL))
-    assert found(survey, replace(LOCAL, own="u1")) == []
+    assert found(survey, dataclasses.replace(LOCAL, own="u1")) == []
 
 
 def test_a_guest_with_an_agent_of_its_own_can_be_seen() -> None:

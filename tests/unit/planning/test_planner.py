@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.units import GIB, MIB
@@ -303,9 +304,9 @@ def test_fault_that_nothing_could_see_is_refused() -> None:
 def test_too_little_room_is_refused() -> None:
     with pytest.raises(PlanError, match=r"2 guests with 1 GiB in all needs .* RAM"):
         make_plan(Scenario(guests=guests(512, 512)), IMAGES,
-                  replace(MACHINE, ram_available_bytes=2 * GIB))  # fmt: skip
+                  dataclasses.replace(MACHINE, ram_available_bytes=2 * GIB))  # fmt: skip
     with pytest.raises(PlanError, match="--results: .* needed"):
-        make_plan(Scenario(), IMAGES, replace(MACHINE, run_free_bytes=1 * MIB))
+        make_plan(Scenario(), IMAGES, dataclasses.replace(MACHINE, run_free_bytes=1 * MIB))
     small = Scenario(
         host=HostSpec(memory_bytes=1 * GIB), guests=guests(1024), origins={"host.memory": "x:2"}
     )
@@ -320,7 +321,9 @@ def test_command_line_that_the_kernel_would_cut_is_refused() -> None:
 
 def test_size_of_own_image_is_the_size_of_its_disk() -> None:
     own = GuestSpec(name="vm0", image="/x", liveness="agent")
-    made = make_plan(Scenario(guests=(own,)), IMAGES, replace(MACHINE, image_bytes={"/x": 3 * GIB}))
+    made = make_plan(
+        Scenario(guests=(own,)), IMAGES, dataclasses.replace(MACHINE, image_bytes={"/x": 3 * GIB})
+    )
     assert made.machine.disks == (("vm0", 3 * GIB),)
 
 
@@ -420,7 +423,7 @@ def test_guests_own_device_that_makes_no_sense_is_refused(
     changes: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ScenarioError, match=said):
-        plan(Scenario(devices=(replace(OWN, **changes),)))  # type: ignore[arg-type]
+        plan(Scenario(devices=(replace(OWN, **changes),)))
 
 
 def test_guests_own_device_needs_our_payload_one_journal_and_no_fault() -> None:
@@ -472,7 +475,7 @@ def test_frames_can_only_be_dropped_on_their_way_to_who_is_sent_any() -> None:
 
 
 def test_frames_need_room_in_the_run_directory() -> None:
-    small = replace(MACHINE, run_free_bytes=100 * MIB)
+    small = dataclasses.replace(MACHINE, run_free_bytes=100 * MIB)
     make_plan(Scenario(), IMAGES, small)
     with pytest.raises(PlanError, match="--results"):
         make_plan(Scenario(hops=20, devices=(replace(NIC, rate=5000),)), IMAGES, small)
@@ -497,14 +500,16 @@ def test_fault_of_a_device_needs_one() -> None:
 
 
 def test_the_plan_says_where_the_target_is() -> None:
-    made = make_plan(Scenario(target="libvirt"), IMAGES, replace(MACHINE, place="qemu:///session"))
+    made = make_plan(
+        Scenario(target="libvirt"), IMAGES, dataclasses.replace(MACHINE, place="qemu:///session")
+    )
     assert (made.target, made.place) == ("libvirt", "qemu:///session")
     made = plan(Scenario(target="libvirt:qemu:///system"))
     assert (made.target, made.place) == ("libvirt", "qemu:///system")
 
 
 def lab(*disks: str) -> MachineFacts:
-    return replace(
+    return dataclasses.replace(
         MACHINE, accel="remote", place="/etc/box.toml", append="console=ttyS1", guest_disks=disks
     )
 

@@ -10,7 +10,8 @@ from hashlib import blake2b
 
 from liveupdate.agent.guest import digest
 from liveupdate.agent.mechanisms.base import Ram
-from liveupdate.probes.inside_digests import ToldDigests, collect_digests
+from liveupdate.probes.inside_digests import collect_digests
+from liveupdate.probes.memory import DigestPass
 from liveupdate.transport.agent_link import AgentEvent
 
 PAGES = digest.PAGES_PER_EVENT + 3
@@ -41,7 +42,7 @@ def piece(text: object) -> list[AgentEvent]:
     return [event("paused", 1), event("digests", 2, moment="freeze", first=0, digests=text)]
 
 
-def one(events: list[AgentEvent]) -> ToldDigests:
+def one(events: list[AgentEvent]) -> DigestPass:
     (found,) = collect_digests(events)
     return found
 
@@ -56,7 +57,7 @@ def test_every_page_is_digested_and_told() -> None:
         )
     finally:
         os.close(fd)
-    assert found == ToldDigests(
+    assert found == DigestPass(
         guest="vm0", moment="freeze", digests=expected, began_ns=10, ended_ns=12
     )
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from junitparser import JUnitXml
+from msgspec.structs import replace
 
 import liveupdate.report
 from liveupdate.formats import ktap
@@ -137,11 +138,11 @@ def test_text_names_kernels_results_blackout_and_phases() -> None:
 
 
 def test_the_headline_of_what_was_rolled_back_says_so_unless_a_guest_was_lost() -> None:
-    verdict = replace(judge(PLAN, spoilt("refused")), rolled_back=True)
+    verdict = dataclasses.replace(judge(PLAN, spoilt("refused")), rolled_back=True)
     assert verdict.outcome is Outcome.FAIL
     assert render_text(PLAN, GOOD, verdict).startswith("ROLLED BACK  ")
     assert "<title>ROLLED BACK: " in render_html(PLAN, GOOD, verdict)
-    lost = replace(verdict, rolled_back=False)
+    lost = dataclasses.replace(verdict, rolled_back=False)
     assert render_text(PLAN, GOOD, lost).startswith("FAIL  ")
     assert "<title>FAIL: " in render_html(PLAN, GOOD, lost)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import base64
 import functools
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
 from liveupdate.core.errors import LostMachine
 from liveupdate.formats.tickpage import TickPage, encode_tick
@@ -42,7 +42,7 @@ class _Ram:
 
 def _bed(ram: _Ram, **guest: str) -> Testbed:
     handle = GuestHandle(
-        spec=replace(GuestSpec(name="vm0"), **guest),  # type: ignore[arg-type]
+        spec=replace(GuestSpec(name="vm0"), **guest),
         index=0,
         ready=SimpleNamespace(tick_gpa=0x2000),  # type: ignore[arg-type]
         pfns=(1).to_bytes(8, "little") * 3,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from liveupdate.agent.base.names import SpecError
 from liveupdate.agent.device.devices import DeviceSpec
 from liveupdate.agent.device.driver_binding import Pin, PinError, find
-from liveupdate.agent.guest.spec import SpecError
 
 BDF = "0000:01:00.0"
 

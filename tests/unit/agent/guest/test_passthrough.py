@@ -10,11 +10,12 @@ from typing import cast
 
 import pytest
 
+from liveupdate.agent.base.names import SpecError
 from liveupdate.agent.device.driver_binding import Pin, PinError
 from liveupdate.agent.guest import guests as module
 from liveupdate.agent.guest.guests import AWAKE, Guest
 from liveupdate.agent.guest.passthrough import DEVICES_MAX, Assigned, stop_guests
-from liveupdate.agent.guest.spec import GuestSpec, SpecError
+from liveupdate.agent.guest.spec import GuestSpec
 from liveupdate.agent.guest.vmm_qemu import QemuVmm, VmmError, VmmFds, build_argv
 from liveupdate.agent.mechanisms.base import PreservedSet, Ram
 from liveupdate.agent.mechanisms.files import FileMechanism

@@ -249,4 +249,4 @@ def test_restore_path_imports_nothing_expensive(tmp_path: Path) -> None:
     heavy = {"json", "re", "enum", "socket", "threading", "subprocess", "typing", "dataclasses"}
     assert not heavy & set(loaded)
     assert "kit.link.calls" not in loaded
-    assert "kit.base.fault_tools" not in loaded
+    assert not [name for name in loaded if "fault_tools" in name]

@@ -7,8 +7,7 @@ import os
 
 import pytest
 
-from liveupdate.agent.base import fault_tools, modules
-from liveupdate.agent.mechanisms import breadcrumb, stream
+from liveupdate.agent.mechanisms import breadcrumb, fault_tools, modules, stream
 from liveupdate.agent.mechanisms import pool as pool_module
 from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError
 from liveupdate.agent.mechanisms.breadcrumb import BreadcrumbMechanism

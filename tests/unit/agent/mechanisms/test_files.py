@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent.base.fault_tools import fill, take_token
 from liveupdate.agent.mechanisms import dax
 from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError, open_mechanism, wanted
+from liveupdate.agent.mechanisms.fault_tools import fill, take_token
 from liveupdate.agent.mechanisms.files import FileMechanism
 from liveupdate.core.units import MIB
 

@@ -75,7 +75,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 @pytest.fixture
 def mechanism(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> prmem.PrmemMechanism:
-    monkeypatch.setattr("liveupdate.agent.base.modules.load", lambda *_: None)
+    monkeypatch.setattr("liveupdate.agent.mechanisms.modules.load", lambda *_: None)
     monkeypatch.setattr("os.open", lambda *_: os.memfd_create("prmem"))
     return prmem.PrmemMechanism()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent.base import host, modules
-from liveupdate.agent.mechanisms import pool, reserve_mem
+from liveupdate.agent.base import host
+from liveupdate.agent.mechanisms import modules, pool, reserve_mem
 from liveupdate.agent.mechanisms.base import MechanismError
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liveupdate.agent.base.fast_stdlib import encode_json
-from liveupdate.agent.guest.spec import APPEND_MAX, GuestSpec, SpecError
+from liveupdate.agent.base.names import SpecError
+from liveupdate.agent.guest.spec import APPEND_MAX, GuestEntry, GuestSpec
 from liveupdate.agent.update import manifest
 
 #: the whole unit suite has seconds, and shares its CPUs
@@ -21,8 +22,8 @@ BOOT = "6f1c9e1e-0000-4000-8000-000000000001"
 GOOD: dict[str, object] = {"name": "vm0", "index": 0, "memory_bytes": 256 << 20}
 
 
-def entry(**changes: object) -> manifest.GuestEntry:
-    return manifest.GuestEntry(GuestSpec({**GOOD, **changes}), 4096)
+def entry(**changes: object) -> GuestEntry:
+    return GuestEntry(GuestSpec({**GOOD, **changes}), 4096)
 
 
 def test_manifest_survives_the_round_trip() -> None:

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.pci_config import COMMAND
@@ -160,7 +159,7 @@ def test_device_that_does_nothing_more_says_why() -> None:
 
 def test_transfers_that_nobody_counted_are_an_error() -> None:
     for missing in ({"frozen": None}, {"landed": None}, {"after": None}):
-        facts = replace(make_facts(), **missing)  # type: ignore[arg-type]
+        facts = replace(make_facts(), **missing)
         assert judge_own(facts).status is Outcome.ERROR
 
 
@@ -239,7 +238,7 @@ def test_what_stopped_the_dma_is_named_in_order_of_time() -> None:
 
 @pytest.mark.parametrize("field", ["before", "after", "landed", "frozen", "frozen_ns"])
 def test_missing_fact_is_an_error(field: str) -> None:
-    check = spoil(replace(make_facts(), **{field: None}))  # type: ignore[arg-type]
+    check = spoil(replace(make_facts(), **{field: None}))
     assert check.status is Outcome.ERROR
 
 
@@ -264,7 +263,7 @@ def test_no_frame_in_the_blackout_proves_nothing() -> None:
 def rest(**changes: object) -> Check:
     """Judge one hop of a device of tier quiesce, which nobody could count through the blackout."""
     plan = replace(make_plan(), devices=(DeviceSpec(name="nic0", tier="quiesce"),))
-    facts = replace(replace(make_facts(), landed=None, keep=None), **changes)  # type: ignore[arg-type]
+    facts = replace(replace(make_facts(), landed=None, keep=None), **changes)
     trace = DeviceTrace(facts=facts, frames=make_frames())
     return check_of(make.with_hop(make_evidence(), devices={"nic0": trace}), plan)
 

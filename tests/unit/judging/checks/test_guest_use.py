@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from liveupdate.judging.judge import judge
 from liveupdate.model import codec, layout
@@ -61,8 +60,8 @@ def make_evidence(disk: dict[str, object] | None = None, **nic: object) -> Evide
     """Evidence of one good hop, with these changes to the use of either device."""
     journals = replace(USE, journal_before=JOURNAL, journal_after=LATER)
     devices = {
-        "disk0": trace(DISK, replace(journals, **disk or {})),  # type: ignore[arg-type]
-        "nic0": trace(NIC, replace(USE, **nic)),  # type: ignore[arg-type]
+        "disk0": trace(DISK, replace(journals, **disk or {})),
+        "nic0": trace(NIC, replace(USE, **nic)),
     }
     return make.with_hop(make.make_evidence(), devices=devices)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import READ, WRITE, Run
@@ -126,7 +126,7 @@ def events(*more: DeviceEvent) -> Spoil:
 def bindings(**changes: object) -> Spoil:
     def apply(evidence: Evidence) -> Evidence:
         old = iommu_of(evidence).bindings
-        bad = replace(seen.make_binding(2000), **changes)  # type: ignore[arg-type]
+        bad = replace(seen.make_binding(2000), **changes)
         return spoil(evidence, bindings=(*old, bad))
 
     return apply
@@ -389,7 +389,7 @@ def watch(**changes: object) -> Spoil:
     def apply(evidence: Evidence) -> Evidence:
         old = iommu_of(evidence).watch
         assert old is not None
-        return spoil(evidence, watch=replace(old, **changes))  # type: ignore[arg-type]
+        return spoil(evidence, watch=replace(old, **changes))
 
     return apply
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from msgspec import structs
 
 from liveupdate.core.errors import LostMachine, PlanError
 from liveupdate.model.plan import MachineSpec
@@ -78,14 +79,14 @@ def test_tcg_emulates_nested_paging() -> None:
     assert cpu is not None and cpu.attrib["check"] == "none"
     required = {item.attrib["name"] for item in cpu.findall("feature[@policy='require']")}
     assert required == {"svm", "npt", "x2apic"}
-    kvm = domain(dataclasses.replace(SPEC, accel="kvm"))
+    kvm = domain(structs.replace(SPEC, accel="kvm"))
     assert kvm.attrib["type"] == "kvm"
     assert kvm.find("cpu[@mode='host-passthrough']") is not None
 
 
 def test_interrupt_remapping_needs_the_io_apic_in_user_space() -> None:
     assert domain().find("features/ioapic[@driver='qemu']") is not None
-    bare = domain(dataclasses.replace(SPEC, iommu="none"))
+    bare = domain(structs.replace(SPEC, iommu="none"))
     assert bare.find("features/ioapic") is None
     assert bare.find("devices/iommu") is None
 
@@ -115,7 +116,7 @@ def test_only_a_privileged_daemon_is_told_whom_to_run_as() -> None:
 )
 def test_what_libvirt_does_not_have_is_refused(change: dict[str, object], said: str) -> None:
     with pytest.raises(PlanError, match=said):
-        domain(dataclasses.replace(SPEC, **change))  # type: ignore[arg-type]
+        domain(structs.replace(SPEC, **change))
 
 
 def test_more_disks_than_slots_are_refused() -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from liveupdate.core.errors import PlanError
 from liveupdate.target.qemu.argv import DiskFile, parse_ssh_port
@@ -30,9 +31,9 @@ def test_tcg_emulates_nested_paging() -> None:
 
 
 def test_kvm_splits_the_irqchip_only_for_an_iommu() -> None:
-    kvm = dataclasses.replace(SPEC, accel="kvm")
+    kvm = structs.replace(SPEC, accel="kvm")
     assert values(argv(kvm), "-M") == ["q35,memory-backend=hostram,kernel-irqchip=split"]
-    bare = dataclasses.replace(kvm, iommu="none")
+    bare = structs.replace(kvm, iommu="none")
     assert values(argv(bare), "-M") == ["q35,memory-backend=hostram"]
     assert values(argv(kvm), "-cpu") == ["host"]
 
@@ -42,12 +43,12 @@ def test_kvm_splits_the_irqchip_only_for_an_iommu() -> None:
     [("intel", "intel-iommu,intremap=on,eim=on"), ("amd", "amd-iommu,intremap=on,pt=off")],
 )
 def test_iommu_comes_before_the_devices_behind_it(iommu: str, device: str) -> None:
-    devices = values(argv(dataclasses.replace(SPEC, iommu=iommu)), "-device")
+    devices = values(argv(structs.replace(SPEC, iommu=iommu)), "-device")
     assert devices[0] == device
 
 
 def test_no_iommu_has_no_iommu_device() -> None:
-    devices = values(argv(dataclasses.replace(SPEC, iommu="none")), "-device")
+    devices = values(argv(structs.replace(SPEC, iommu="none")), "-device")
     assert not any("iommu" in device for device in devices)
 
 
@@ -90,9 +91,9 @@ def test_a_comma_in_a_path_does_not_end_the_value() -> None:
 
 def test_unknown_accelerator_and_iommu_are_refused() -> None:
     with pytest.raises(PlanError, match="'hax'"):
-        argv(dataclasses.replace(SPEC, accel="hax"))
+        argv(structs.replace(SPEC, accel="hax"))
     with pytest.raises(PlanError, match="'smmu'"):
-        argv(dataclasses.replace(SPEC, iommu="smmu"))
+        argv(structs.replace(SPEC, iommu="smmu"))
 
 
 @pytest.mark.parametrize("serial", ["", "a" * 21, "a,b", "ä" * 11])
@@ -122,7 +123,7 @@ def test_no_forward_is_an_error(text: str) -> None:
 
 
 def test_device_is_alone_behind_a_root_port_of_its_own() -> None:
-    command = argv(dataclasses.replace(SPEC, devices=(("nic0", "igb"), ("nic1", "igb"))))
+    command = argv(structs.replace(SPEC, devices=(("nic0", "igb"), ("nic1", "igb"))))
     devices = values(command, "-device")
     ports = [each for each in devices if each.startswith("pcie-root-port")]
     nics = [each for each in devices if each.startswith("igb")]
@@ -136,7 +137,7 @@ def test_device_is_alone_behind_a_root_port_of_its_own() -> None:
 
 def test_devices_of_an_amd_unit_are_on_the_root_bus_before_all_others() -> None:
     nics = (("nic0", "igb"), ("nic1", "igb"))
-    devices = values(argv(dataclasses.replace(SPEC, iommu="amd", devices=nics)), "-device")
+    devices = values(argv(structs.replace(SPEC, iommu="amd", devices=nics)), "-device")
     assert [each.partition(",")[0] for each in devices[:3]] == ["amd-iommu", "igb", "igb"]
     # 16 and more slots above are their virtual functions'
     assert ["bus=pcie.0,addr=0xd" in devices[1], "bus=pcie.0,addr=0xb" in devices[2]] == [True] * 2
@@ -145,7 +146,7 @@ def test_devices_of_an_amd_unit_are_on_the_root_bus_before_all_others() -> None:
 def test_every_kind_of_device_comes_with_what_is_behind_it() -> None:
     kinds = ("igb", "e1000e", "nvme", "edu")
     command = argv(
-        dataclasses.replace(SPEC, devices=tuple((f"d{each}", each) for each in kinds)),
+        structs.replace(SPEC, devices=tuple((f"d{each}", each) for each in kinds)),
         dataclasses.replace(PATHS, namespaces={"dnvme": Path("/run/a,b.raw")}),
     )
     devices = {each.partition(",")[0]: each for each in values(command, "-device")}
@@ -161,12 +162,12 @@ def test_every_kind_of_device_comes_with_what_is_behind_it() -> None:
 
 
 def test_scalable_mode_is_intels() -> None:
-    command = argv(dataclasses.replace(SPEC, scalable=True))
+    command = argv(structs.replace(SPEC, scalable=True))
     assert "intel-iommu,intremap=on,eim=on,x-scalable-mode=on" in values(command, "-device")
     with pytest.raises(PlanError, match="scalable"):
-        argv(dataclasses.replace(SPEC, iommu="amd", scalable=True))
+        argv(structs.replace(SPEC, iommu="amd", scalable=True))
 
 
 def test_unknown_device_is_refused() -> None:
     with pytest.raises(PlanError, match="floppy"):
-        argv(dataclasses.replace(SPEC, devices=(("x", "floppy"),)))
+        argv(structs.replace(SPEC, devices=(("x", "floppy"),)))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..mechanisms.base import MechanismError
+from .base import MechanismError
 
 DIRECTORY = "/kit/modules"
 #: arch/x86/entry/syscalls/syscall_64.tbl
@@ -44,7 +44,7 @@ def load(name: str, parameters: str = "", directory: str = DIRECTORY) -> bool:
 
 def _said(name: str) -> str:
     """Return what a module said last: errno alone does not tell what is wrong with a region."""
-    from .host import last_messages
+    from ..base.host import last_messages
 
     said = last_messages(f"{name}: ", most=1)
     return f" ({said})" if said else ""

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guests that fail on request, for tests of the checks; off the path of other runs."""
+
+from __future__ import annotations
+
+from ..base.fault_tools import move_page
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .guests import Guest
+
+
+def apply_after_retrieve(guest: Guest) -> None:
+    """Apply those of the guest's faults that come between retrieving it and starting its VMM."""
+    for fault in guest.faults:
+        page = fault.get("page")
+        if fault.get("fault") == "move-page" and isinstance(page, int):
+            if not 0 <= page < guest.spec.pages:
+                continue
+            if guest.ram is None:
+                continue
+            before, after = move_page(guest.ram.fd, page)
+            guest.tell("fault", fault="move-page", page=page, pfn_before=before, pfn_after=after)
+
+
+def apply_after_resume(guest: Guest) -> None:
+    for fault in guest.faults:
+        if fault.get("fault") == "kill-vmm":
+            guest.vmm.kill()
+            guest.tell("fault", fault="kill-vmm")

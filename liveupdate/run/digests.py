@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Digests of the guests' pages over one hop: taken from outside, or told by the agent.
+
+Whichever way they come, they are passes of one kind, and :func:`store_digests` stores them. Nothing
+here raises for a pass that failed: it is noted, and missing in the evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from liveupdate.core.steps import Steps
+from liveupdate.evidence import RunDir
+from liveupdate.probes.memory import DigestJob, DigestPass
+from liveupdate.run.testbed import GuestHandle, Testbed
+from liveupdate.transport.physmem import Page
+
+#: a pass over a guest's pages that takes longer than this is given up
+_PASS_S = 120.0
+
+
+class OutsideDigests:
+    """The passes over the memory of a machine that is seen from outside; of any other, none."""
+
+    def __init__(self, bed: Testbed, steps: Steps) -> None:
+        self._bed = bed
+        self._steps = steps
+        self._pages: dict[str, list[Page]] = {}
+        self._jobs: list[DigestJob] = []
+
+    def select(self, guest: GuestHandle) -> None:
+        """Look the guest's pages up: what is left for the blackout is to read them."""
+        if self._bed.plan.observe.memory and self._bed.machine is not None:
+            self._pages[guest.spec.name] = self._bed.machine.ram.select_pages(guest.pfns)
+
+    def begin(self, guest: str, moment: str) -> None:
+        """Begin a pass in a thread, if the guest's pages are known."""
+        if guest in self._pages:
+            self._jobs.append(DigestJob(self._pages[guest], guest, moment))
+
+    def wait(self) -> None:
+        """Wait until no pass reads any more."""
+        for job in self._jobs:
+            job.join(_PASS_S)
+
+    def finish(self) -> list[DigestPass]:
+        """Wait, and return the passes that came to an end. Lets go of the host's memory."""
+        jobs, self._jobs = self._jobs, []
+        # they point into the mapping of the host's RAM, which is to be closed
+        self._pages.clear()
+        passes: list[DigestPass] = []
+        for job in jobs:
+            job.join(_PASS_S)
+            if job.error is not None:
+                self._steps.note("digest-failed", guest=job.guest, error=str(job.error))
+            if job.result is not None:
+                passes.append(job.result)
+        return passes
+
+
+def store_digests(record: RunDir, hop: int, passes: Iterable[DigestPass]) -> None:
+    """Store passes of one hop, from wherever they are."""
+    for each in passes:
+        record.put_digests(hop, each.guest, each.moment, each.digests, each.began_ns, each.ended_ns)
