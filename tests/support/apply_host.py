@@ -455,6 +455,8 @@ class FakeSsh:
 class FakeHeld:
     """One process's connection; made anew by the next."""
 
+    #: as every host that is there already, it is not seen from outside
+    outside = None
     has_console = False
     no_console = "none"
     problems: tuple[str, ...] = ()
