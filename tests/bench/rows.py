@@ -43,7 +43,11 @@ class Row:
             yield "holds" if first <= self.bound else "EXCEEDED"
         for other in others:
             yield self._shown(other)
-            yield f"{first / other:.2f}" if first is not None and other else ABSENT
+            if first is None or other is None:
+                yield ABSENT
+            else:
+                # both are shown as 0.00: the ratio would be one of noise
+                yield f"{first / other:.2f}" if round(other, 2) else "–"
 
     def _shown(self, value: float | None) -> str:
         return ABSENT if value is None else f"{value:.2f} {self.unit}"

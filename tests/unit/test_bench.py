@@ -25,8 +25,8 @@ def test_a_row_has_the_bound_of_the_first_and_a_ratio_for_the_other() -> None:
     assert tuple(row.cells()) == ("warm run", "9.00 s", "25 s", "holds", "6.00 s", "1.50")
     row = Row(what="warm run", values=(26.0, None), unit="s", bound=25)
     assert tuple(row.cells()) == ("warm run", "26.00 s", "25 s", "EXCEEDED", "absent", "absent")
-    row = Row(what="blackout", values=(3.0, 0.0), unit="s")
-    assert tuple(row.cells()) == ("blackout", "3.00 s", "", "", "0.00 s", "absent")
+    row = Row(what="PRESERVE_FD", values=(2e-6, 1e-6), unit="s")
+    assert tuple(row.cells()) == ("PRESERVE_FD", "0.00 s", "", "", "0.00 s", "–")
 
 
 def test_subjects_take_turns_for_each_work() -> None:
