@@ -61,6 +61,18 @@ def touched_files(text: str, src: Path) -> tuple[Path, ...]:
     return tuple(Path(name) for name in names if (src / name).exists())
 
 
+def build_directory(file: Path, src: Path) -> Path:
+    """Return the directory whose makefile builds a file of the kernel.
+
+    Some directories have none, such as arch/x86/kvm/svm, which its parent builds. To make(1) they
+    are nothing to be done.
+    """
+    for parent in file.parents[:-1]:
+        if any((src / parent / name).exists() for name in ("Kbuild", "Makefile")):
+            return parent
+    return file.parent
+
+
 def check_kernels(directory: Path, steps: Steps) -> None:
     """Check series and variants of a kernel directory.
 
@@ -119,7 +131,7 @@ def compile_touched(name: str, files: tuple[Path, ...], src: Path, out: Path) ->
     make = ["make", jobs, "-C", str(src), f"O={out}"]
     for file in files:
         (out / file).with_suffix(".o").unlink(missing_ok=True)
-    directories = sorted({f"{file.parent}/" for file in files})
+    directories = sorted({f"{build_directory(file, src)}/" for file in files})
     try:
         if directories:
             deadline = Deadline.after(OBJECTS_S, f"directories of {name}")

@@ -27,7 +27,7 @@ _MIN_RATE_SPAN_NS = 400_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockChange:
-    """What happened to one clock. ``None``: too few readings to say."""
+    """How one clock changed over an update. ``None``: too few readings."""
 
     #: jump of (guest - host) over the gap; minus the gap's length when the clock stood still in it
     step_ns: int | None

@@ -96,6 +96,7 @@ class Gap:
 
     @property
     def length_ns(self) -> int:
+        """Length of the silence in nanoseconds."""
         return self.ended_ns - self.began_ns
 
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every check shares: findings, and why a piece of evidence is not there.
+"""What every check shares: findings, and the reason why a piece of evidence is absent.
 
-Absent evidence is ERROR. One thing only turns it into SKIP: a guest or a whole handover that is
-already known to be lost, because some other check says FAIL for it. What nobody could have seen any
-more must not read like a broken harness; :mod:`liveupdate.judging.judge` makes sure that the FAIL
-is there.
+Absent evidence is ERROR. It is SKIP in one case only: a guest or a whole handover is already lost,
+and another check says FAIL for it. Evidence that could not exist any more must not look like a
+broken tool; :mod:`liveupdate.judging.judge` ensures that the FAIL is there.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from liveupdate.model.scenario import GuestSpec
 from liveupdate.model.verdict import Check, Outcome, reduce
 from liveupdate.preserve.base import AGENT_SESSION, KHO, LUO
 
-#: the kernel under update broke its promise
+#: the kernel under update violated a guarantee
 KERNEL_KINDS = ("panic", "reset")
-#: we lost the means to see; nothing follows about the kernel
+#: the control host could not see any more; nothing follows about the kernel
 TROUBLE_KINDS = ("deadline", "exited", "lost-agent", "lost-ssh", "lost-qmp", "harness")
 #: one guest did not survive
 GUEST_KINDS = ("vmm-lost", "restore-failed")
@@ -40,12 +39,14 @@ class Finding:
 
 
 def passed(reason: str, observed: str = "", evidence: tuple[str, ...] = ()) -> Finding:
+    """Make a PASS with its reason and the files it rests on."""
     return Finding(status=Outcome.PASS, reason=reason, observed=observed, evidence=evidence)
 
 
 def failed(
     reason: str, *, observed: str = "", expected: str = "", evidence: tuple[str, ...] = ()
 ) -> Finding:
+    """Make a FAIL; ``expected`` and ``observed`` go into the reports."""
     return Finding(
         status=Outcome.FAIL,
         reason=reason,
@@ -56,21 +57,24 @@ def failed(
 
 
 def error_finding(reason: str, *, observed: str = "", evidence: tuple[str, ...] = ()) -> Finding:
-    """Make an ERROR: it could not be found out."""
+    """Make an ERROR: the evidence does not allow a conclusion."""
     return Finding(status=Outcome.ERROR, reason=reason, observed=observed, evidence=evidence)
 
 
 def skipped(reason: str) -> Finding:
+    """Make a SKIP with its reason."""
     return Finding(status=Outcome.SKIP, reason=reason)
 
 
 def to_check(check_id: str, findings: Sequence[Finding]) -> Check:
-    """Reduce findings to one check; the worst ones speak. No finding at all is ERROR."""
+    """Reduce findings to one check whose reason quotes the worst ones. No finding at all is
+    ERROR.
+    """
     status = reduce(finding.status for finding in findings)
     worst = [finding for finding in findings if finding.status is status]
     reasons = list(dict.fromkeys(finding.reason for finding in worst if finding.reason))
     if not findings:
-        reasons = ["nothing was found out"]
+        reasons = ["no finding"]
     more = f"; and {len(reasons) - _QUOTED} more" if len(reasons) > _QUOTED else ""
     files = dict.fromkeys(path for finding in worst for path in finding.evidence)
     return Check(
@@ -93,6 +97,7 @@ class Context:
     dead: dict[tuple[int, str], str] = field(default_factory=dict)
 
     def hop(self, number: int) -> HopEvidence | None:
+        """Return the evidence of a hop; None: there is none."""
         return next((hop for hop in self.evidence.hops if hop.number == number), None)
 
     def guests(self) -> Iterator[tuple[Hop, HopEvidence | None, GuestSpec]]:
@@ -107,10 +112,12 @@ class Context:
         return before[-1].incoming if before else self.plan.images.outgoing
 
     def memory(self, hop: int, guest: str) -> GuestMemory | None:
+        """Return the memory evidence of a guest in a hop; None: there is none."""
         facts = self.hop(hop)
         return next((each for each in facts.memory if each.guest == guest), None) if facts else None
 
     def trace(self, hop: int, guest: str) -> GuestTrace | None:
+        """Return what was observed of a guest in a hop; None: nothing."""
         facts = self.hop(hop)
         return next((each for each in facts.guests if each.guest == guest), None) if facts else None
 
@@ -124,7 +131,9 @@ class Context:
 
     @property
     def kernel_incident(self) -> Incident | None:
-        """The first panic or reset after the update began; what follows it is its consequence."""
+        """Return the first panic or reset after the update began; later incidents are its
+        consequence.
+        """
         return next(
             (
                 incident
@@ -135,7 +144,7 @@ class Context:
         )
 
     def troubles(self, until: int | None = None) -> list[Incident]:
-        """Incidents that mean that we could not see, those left out that a panic or reset explains.
+        """Return the incidents of the control host, except those that a panic or reset explains.
 
         :param until: only up to this hop.
         """
@@ -153,7 +162,7 @@ class Context:
 
     @property
     def rolled_back_hop(self) -> int | None:
-        """The hop that was given up with the guests alive on the outgoing kernel."""
+        """The number of the hop that was rolled back with the guests alive; None: none was."""
         if not self.evidence.rolled_back:
             return None
         refused = [each.hop for each in self.evidence.incidents if each.kind == "freeze-refused"]
@@ -161,11 +170,14 @@ class Context:
         return max(refused or seen or [1])
 
     def rolled_back(self, hop: int) -> bool:
+        """Whether ``hop`` is the one that was rolled back, or comes after it."""
         given_up = self.rolled_back_hop
         return given_up is not None and hop >= given_up
 
     def loss(self, hop: int, guest: str | None = None) -> str | None:
-        """Why nothing more can be seen of the handover (of ``guest``) in ``hop``: a known FAIL."""
+        """Return the known FAIL after which the handover (or ``guest``) in ``hop`` cannot be
+        observed.
+        """
         for number in range(1, hop + 1):
             reason = self._lost_in(number)
             if reason is None and guest is not None:
@@ -202,9 +214,10 @@ class Context:
     def missing(
         self, what: str, hop: int, guest: str | None = None, paths: Iterable[str] = ()
     ) -> Finding:
-        """Say why ``what`` is not there: unreadable, lost with its guest, or never seen.
+        """Say why ``what`` is absent: its file is unreadable, it was lost with its guest, or it was
+        never seen.
 
-        :param paths: files of the run directory it would have come from.
+        :param paths: files of the run directory that would hold it.
         """
         where = f"hop {hop}" + (f", {guest}" if guest else "")
         for path in paths:
@@ -225,16 +238,18 @@ class Context:
 
 
 def session_name(guest: str) -> str:
-    """Name of the LUO session that carries ``guest``."""
+    """Return the name of the LUO session that carries ``guest``."""
     return f"lu.guest.{guest}"
 
 
 def say_incident(incident: Incident) -> str:
+    """Format an incident as kind, guest and text."""
     guest = f" ({incident.guest})" if incident.guest else ""
     return f"{incident.kind}{guest}: {incident.text}"
 
 
 def say_kernel_incident(incident: Incident) -> str:
+    """Format a panic or a reset with the hop in which it happened."""
     what = {
         "panic": "incoming kernel panicked",
         "reset": "the machine was reset instead of kexec'ed",

@@ -17,7 +17,7 @@ _OWN_PHASES = ("preserve-state", "retrieve")
 
 
 def measure_costs(context: Context, facts: HopEvidence) -> Iterator[Metric]:
-    """Collect what one hop tells of costs."""
+    """Return what one hop says about costs."""
     hop = str(facts.number)
     if facts.costs.before is not None:
         yield from _measure_rams(facts.costs.before, hop, "before")
@@ -108,7 +108,9 @@ def _measure_share(context: Context, facts: HopEvidence) -> Iterator[Metric]:
 
 
 def huge_share(ram: RamFacts) -> float | None:
-    """Percent of what KVM has mapped of a guest that it has mapped with 2 MiB pages or larger."""
+    """Return the share, in percent, of a guest's memory that KVM maps with pages of 2 MiB or
+    more.
+    """
     if ram.pages_4k is None or ram.pages_2m is None or ram.pages_1g is None:
         return None
     small, huge = ram.pages_4k * PAGE_BYTES, ram.pages_2m * 2 * MIB + ram.pages_1g * GIB
@@ -116,10 +118,10 @@ def huge_share(ram: RamFacts) -> float | None:
 
 
 def metadata_bytes(context: Context, facts: HopEvidence) -> int | None:
-    """What describes the guests' memory: the mechanism's own account, and KHO's as it was seen.
+    """Return the bytes that describe the guests' memory: the mechanism's own count plus KHO's.
 
-    Without a region, everything that KHO preserves and the agent did not ask for is a description:
-    arrays of folios, sessions, blobs.
+    Without a region, everything that KHO preserves and that the agent did not ask for is such a
+    description: arrays of folios, sessions, blobs.
     """
     told = facts.costs.before.metadata_bytes if facts.costs.before else None
     walked = facts.costs.handed_over
@@ -136,9 +138,10 @@ def metadata_bytes(context: Context, facts: HopEvidence) -> int | None:
 
 
 def overhead_bytes(context: Context, facts: HopEvidence) -> int | None:
-    """RAM of the host that is neither the guests' nor to be had, after the update.
+    """Return the RAM of the host that is neither the guests' nor available after the update, in
+    bytes.
 
-    Kernel and user space are in it, which are the same for all mechanisms.
+    It includes kernel and user space, which are the same for all mechanisms.
     """
     plan = context.plan
     if facts.after is None or facts.after.mem_available_bytes is None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a device's mappings is its guest's memory, and what is the VMM's own.
+"""Splits a device's mappings into its guest's memory and what the VMM maps for itself.
 
-A VMM maps all that its guest could let a device reach: the guest's RAM, which has to lie where it
-lay; the firmware's ROM, which is in memory of the VMM's process and new with it; and registers of
-the guest's devices.
+A VMM maps all that its guest could let a device reach: the guest's RAM, which must keep its place;
+the firmware's ROM, which is in memory of the VMM's process and new with it; and registers of the
+guest's devices.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Ranges:
 
     @classmethod
     def of_frames(cls, pfns: bytes) -> Ranges:
-        """Make it from page frame numbers, u64 LE each; 0 is a page that is not there."""
+        """Make ranges from page frame numbers, u64 LE each; 0 is a page that is not present."""
         starts: list[int] = []
         ends: list[int] = []
         for frame in sorted({frame for (frame,) in struct.iter_unpack("<Q", pfns)} - {0}):
@@ -66,18 +66,21 @@ class GuestShare:
 
     @classmethod
     def of(cls, guest: str, pfns_before: bytes, pfns_after: bytes) -> GuestShare:
+        """Make it from the guest's page frame numbers before and after, u64 LE each."""
         return cls(guest, Ranges.of_frames(pfns_before), Ranges.of_frames(pfns_after))
 
     def guests(self, before: Sets, after: Sets) -> tuple[Sets, Sets]:
-        """Leave of either walk what leads to the guest's memory."""
+        """Return from both walks the runs that lead to the guest's memory."""
         return self.guests_at("before", before), self.guests_at("after", after)
 
     def guests_at(self, moment: str, walk: Sets) -> Sets:
-        """Leave of one walk what leads to the guest's memory."""
+        """Return from one walk the runs that lead to the guest's memory."""
         return _pick(walk, self.before if moment == "before" else self.after, wanted=True)
 
     def others(self, before: Sets, after: Sets) -> tuple[Sets, Sets]:
-        """Leave what does not, as if each IOVA led to itself: where it lies is the VMM's affair."""
+        """Return the other runs with each IOVA leading to itself: the VMM may place that memory
+        anywhere.
+        """
         return (
             _flatten(_pick(before, self.before, wanted=False)),
             _flatten(_pick(after, self.after, wanted=False)),
@@ -85,10 +88,10 @@ class GuestShare:
 
 
 def where_mapped(lies: Sets, mapped: Sets) -> Sets:
-    """Of a guest's memory, give that at the IOVAs that are mapped.
+    """Return where the guest's memory is, for those of its IOVAs that are mapped.
 
-    :param lies: where each of the guest's addresses lies; says nothing of what may reach it.
-    :param mapped: what decides of IOVAs and access.
+    :param lies: where each of the guest's addresses is; it says nothing about access.
+    :param mapped: decides on IOVAs and access.
     """
     found = {each.requester: each.runs for each in lies}
     return tuple(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the checks of devices and of their translation share: which devices, over which time.
 
-Two tiers, with different promises. Of a device that is ``continuous`` nothing may stop, not for
-one sample. One that is ``quiesce`` is stopped on purpose: promised is how it stands before and
-after, and that it could do no DMA while nothing translated it.
+There are two tiers with different guarantees. A device of tier ``continuous`` may not stop, not
+even for one sample. A device of tier ``quiesce`` is stopped on purpose: the guarantee is its state
+before and after, and that it could do no DMA while its translation was off.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class JudgedDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HopDevices:
-    """All that was seen of the devices in one hop; times are of the blackout."""
+    """All that was observed of the devices in one hop; times are those of the blackout."""
 
     hop: int
     evidence: IommuEvidence
@@ -52,11 +52,11 @@ class HopDevices:
 
     @property
     def is_continuous(self) -> bool:
-        """Whether any device is to go on with DMA."""
+        """Whether any device has to continue its DMA."""
         return any(each.tier == CONTINUOUS for each in self.devices)
 
     def since_pause(self, at_ns: int) -> str:
-        """Say a time as people want to read it."""
+        """Format a time as milliseconds after the pause."""
         return f"{(at_ns - self.paused_ns) / 1e6:+.0f} ms from the pause"
 
 
@@ -64,7 +64,7 @@ JudgeHopDevices = Callable[[HopDevices], list[Finding]]
 
 
 def judge_hop_devices(context: Context, judge: JudgeHopDevices) -> list[Finding]:
-    """Judge every hop in which the devices were seen; say why the others were not."""
+    """Return every hop in which the devices were observed, and findings for the others."""
     if not context.plan.devices:
         return [error_finding("expected by the plan, which has no device")]
     if not any(device.tier in (CONTINUOUS, QUIESCE) for device in context.plan.devices):
@@ -124,9 +124,10 @@ def _find_hop_devices(context: Context, hop: Hop) -> HopDevices | Finding:
 
 
 def find_blindness(hop_devices: HopDevices, *, is_sampled: bool) -> Finding | None:
-    """Say why sampling and trace are not enough to claim that something never happened.
+    """Say why sampling and trace are not enough to claim that something never happened; None: they
+    are.
 
-    :param is_sampled: what is claimed rests on the samples, and not on the trace alone.
+    :param is_sampled: the claim rests on the samples, and not on the trace alone.
     """
     where, watch = f"hop {hop_devices.hop}", hop_devices.watch
     path = layout.iommu_file(hop_devices.hop, "watch.json")
@@ -137,20 +138,20 @@ def find_blindness(hop_devices: HopDevices, *, is_sampled: bool) -> Finding | No
         )
     if is_sampled and watch.longest_hole_ns > MAX_HOLE_NS:
         return error_finding(
-            f"{where}: nobody looked for {format_ns(watch.longest_hole_ns)}",
+            f"{where}: no sample for {format_ns(watch.longest_hole_ns)}",
             observed=format_ns(watch.longest_hole_ns),
             evidence=(path,),
         )
     if not watch.trace_lines:
         return error_finding(
-            f"{where}: QEMU's trace stayed empty, so what happens between samples goes unseen",
+            f"{where}: QEMU's trace is empty, so events between samples are unknown",
             evidence=(path,),
         )
     return None
 
 
 def say_rate(hop_devices: HopDevices) -> str:
-    """Say how well the blackout was covered, as measured."""
+    """Format how well the samples covered the blackout, as measured."""
     samples = hop_devices.evidence.samples
     inside = [
         each for each in samples if hop_devices.paused_ns <= each.host_ns <= hop_devices.resumed_ns
@@ -164,7 +165,7 @@ def say_rate(hop_devices: HopDevices) -> str:
 
 
 def find_spaces(hop_devices: HopDevices, function: str) -> tuple[ConfigSpace, ConfigSpace] | str:
-    """Find a function's configuration space before and after, or say what is wrong with it."""
+    """Return a function's configuration space before or after, or what is wrong with it."""
     found: list[ConfigSpace] = []
     for moment in ("before", "after"):
         facts = next(

@@ -2,9 +2,9 @@
 """The judge: ``(Plan, Evidence) -> Verdict``. Pure; the only place that says PASS or FAIL.
 
 Not passed is the default. A check is PASS only when every planned hop and guest gave evidence for
-it; evidence that is missing, cut or altered is ERROR; SKIP is for what the plan said would not be
-judged, for what a kind of guest cannot show, and for what could not be seen any more because of a
-loss that another check calls FAIL. Rules: ``docs/judging.md``.
+it. Evidence that is missing, cut or altered is ERROR. SKIP is for checks that the plan excludes,
+that a kind of guest cannot show, or whose evidence was lost with a loss that another check calls
+FAIL. Rules: ``docs/judging.md``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _JUDGES: Mapping[str, Judge] = MappingProxyType(
 
 
 def judge(plan: Plan, evidence: Evidence) -> Verdict:
-    """Conclude from what was planned and what was seen."""
+    """Judge a plan by its evidence; every check id gets a result."""
     context = Context(plan, evidence)
     skips = dict(plan.skips)
     found: dict[str, Check] = {}
@@ -95,10 +95,10 @@ def judge(plan: Plan, evidence: Evidence) -> Verdict:
 
 
 def _cover_the_rest(context: Context, found: Mapping[str, Check]) -> tuple[Check, ...]:
-    """Make sure that nothing that went wrong gets lost between the checks.
+    """Ensure that no trouble is lost between the checks.
 
-    Trouble of ours and an unreadable file must show as ERROR somewhere, a loss as FAIL;
-    ``handover.kho`` takes what no other check has said.
+    Trouble on the control host and an unreadable file must show as ERROR somewhere, a loss as FAIL;
+    ``handover.kho`` takes those that no other check reports.
     """
     rest: list[Finding] = []
     statuses = {check.status for check in found.values()}
@@ -110,9 +110,9 @@ def _cover_the_rest(context: Context, found: Mapping[str, Check]) -> tuple[Check
             for path, why in evidence.unreadable.items()
         ]
         if evidence.provenance is None:
-            rest.append(error_finding("it is not known what was run (no provenance)"))
+            rest.append(error_finding("there is no provenance: it is unknown what was run"))
         if not context.plan.hops or not context.plan.guests:
-            rest.append(error_finding("the plan has no hop or no guest: nothing was tried"))
+            rest.append(error_finding("the plan has no hop or no guest: nothing was tested"))
     if not statuses & {Outcome.ERROR, Outcome.FAIL}:
         losses = (
             context.loss(hop.number, each.name)
@@ -140,7 +140,7 @@ def _say_why(outcome: Outcome, checks: tuple[Check, ...]) -> str:
 
 
 def _is_rolled_back(evidence: Evidence, checks: tuple[Check, ...]) -> bool:
-    """Rolled back and nothing lost: only then does the exit code say so."""
+    """Whether the run was rolled back with no loss: only then does the exit code say so."""
     return evidence.rolled_back and all(
         check.status in (Outcome.PASS, Outcome.SKIP)
         for check in checks

@@ -16,7 +16,7 @@ from liveupdate.model.verdict import Metric
 
 
 def measure(context: Context) -> tuple[Metric, ...]:
-    """Collect every metric that the evidence gives."""
+    """Return every metric that the evidence gives."""
     metrics: list[Metric] = []
     for hop, facts, guest in context.guests():
         if facts is not None:
@@ -106,7 +106,7 @@ def _kernel_bytes(kernel: KernelFacts | None, name: str) -> int | None:
 
 
 def _measure_iommu(facts: HopEvidence) -> Iterator[Metric]:
-    """What watching from outside came to, and what it cost the control host."""
+    """Measure how well the IOMMU was watched from outside, and what that cost the control host."""
     iommu = facts.iommu
     if iommu is None:
         return

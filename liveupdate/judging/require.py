@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``LIVEUPDATE_REQUIRE``: skips that are not to be had. Pure; the environment is the caller's.
+"""``LIVEUPDATE_REQUIRE``: checks that must not be skipped. Pure; the environment is the caller's.
 
 A comma-separated list of check ids (``guest.clock``), their families (``guest``), or ``all``. A
 check that is named and was skipped becomes an ERROR, so that CI cannot pass by skipping.
@@ -44,7 +44,7 @@ def parse_required(text: str) -> frozenset[str]:
 
 
 def apply_required(verdict: Verdict, required: frozenset[str]) -> Verdict:
-    """Turn skips of ``required`` checks into errors; doing it twice is doing it once."""
+    """Turn skips of ``required`` checks into errors; idempotent."""
     checks = tuple(_require(check) if check.id in required else check for check in verdict.checks)
     if checks == verdict.checks:
         return verdict

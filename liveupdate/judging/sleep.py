@@ -24,9 +24,9 @@ RTC_SECOND_NS = 1_000_000_000
 
 
 def has_slept(context: Context, hop: int, guest: str) -> bool | None:
-    """Say whether a guest slept over a hop, by what its VMM said.
+    """Say whether a guest slept over a hop, as its VMM reported.
 
-    :returns: None when it was to sleep and the evidence of none of its devices says whether it did.
+    :returns: None when it had to sleep and the evidence of none of its devices says whether it did.
     """
     facts = context.hop(hop)
     traces = [facts.devices.get(name) if facts else None for name in _devices(context, guest)]
@@ -37,7 +37,7 @@ def has_slept(context: Context, hop: int, guest: str) -> bool | None:
 
 
 def sleep_files(context: Context, hop: int, guest: str) -> list[str]:
-    """List the files of the run directory that say whether a guest slept."""
+    """Return the files of the run directory that say whether a guest slept."""
     return [layout.device(hop, name) for name in _devices(context, guest)]
 
 

@@ -11,10 +11,10 @@ from liveupdate.model.evidence import Watched
 
 
 class Sampler:
-    """Call ``sample`` every ``interval_s`` in a thread of its own, from enter to exit.
+    """Calls ``sample`` every ``interval_s`` in a thread of its own, from enter to exit.
 
     The first exception ends the sampling and is kept in :attr:`error`: a sampler that died must be
-    visible, as its silence would read like a dead guest.
+    visible, because its silence would look like a dead guest.
     """
 
     def __init__(self, name: str, interval_s: float, sample: Callable[[], None]) -> None:
@@ -37,7 +37,9 @@ class Sampler:
         self._thread.join()
 
     def take_watched(self) -> Watched:
-        """Say when was sampled since the last call, and the longest time between two samples."""
+        """Return the span that was sampled since the last call, and the longest time between two
+        samples.
+        """
         looked_ns = self._looked_ns
         watched = Watched(
             began_ns=self._began_ns, ended_ns=looked_ns, longest_hole_ns=self._hole_ns
@@ -53,7 +55,7 @@ class Sampler:
                 now = time.monotonic_ns()
                 self._hole_ns = max(self._hole_ns, now - self._looked_ns)
                 self._looked_ns = now
-                # A late sample does not bring a burst after it: skip to the next slot.
+                # A late sample causes no burst: skip to the next slot.
                 due = max(due + self._interval_s, time.monotonic())
                 self._stop.wait(max(0.0, due - time.monotonic()))
         except Exception as error:

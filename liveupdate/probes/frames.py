@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Send numbered frames to one device at a set rate, and note when its wire took each of them."""
+"""Sends numbered frames to one device at a set rate, and notes when QEMU took each of them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from typing import Protocol
 
 from liveupdate.model.evidence import FrameSent
 
-#: A wire that does not move for so long belongs to a device that receives nothing, or to a machine
-#: too busy to be measured; until a frame gets through again, nobody waits.
+#: A link that is blocked for so long belongs to a device that receives nothing, or to a machine
+#: too busy to be measured; until a frame gets through again, sending does not wait.
 PATIENCE_S = 1.0
 
 
 class TakesFrames(Protocol):
-    """Of :class:`liveupdate.transport.guest_network.Wire`, what this probe needs."""
+    """The part of :class:`liveupdate.transport.guest_network.Wire` that this probe needs."""
 
-    def send_within(self, frame: bytes, patience_s: float) -> int | None: ...
+    def send_within(self, frame: bytes, patience_s: float) -> int | None:
+        """Send one frame within ``patience_s``; return when it was taken (ns), or None."""
 
 
 class FrameSender:
-    """A thread that sends from :meth:`resume` to :meth:`pause`, over and over, until it is left.
+    """A thread that sends from :meth:`resume` to :meth:`pause`, any number of times.
 
-    The schedule is fixed when it resumes: a frame that was late makes none of the others late, and
-    none is left out. Its first exception is kept in :attr:`error`.
+    The schedule is fixed at the resume: a late frame delays no other, and none is left out. The
+    first exception is kept in :attr:`error`.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class FrameSender:
         """
         self.name = name
         self.error: BaseException | None = None
-        #: numbers that get lost on the way, for the fault that this probe must be able to show
+        #: numbers that are dropped on purpose, for the fault ``drop-frames``
         self.lost: frozenset[int] = frozenset()
         self._wire = wire
         self._build = build
@@ -60,12 +61,13 @@ class FrameSender:
         self._thread.join()
 
     def resume(self) -> None:
+        """Start sending, beginning with :attr:`next_number`."""
         with self._changed:
             self._is_wanted = True
             self._changed.notify_all()
 
     def pause(self) -> int:
-        """Stop sending; return the number of the next frame: all before it are on their way."""
+        """Stop sending and return the number of the next frame; all before it have been sent."""
         with self._changed:
             self._is_wanted = False
             self._changed.notify_all()
@@ -74,10 +76,11 @@ class FrameSender:
 
     @property
     def next_number(self) -> int:
+        """The number of the next frame to send."""
         return self._number
 
     def take(self) -> tuple[FrameSent, ...]:
-        """Hand over what was sent since the last call."""
+        """Return the frames that were sent since the last call."""
         with self._changed:
             frames, self._frames = self._frames, []
         return tuple(frames)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of guests' memory as the host under update tells them: the inside view.
+"""Digests of guests' memory as the host under update reports them: the inside view.
 
-Used where nobody can see the memory from outside. Bounded and checked: a host is not trusted.
+Used where the memory cannot be read from outside. Bounded and checked: a host is not trusted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _BEFORE = {"freeze": "paused", "boot": "retrieved"}
 
 
 def collect_digests(events: Iterable[AgentEvent]) -> Iterator[DigestPass]:
-    """Put "digests" events together; pieces that are missing leave the digests too short.
+    """Join the pieces of "digests" events; a missing piece leaves the digests too short.
 
-    Times are those at which we were told.
+    Times are those at which the events arrived.
     """
     pieces: dict[tuple[str, str], list[AgentEvent]] = {}
     began: dict[tuple[str, str], int] = {}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The IOMMU and the devices behind it, from outside: registers, tables, configuration, trace.
 
-Registers and configuration space go through QEMU's monitor, tables through the mapped RAM. A
-:class:`IommuWatcher` walks everything before the freeze and after the resume, and between the two
+Registers and configuration space are read through QEMU's monitor, tables through the mapped RAM. A
+:class:`IommuWatcher` walks everything before the freeze and after the resume. Between the two it
 samples what is cheap: registers, the entries of the watched devices, and whether any byte of their
-page tables changed. Nothing in here says what ought to be. What differs between VT-d and AMD-Vi is
-in :mod:`liveupdate.probes.iommu_units`.
+page tables changed. This module says nothing about what ought to be.
+:mod:`liveupdate.probes.iommu_units` has the differences between VT-d and AMD-Vi.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Harvest:
-    """What was seen from :meth:`IommuWatcher.begin` to :meth:`IommuWatcher.end`."""
+    """What was observed from :meth:`IommuWatcher.begin` to :meth:`IommuWatcher.end`."""
 
     devices: tuple[WatchedDevice, ...]
     watch: IommuWatch
@@ -120,7 +120,7 @@ class IommuWatcher:
     def begin(self) -> tuple[tuple[MappingFacts, ...], tuple[ConfigFacts, ...]]:
         """Walk everything, then sample until :meth:`end`.
 
-        :raises EvidenceError: there is no such machine or device.
+        :raises EvidenceError: the machine has no such unit or device.
         """
         self._machine = Machine.find(self._monitor)
         answer = self._monitor.execute("query-pci", {}, soon("QEMU's list of PCI devices"))
@@ -134,7 +134,7 @@ class IommuWatcher:
             for target in self._targets
             for address in (target.device.function, *target.device.bridges)
         )
-        # The trace first: what happens while tables are walked must not go unseen.
+        # The trace first: it must cover the time in which tables are walked.
         self._stack.enter_context(self._trace)
         self._stack.callback(self._read_trace)
         seen = self._walk("before")
@@ -148,7 +148,7 @@ class IommuWatcher:
         return self._walk("after")
 
     def close(self) -> None:
-        """Stop sampling. Idempotent; for whatever way a hop ends."""
+        """Stop sampling. Idempotent; called however a hop ends."""
         self._stack.close()
 
     @property
@@ -158,6 +158,7 @@ class IommuWatcher:
 
     @property
     def samples_taken(self) -> int:
+        """How many samples have been taken so far."""
         return len(self._seen.samples)
 
     @property
@@ -172,11 +173,11 @@ class IommuWatcher:
 
     @property
     def error(self) -> BaseException | None:
-        """What ended the sampling before its time."""
+        """The exception that ended the sampling early; None: none did."""
         return self._sampler.error
 
     def harvest(self) -> Harvest:
-        """Give what was sampled; after :meth:`close`."""
+        """Return what was sampled; call it after :meth:`close`."""
         seen = self._seen
         return Harvest(
             devices=self.devices,
@@ -205,7 +206,7 @@ class IommuWatcher:
         for target in self._targets:
             began = time.monotonic_ns()
             if not self._machine.unit.is_translating(status):
-                # What the root pointer leads to is of no meaning: addresses go through as they are.
+                # The root pointer has no meaning now: addresses are not translated.
                 bare = Binding(requester=target.requester, translation=Translation.PASS_THROUGH)
                 mappings.append(to_facts(MappingSet(binding=bare), moment, "outside", began, 0))
                 continue
@@ -237,7 +238,7 @@ class IommuWatcher:
         self._seen.samples.append(sample)
         self._hole_ns = max(self._hole_ns, sample.host_ns - self._looked_ns)
         self._looked_ns = sample.host_ns
-        # With translation off the root pointer leads to memory that may be anybody's.
+        # With translation off the root pointer may lead to any memory.
         if self._machine.unit.is_translating(sample):
             for target in self._targets:
                 self._look_at_entries(target, sample.rtaddr)
@@ -249,7 +250,7 @@ class IommuWatcher:
         self._seen.events += [each for each in self._trace.read() if self._is_ours(each)]
 
     def _is_ours(self, event: DeviceEvent) -> bool:
-        """Leave out what was done to other devices; a fault of any device counts."""
+        """Leave out events of other devices; a fault of any device counts."""
         if event.what == qemu_trace.RESET:
             return any(event.note == target.device.kind for target in self._targets)
         return not event.where or event.where in self._functions or event.what == qemu_trace.FAULT
@@ -324,7 +325,7 @@ def _watched(name: str, kind: str, found: PciFunction) -> WatchedDevice:
 
 
 def _is_same(found: Sequence[BindingSample], before: Sequence[BindingSample]) -> bool:
-    """Compare two looks whatever their times."""
+    """Compare two samples without their times."""
     return [replace(each, host_ns=0) for each in found] == [
         replace(each, host_ns=0) for each in before
     ]
@@ -333,7 +334,7 @@ def _is_same(found: Sequence[BindingSample], before: Sequence[BindingSample]) ->
 def read_bindings(
     unit: Unit, ram: ByteReader, rtaddr: int, requester: Requester
 ) -> tuple[tuple[BindingSample, ...], TableFingerprint]:
-    """Read what a requester is attached to, one sample per PASID, never none; and from what."""
+    """Read what a requester is attached to: one sample per PASID, at least one, and its tables."""
     now = time.monotonic_ns()
     decoded = unit.decode(ram, rtaddr, [requester], is_walking=False)
     unit_faults = "; ".join(str(fault) for fault in decoded.faults)

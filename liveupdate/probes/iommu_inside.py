@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the host says of translations: the inside view.
+"""What the host reports of translations: the inside view.
 
-With VT-d that is the kernel's debugfs, read over SSH. AMD's shows no mappings; there it is what the
-driver in user space has mapped, and where the kernel's pagemap says that those pages lie; of a
-device that a guest has, where the guest's memory lies.
+With VT-d that is the kernel's debugfs, read over SSH. AMD's shows no mappings; there it is the list
+of what the driver in user space has mapped, with the page frames from the kernel's pagemap, or for
+a guest's device the page frames of the guest's memory.
 
-Facts in the same form as those of :mod:`liveupdate.probes.iommu`. What it says is not believed: the
-judge compares it with what was seen from outside.
+The facts have the form of those of :mod:`liveupdate.probes.iommu`. They are not trusted: the judge
+compares them with what was seen from outside.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_inside(
 ) -> tuple[MappingFacts, ...]:
     """Read a device's translation, one set per PASID.
 
-    :raises EvidenceError: the kernel has no such files, or what they hold makes no sense.
+    :raises EvidenceError: the kernel has no such files, or their content is not valid.
     :raises LiveUpdateError: as the connection.
     """
     began = time.monotonic_ns()
@@ -66,7 +66,7 @@ def read_inside(
         raise EvidenceError(f"debugfs of {requester.bdf}: {error}") from error
     took = time.monotonic_ns() - began
     if not sets:
-        # It lists entries that are present, and says nothing of those that are not.
+        # It lists the entries that are present only.
         blocked = Binding(requester=requester, translation=Translation.BLOCKED, access=0)
         sets = [MappingSet(binding=blocked)]
     return tuple(to_facts(each, moment, "inside", began, took) for each in sets)
@@ -111,7 +111,7 @@ def _path(binding: Binding) -> str:
 
 
 def _read(ssh: Ssh, path: str, deadline: Deadline) -> str:
-    """Read a file, packed on its way: the text is long and says the same again and again."""
+    """Read a file, compressed on its way: the text is long and repetitive."""
     raw = ssh.run(("gzip", "-1", "-c", "--", path), deadline, check=True).stdout
     try:
         text = zlib.decompressobj(wbits=31).decompress(raw, _MAX_TEXT_BYTES)

@@ -31,27 +31,29 @@ _STATUS_FIRST, _STATUS_BYTES = regs.GSTS, 28
 
 
 class Monitor(Protocol):
-    """Of :class:`liveupdate.transport.quick_qmp.QuickQmp`, what this probe needs."""
+    """The part of :class:`liveupdate.transport.quick_qmp.QuickQmp` that this probe needs."""
 
     def execute(
         self,
         command: str,
         arguments: Mapping[str, object] | None = None,
         deadline: Deadline | None = None,
-    ) -> object: ...
+    ) -> object:
+        """Execute a QMP command and return its result."""
 
-    def hmp(self, command_line: str, deadline: Deadline | None = None) -> str: ...
+    def hmp(self, command_line: str, deadline: Deadline | None = None) -> str:
+        """Execute a human monitor command and return its text."""
 
 
 def soon(what: str) -> Deadline:
-    """Give a monitor that is alive more time than it needs."""
+    """Make a deadline that is generous for a monitor that is alive."""
     return Deadline.after(_CALL_S, what)
 
 
 def read_physical(monitor: Monitor, address: int, size: int) -> bytes:
     """Read registers or memory through the monitor; ``size`` is a multiple of 4.
 
-    :raises EvidenceError: nothing is there, or the answer is no dump.
+    :raises EvidenceError: there is no memory at the address, or the answer is no dump.
     """
     text = monitor.hmp(f"xp /{size // 4}wx {address:#x}", soon("a memory dump of the monitor"))
     try:
@@ -61,7 +63,7 @@ def read_physical(monitor: Monitor, address: int, size: int) -> bytes:
 
 
 class Unit(Protocol):
-    """What differs between the kinds."""
+    """What differs between the kinds of unit."""
 
     @property
     def kind(self) -> str:
@@ -94,7 +96,10 @@ class VtdUnit:
 
     @classmethod
     def find(cls, monitor: Monitor, base: int) -> VtdUnit:
-        """:raises EvidenceError: what is there is no VT-d unit."""
+        """Find the registers of a unit.
+
+        :raises EvidenceError: the registers at ``base`` are not those of a VT-d unit.
+        """
         page = read_physical(monitor, base, regs.REGISTER_BYTES)
         try:
             capabilities = regs.decode_registers(page).capabilities
@@ -122,11 +127,13 @@ class VtdUnit:
         return replace(sample, fault_records=records.hex())
 
     def is_translating(self, sample: UnitSample) -> bool:
+        """Whether TES of GSTS is set: requests go through the tables that the sample names."""
         return regs.GlobalStatus(sample.gsts).is_translating
 
     def decode(
         self, ram: ByteReader, root: int, only: Iterable[Requester], *, is_walking: bool = True
     ) -> DecodedTables:
+        """Decode the root, context and PASID entries of some requesters."""
         return decode_unit(ram, root, only=only, is_walking=is_walking)
 
 
@@ -149,9 +156,11 @@ class AmdUnit:
         )
 
     def is_translating(self, sample: UnitSample) -> bool:
+        """Whether IommuEn is set: requests go through the tables that the sample names."""
         return amdvi_regs.Control(sample.gsts).is_translating
 
     def decode(
         self, ram: ByteReader, root: int, only: Iterable[Requester], *, is_walking: bool = True
     ) -> DecodedTables:
+        """Decode the device table entries of some requesters."""
         return decode_device_table(ram, root, only=only, is_walking=is_walking)

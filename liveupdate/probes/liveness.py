@@ -25,22 +25,26 @@ from liveupdate.transport.guest_network import Frame
 
 
 class SendsFrames(Protocol):
-    """Of :class:`liveupdate.transport.guest_network.Wire`, what this probe needs."""
+    """The part of :class:`liveupdate.transport.guest_network.Wire` that this probe needs."""
 
-    def send(self, frame: bytes) -> int | None: ...
+    def send(self, frame: bytes) -> int | None:
+        """Send one frame; return when (ns), or None when it was not taken."""
 
-    def recv(self, deadline: Deadline) -> Frame | None: ...
+    def recv(self, deadline: Deadline) -> Frame | None:
+        """Return the next frame; None at the deadline or when the link was closed."""
 
 
 class TickWatcher:
-    """Read one guest's tick page again and again; keep a reading whenever its sequence moved.
+    """Reads one guest's tick page again and again; keeps a reading whenever its sequence moved.
 
-    A page that does not decode (the guest is writing it, or the frame holds something else now) is
+    A page that does not decode (the guest is writing it, or the frame has another use now) is
     counted in :attr:`unreadable`, never taken for a tick.
     """
 
     def __init__(self, guest: str, read: Callable[[], bytes], interval_s: float) -> None:
-        """:param read: the page as it is now; its :class:`tickpage.TickPageError` is no tick."""
+        """:param read: returns the page as it is now; its :class:`tickpage.TickPageError` is no
+        tick.
+        """
         self._read = read
         self._lock = threading.Lock()
         self._ticks: list[Tick] = []
@@ -61,18 +65,20 @@ class TickWatcher:
                 self._ticks.append(tick)
 
     def first_after(self, host_ns: int) -> int | None:
-        """Host time of the first tick that was seen after ``host_ns``; None: none so far."""
+        """Return the host time of the first tick seen after ``host_ns``; None: none so far."""
         with self._lock:
             return next((tick.host_ns for tick in self._ticks if tick.host_ns > host_ns), None)
 
     def take(self) -> tuple[Tick, ...]:
-        """Hand over the readings since the last call; the newest opens the next one's as well."""
+        """Return the readings since the last call; the newest is also the first of the next
+        call.
+        """
         with self._lock:
             ticks, self._ticks = self._ticks, self._ticks[-1:]
         return tuple(ticks)
 
     def take_watched(self) -> Watched:
-        """Say when was looked since the last call."""
+        """Return the span that was sampled since the last call."""
         return self.sampler.take_watched()
 
 
@@ -92,9 +98,11 @@ class DiskFile:
 
     @property
     def size_bytes(self) -> int:
+        """The size of the image in bytes."""
         return os.fstat(self._fd).st_size
 
     def read_at(self, offset: int, size_bytes: int) -> bytes:
+        """Read ``size_bytes`` at ``offset``; fewer at the end of the image."""
         return os.pread(self._fd, size_bytes, offset)
 
 
@@ -109,7 +117,7 @@ def scan_disk(path: Path, *, boot: int) -> JournalFacts:
 
 
 class JournalWatcher:
-    """Look for the newest journal record on one guest's disk; keep a sample whenever it moved."""
+    """Reads the newest journal record on one guest's disk; keeps a sample whenever it moved."""
 
     def __init__(self, guest: str, disk: Path, interval_s: float) -> None:
         self._disk = disk
@@ -124,7 +132,7 @@ class JournalWatcher:
             with DiskFile(self._disk) as disk:
                 record = journal.newest_record(disk, hint=self._last)
         except (OSError, journal.JournalError):
-            # A disk that is gone says nothing more; that it does is what the judge looks for.
+            # A disk that is gone gives no more samples, which the judge notices.
             self.unreadable += 1
             return
         if record is not None and record.seq != self._last:
@@ -133,17 +141,17 @@ class JournalWatcher:
                 self._samples.append(record.to_sample(time.monotonic_ns()))
 
     def take(self) -> tuple[JournalSample, ...]:
-        """Hand over the samples since the last call; the newest opens the next one's as well."""
+        """Return the samples since the last call; the newest is also the first of the next call."""
         with self._lock:
             samples, self._samples = self._samples, self._samples[-1:]
         return tuple(samples)
 
 
 class EchoWatcher:
-    """Ask every guest over one wire, again and again, and match the answers.
+    """Sends requests to every guest over one link, again and again, and matches the answers.
 
-    Our payload is asked for a numbered echo, a user's own image who has its IPv4 address (an ARP
-    probe, whose answer carries no number and counts for the newest question).
+    The shipped payload gets a numbered echo. A user's own image gets an ARP probe for its IPv4
+    address; its answer carries no number and counts for the newest request.
     """
 
     def __init__(
@@ -154,8 +162,7 @@ class EchoWatcher:
         own_mac: str,
         interval_s: float,
     ) -> None:
-        """
-        :param macs: MAC address of each guest with our payload.
+        """:param macs: MAC address of each guest with the shipped payload.
         :param addresses: IPv4 address of each guest without it.
         """
         self._wire = wire
@@ -231,7 +238,7 @@ class EchoWatcher:
         return tuple(self._sent)
 
     def take(self, guest: str) -> tuple[Echo, ...]:
-        """Hand over the requests to ``guest`` since the last call, answered or not."""
+        """Return the requests to ``guest`` since the last call, answered or not."""
         with self._lock:
             sent, self._sent[guest] = self._sent[guest], {}
         return tuple(sent[seq] for seq in sorted(sent))

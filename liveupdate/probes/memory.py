@@ -24,14 +24,14 @@ _PIECE_PAGES = 2048
 
 
 def guest_ranges(ram_bytes: int) -> tuple[tuple[Gpa, int], ...]:
-    """Give the guest-physical ranges that a q35 guest's RAM is at, in its order: start, size."""
+    """Return the guest-physical ranges of a q35 guest's RAM, in its order: start, size."""
     if ram_bytes < _Q35_SPLIT_BYTES:
         return ((Gpa(0), ram_bytes),)
     return (Gpa(0), _Q35_LOW_BYTES), (_ABOVE_4G, ram_bytes - _Q35_LOW_BYTES)
 
 
 def guest_page_index(gpa: Gpa, ram_bytes: int) -> int:
-    """Give the index of the RAM page behind a guest-physical address of a q35 guest.
+    """Return the index of the RAM page behind a guest-physical address of a q35 guest.
 
     :raises ValueError: the address is not RAM.
     """
@@ -44,7 +44,7 @@ def guest_page_index(gpa: Gpa, ram_bytes: int) -> int:
 
 
 def page_address(pfns: bytes, index: int) -> PhysAddr:
-    """Give the host-physical address of RAM page ``index``; ``pfns`` is u64 LE per page.
+    """Return the host-physical address of RAM page ``index``; ``pfns`` is u64 LE per page.
 
     :raises ValueError: the page is out of range or not present (PFN 0).
     """
@@ -72,7 +72,7 @@ class DigestPass:
 
 
 class DigestJob:
-    """One pass over a guest's pages in a thread, so that nothing in the blackout waits for it."""
+    """One pass over a guest's pages in a thread, so that the blackout does not wait for it."""
 
     def __init__(self, pages: Sequence[Page], guest: str, moment: str) -> None:
         """:param pages: looked up in the brownout, :meth:`PhysMem.select_pages`."""
@@ -89,7 +89,7 @@ class DigestJob:
     def _run(self) -> None:
         began = time.monotonic_ns()
         try:
-            # In pieces: one call holds the interpreter, and others have to keep their time.
+            # In pieces: a call holds the interpreter lock, and other threads must keep their time.
             digests = b"".join(
                 digest_selected(self._pages[at : at + _PIECE_PAGES])
                 for at in range(0, len(self._pages), _PIECE_PAGES)

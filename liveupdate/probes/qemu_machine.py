@@ -36,7 +36,7 @@ class Machine:
 
     @classmethod
     def find(cls, monitor: Monitor) -> Machine:
-        """Ask the monitor.
+        """Find unit and configuration space through the monitor.
 
         :raises EvidenceError: there is no such unit, or no memory-mapped configuration space.
         """
@@ -69,7 +69,7 @@ class Machine:
 
 
 class TraceFile:
-    """QEMU's own log of what its device models do, read as it grows."""
+    """QEMU's own log of what its device models do, read while it grows."""
 
     def __init__(self, monitor: Monitor, path: Path) -> None:
         self._monitor = monitor
@@ -95,7 +95,7 @@ class TraceFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        # A machine that is gone has no trace to be switched off.
+        # A machine that has ended has no trace to switch off.
         with contextlib.suppress(LiveUpdateError):
             self._switch(is_on=False)
 
@@ -109,9 +109,9 @@ class TraceFile:
             )
 
     def read(self) -> Iterator[DeviceEvent]:
-        """Give what was logged since the last call.
+        """Return what was logged since the last call.
 
-        :raises QemuTraceError: a line of a known event does not make sense.
+        :raises QemuTraceError: a line of a known event is not valid.
         """
         now = time.monotonic_ns()
         while chunk := os.read(self._fd, _TRACE_CHUNK):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several reports say alike. Pure."""
+"""What several reports share. Pure."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def clean(text: str) -> str:
 
 
 def say_kernel(facts: KernelFacts | None) -> str:
+    """Format a kernel's release and build id; "unknown" when there are no facts."""
     if facts is None:
         return "unknown"
     return f"{facts.release} (build id {facts.build_id or 'none'})"
 
 
 def say_outcome(verdict: Verdict) -> str:
-    """The headline: an update that was rolled back with nothing lost is not called a failure."""
+    """Return the headline; an update that was rolled back with no loss is not called a failure."""
     if verdict.exit_code is ExitCode.ROLLED_BACK:
         return "ROLLED BACK"
     return verdict.outcome.value
@@ -64,7 +65,7 @@ def guests_of(plan: Plan, hop: HopEvidence) -> list[str]:
 
 
 def artifacts_of(evidence: Evidence) -> tuple[Artifact, ...]:
-    """Collect the raw files that the evidence was made from, each path once."""
+    """Return the raw files that the evidence was made from, each path once."""
     found: dict[str, Artifact] = {}
     for artifact in _all_artifacts(evidence):
         if artifact is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page with everything in it: no script, no font, nothing loaded from anywhere."""
+"""One HTML page that contains everything: no script, no font, nothing loaded from elsewhere."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ SCHEMA_ID = "urn:liveupdate:schema:result:1"
 def make_result(
     plan: Plan, evidence: Evidence, verdict: Verdict, artifacts: Iterable[Artifact] | None = None
 ) -> dict[str, object]:
-    """Make the document as a value.
+    """Return the document as a value.
 
-    :param artifacts: the run's files; None: those which the evidence names.
+    :param artifacts: files of the run; None: those that the evidence names.
     """
     files = artifacts_of(evidence) if artifacts is None else tuple(artifacts)
     provenance = evidence.provenance

@@ -31,7 +31,9 @@ _TITLES = {column.key: column.title for column in ALL_COLUMNS}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mechanism:
-    """What is known of a mechanism without a run; ``code_lines`` counts our own kernel code."""
+    """What is known of a mechanism without a run; ``code_lines`` counts this repository's kernel
+    code.
+    """
 
     traits: Traits
     code_lines: int
@@ -41,7 +43,7 @@ Mechanisms = Mapping[str, Mechanism]
 
 
 def say_figure(figure: Figure | None, unit: str) -> str:
-    """Median, spread and number of values; "" where no run gave one."""
+    """Format median, spread and number of values; "" where no run gave one."""
     if figure is None:
         return ""
     if figure.low == figure.high or unit == "boolean":
@@ -63,16 +65,18 @@ def _say(value: float, unit: str) -> str:
 
 
 class Notes:
-    """Why cells are as they are, numbered; the same reason has one number."""
+    """Numbered notes that explain cells; the same text has one number."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
     def mark(self, text: str) -> str:
+        """Return the mark of a note, which is numbered at its first use."""
         number = self._numbers.setdefault(clean(text), len(self._numbers) + 1)
         return f"[{number}]"
 
     def render(self) -> str:
+        """Return the notes as lines of text, in the order of their numbers."""
         return "".join(f"[{number}] {text}\n" for text, number in self._numbers.items())
 
 
@@ -129,7 +133,7 @@ class _Table:
         yield self._trait("kernel users possible", lambda traits: traits.kernel_users)
         yield self._trait("userspace users possible", lambda traits: traits.userspace_users)
         code = [str(self.mechanisms[name].code_lines) for name in self.names]
-        yield ["lines of kernel code of ours", "any", *code]
+        yield ["lines of own kernel code", "any", *code]
 
     def _works(self, title: str, rows: Mapping[tuple[str, _Group], Row]) -> Iterator[list[str]]:
         for group in self.groups:
@@ -209,9 +213,9 @@ def _why_empty(row: Row | None, column: Column | None = None) -> str:
 
 
 def render_table(rows: Sequence[Row], mechanisms: Mechanisms) -> str:
-    """Render what is known as one Markdown table, a column for each mechanism.
+    """Render all figures as one Markdown table, a column for each mechanism.
 
-    No cell is empty: what is not there is "-" and the number of a note that says why.
+    No cell is empty: an absent figure is "-" and the number of a note with the reason.
     """
     table = _Table(rows, mechanisms)
     lines = list(table.lines())

@@ -14,7 +14,7 @@ _WIDTH, _LEFT, _RIGHT = 760, 120, 110
 _TOP, _ROW, _BOTTOM = 44, 18, 30
 _PLOT_HEIGHT = 260
 _GRID_LINES = 5
-#: Okabe and Ito's, to be told apart by everybody
+#: Okabe and Ito's palette, which colour-blind readers can tell apart
 _COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#4b2e83",
 )  # fmt: skip
@@ -161,7 +161,7 @@ def _text(x: float, y: float, said: str, anchor: str) -> str:
 
 
 def _frame(title: str, height: float, body: Sequence[str]) -> str:
-    """Put a plot on white: as an image it cannot know what it will lie on."""
+    """Put a plot on a white background: an image does not know the colour of the page around it."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" role="img"'
         f' aria-label="{escape(title)}" font-family="system-ui,sans-serif" font-size="11"'

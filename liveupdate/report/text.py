@@ -31,7 +31,7 @@ def render_text(plan: Plan, evidence: Evidence, verdict: Verdict) -> str:
     if verdict.reason:
         lines += _wrap(clean(verdict.reason), "  ")
     if verdict.rolled_back:
-        lines.append("  rolled back: the guests go on, on the outgoing kernel")
+        lines.append("  rolled back: the guests run on the outgoing kernel")
     for hop in evidence.hops:
         lines += ["", *_render_hop(plan, hop, verdict)]
     lines += ["", *_render_checks(verdict)]

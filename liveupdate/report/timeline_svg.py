@@ -32,7 +32,7 @@ class _Bar:
 
 
 def render_timeline(plan: Plan, hop: HopEvidence, verdict: Verdict) -> str:
-    """Render one hop; a hop of which no time is known is said to be so."""
+    """Render one hop; if none of its times is known, say so."""
     bars = list(_bars(plan, hop))
     if not bars:
         return "<p>No phase of this hop was timed.</p>"

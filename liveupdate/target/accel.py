@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose the accelerator by running a guest under it.
+"""Chooses the accelerator by running a guest under it.
 
 A ``/dev/kvm`` that opens and a ``query-kvm`` that says enabled can still be broken (seen: the guest
 dies of "KVM internal error" on its first instructions, or QEMU aborts in ``kvm_buf_set_msrs``). So
-KVM is taken only if a small guest has come up under it and said so. Must not know what the
-accelerator is wanted for, except that guests will run nested in it.
+KVM is chosen only if a small guest has started under it and printed its line. Must not know what
+the accelerator is for, except that guests will run nested in it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class AccelChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What became of the probe guest; ``error`` is "" when it ran."""
+    """Result of the probe guest; ``error`` is "" when it ran."""
 
     error: str
     #: identity of what was probed: boot of this host, QEMU, kernel, initrd
@@ -54,9 +54,10 @@ class Probe:
 
 
 def decide(requested: str, kvm_error: str) -> AccelChoice:
-    """Choose, from what is wanted and why KVM cannot be used ("" when it can).
+    """Choose an accelerator from the request and the reason why KVM cannot be used ("" when it
+    can).
 
-    :raises PlanError: KVM was demanded and does not work.
+    :raises PlanError: KVM was requested and does not work.
     """
     if requested not in ("auto", "kvm", "tcg"):
         raise PlanError(f"no accelerator '{requested}'", hint="one of auto, kvm, tcg")
@@ -105,9 +106,9 @@ def find_kvm_error(kernel: Path, initrd: Path, qemu: str, *, use_cache: bool = T
 def run_probe(
     kernel: Path, initrd: Path, qemu: str, deadline: Deadline, *, accel: str = "kvm"
 ) -> str:
-    """Run the probe guest and say what was wrong, or "" when it came up.
+    """Run the probe guest and return what went wrong, "" when it started.
 
-    :param accel: "tcg" shows that the probe itself works.
+    :param accel: "tcg" tests the probe itself.
     """
     with tempfile.TemporaryDirectory(prefix="probe-", dir=runtime_dir()) as name:
         directory = Path(name)
@@ -149,7 +150,7 @@ def _watch_probe(child: proc.Child, directory: Path, serial: Path, deadline: Dea
                 if PROBE_OK in _read_text(serial):
                     return ""
                 if child.returncode is not None:
-                    return f"a probe guest ended ({_how(child.returncode)}) without a word"
+                    return f"a probe guest ended ({_how(child.returncode)}) and printed nothing"
                 # QEMU stays alive with the guest dead, and says so only when asked
                 answer = qmp.execute("query-status", {}, deadline)
                 status = answer.get("status") if isinstance(answer, dict) else None
@@ -184,7 +185,7 @@ def _how(code: int) -> str:
 
 
 def _find_plain_obstacle() -> str:
-    """What needs no guest to be known."""
+    """Return an obstacle that can be found without a guest, or ""."""
     try:
         os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:

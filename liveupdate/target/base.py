@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host under update can offer. Must not know any concrete machine."""
+"""The interface of a host under update. Must not know any concrete machine."""
 
 from __future__ import annotations
 
@@ -22,31 +22,33 @@ if TYPE_CHECKING:
 
 
 class Process(Protocol):
-    """A machine's process: a child of ours, or somebody else's."""
+    """A machine's process: a child of this process or of another one."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """Process id."""
 
     @property
-    def start_time(self) -> int: ...
+    def start_time(self) -> int:
+        """Start time in clock ticks after boot, as in ``/proc/PID/stat``."""
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs."""
+        """Exit status; None while it runs."""
 
     def wait(self, deadline: Deadline) -> int:
-        """Wait for its end. :raises DeadlineExceeded:"""
+        """Wait until it ends. :raises DeadlineExceeded: it still runs."""
 
     def kill(self) -> None:
-        """End it, whatever it does. Idempotent."""
+        """End it, in any state. Idempotent."""
 
     def close(self) -> None:
-        """End what still runs, and let go. Idempotent."""
+        """End it if it still runs, and release its resources. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFiles:
-    """What a machine of ours is made from; none of it is written to."""
+    """The images of a machine that this tool starts; they are never written to."""
 
     kernel: Path
     rootfs: Path
@@ -70,20 +72,20 @@ class Host(Protocol):
 
     @property
     def outside(self) -> QemuHost | None:
-        """The host as a machine that is seen from outside, or None: it is not.
+        """The host as a machine that can be observed from outside; None: it cannot.
 
-        It is for :attr:`Capability.PHYSICAL_MEMORY`, MONITOR, WIRE and PROCESS.
+        Needed for :attr:`Capability.PHYSICAL_MEMORY`, MONITOR, WIRE and PROCESS.
         """
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What went wrong while cleaning up."""
+        """Errors of the cleanup."""
 
     def ssh(self, deadline: Deadline) -> Ssh:
         """Log in, with the pinned host key."""
 
     def place_kernel(self, hop: int, path: Path) -> str:
-        """Return where the incoming kernel of a hop lies on the host, after bringing it there.
+        """Make the incoming kernel of a hop available on the host and return its path there.
 
         :param path: the kernel on the control host.
         """
@@ -94,12 +96,12 @@ class Host(Protocol):
         """Switch it off and clean up; return :attr:`problems`. Idempotent."""
 
     def death(self) -> Exception | None:
-        """Say why there is no use in waiting for this machine any more, or None."""
+        """Return why waiting for this machine is useless, or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Located:
-    """Where a target is, and what only it knows of itself."""
+    """Where a target is, and what it contributes to the plan."""
 
     place: str
     #: the machine's own command line, instead of a planned one
@@ -126,12 +128,12 @@ class Entry(Protocol):
     def locate(self, place: str) -> Located:
         """Find the target, before a plan is made.
 
-        :param place: what stands behind the colon of the scenario's ``target``, or "".
-        :raises PlanError, ScenarioError: it is not there, or wrongly described.
+        :param place: the text after the colon of the scenario's ``target``, or "".
+        :raises PlanError, ScenarioError: it does not exist, or its description is wrong.
         """
 
     def make(self, order: Order) -> Host:
-        """Return the host, not entered."""
+        """Return the host, not yet started."""
 
 
 def find_entry(kind: TargetKind) -> Entry:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A place of a shared lab, held for a while: lock, power and console are labgrid's.
+"""A place of a shared lab, held for a while: labgrid has the lock, the power and the console.
 
-All that labgrid does happens in children (:mod:`liveupdate.target.labgrid_peer`, labgrid-client),
-so that neither its event loop nor its memory are ours. Must not know the machine at the place.
+labgrid runs in child processes only (:mod:`liveupdate.target.labgrid_peer`, labgrid-client), so
+that its event loop and its memory stay out of this process. Must not know the machine at the place.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _MAX_LINE = 64 * 1024
 
 
 class PlaceLost(LiveUpdateError):
-    """The place is not ours any more: whatever is seen of the machine now is somebody else's."""
+    """The place was taken away: the machine may belong to another user by now."""
 
 
 class Place:
-    """One place. As a context manager: taken, and given back if it was us who took it."""
+    """One place. As a context manager: acquired, and released if this object acquired it."""
 
     def __init__(self, spec: LabgridSpec) -> None:
         self.spec = spec
         self.coordinator = (
             spec.coordinator or os.environ.get(COORDINATOR_ENV) or DEFAULT_COORDINATOR
         )
-        #: labgrid's own variables are its business: who we are, proxies
+        #: labgrid reads its own variables: user and host name, proxies
         self.env = {name: text for name, text in os.environ.items() if name.startswith("LG_")}
         self._stack = ExitStack()
         self._said: queue.Queue[dict[str, object]] = queue.Queue()
@@ -57,14 +57,14 @@ class Place:
         return (sys.executable, "-m", _PEER, "console", self.coordinator, self.spec.place)
 
     def lost(self) -> PlaceLost | None:
-        """Say why the place is not ours any more, or None."""
+        """Return why the place is no longer held, or None."""
         return self._lost
 
     def reset(self, deadline: Deadline) -> None:
-        """Have the power cycled.
+        """Cycle the power.
 
-        :raises PlaceLost: it is not ours to do so.
-        :raises CommandFailed: labgrid cannot.
+        :raises PlaceLost: the place is no longer held.
+        :raises CommandFailed: labgrid failed.
         """
         if self._lost is not None:
             raise self._lost
@@ -72,7 +72,11 @@ class Place:
         proc.run((_find_client(), *argv), deadline=deadline, env=self.env)
 
     def __enter__(self) -> Place:
-        """:raises LaunchError: it is held by somebody else (says by whom), or there is none."""
+        """Acquire the place.
+
+        :raises LaunchError: another user holds it (the message names them), or there is no such
+            place.
+        """
         if importlib.util.find_spec("labgrid") is None:
             raise LaunchError(
                 "places of a lab need labgrid", hint="pip install 'liveupdate[labgrid]'"
@@ -88,9 +92,9 @@ class Place:
         self.close()
 
     def close(self) -> None:
-        """Give it back. Idempotent.
+        """Release the place. Idempotent.
 
-        :raises LaunchError: it may still be ours in the coordinator's books.
+        :raises LaunchError: the coordinator may still list it as held.
         """
         self._leaving = True
         self._stack.close()
@@ -100,7 +104,7 @@ class Place:
     def _take(self, deadline: Deadline) -> None:
         theirs, ours = os.pipe2(os.O_CLOEXEC)
         with os.fdopen(theirs):
-            # Not killed when we die: it is told by the pipe, and gives the place back then.
+            # It is not killed when this process dies: the pipe closes, and it releases the place.
             child = proc.spawn(
                 (
                     sys.executable, "-m", _PEER, "hold", self.coordinator, self.spec.place,
@@ -129,7 +133,7 @@ class Place:
             raise deadline.exceeded(f"the coordinator {self.coordinator}") from error
 
     def _listen(self, child: proc.Child) -> None:
-        """Read what the peer says until it ends."""
+        """Read the peer's lines until it ends."""
         stream = child.popen.stdout
         assert stream is not None
         held = False
@@ -146,12 +150,12 @@ class Place:
             self._said.put(said)
         if held and not self._leaving and self._lost is None:
             self._lost = PlaceLost(
-                f"place '{self.spec.place}': what held it has ended: {self._last_words()}"
+                f"place '{self.spec.place}': its peer process has ended: {self._last_words()}"
             )
         self._said.put({"event": "ended", "reason": self._last_words()})
 
     def _drain(self, child: proc.Child) -> None:
-        """Keep the end of what labgrid logs."""
+        """Keep the last lines of labgrid's log."""
         stream = child.popen.stderr
         assert stream is not None
         while data := os.read(stream.fileno(), 4096):

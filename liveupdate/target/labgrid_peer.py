@@ -6,9 +6,10 @@
     python -m liveupdate.target.labgrid_peer hold COORDINATOR PLACE FD
     python -m liveupdate.target.labgrid_peer console COORDINATOR PLACE
 
-``hold`` takes the place and says so in a line of JSON; it gives the place back when FD, a pipe
-whose other end its parent has, is closed: even a parent that was killed gives it back. ``console``
-copies the place's console to stdout, by labgrid's own driver. Must not know machines or runs.
+``hold`` acquires the place and reports that in a line of JSON. It releases the place when FD, a
+pipe whose other end the parent has, is closed: that happens even when the parent is killed.
+``console`` copies the place's console to stdout, by labgrid's own driver. Must not know machines or
+runs.
 
 Lines: ``{"event": E, …}`` with E of ``held`` (``taken``: by us, now), ``refused`` (``reason``),
 ``lost`` (``reason``), ``released``.
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     from labgrid.remote.client import ClientSession
     from labgrid.remote.common import Place
 
-#: how often the coordinator's word on the place is looked at; it sends changes by itself
+#: how often the coordinator's state of the place is checked; it sends changes by itself
 LOOK_S = 0.2
-#: a coordinator that restarts is waited for this long; then nobody knows whose the place is
+#: wait this long for a coordinator that restarts; after that the place may be held by others
 GONE_S = 30.0
 _RETRY_S = 1.0
 _RELEASE_S = 10.0
@@ -40,13 +41,13 @@ _CONSOLE_S = 15.0
 
 
 def whoami() -> str:
-    """Return the name that coordinators know us by, as labgrid-client makes it."""
+    """Return the name by which coordinators know this user, as labgrid-client makes it."""
     host = os.environ.get("LG_HOSTNAME", gethostname())
     return f"{host}/{os.environ.get('LG_USERNAME', getuser())}"
 
 
 def refusal(name: str, acquired: str | None, allowed: frozenset[str], me: str) -> str | None:
-    """Say why a place cannot be used, or None; a free one can, and so can one that is ours."""
+    """Return why a place cannot be used, or None: it is free, or held by this user."""
     if acquired in (None, "", me) or me in allowed:
         return None
     return (
@@ -56,6 +57,7 @@ def refusal(name: str, acquired: str | None, allowed: frozenset[str], me: str) -
 
 
 def say(event: str, **fields: object) -> None:
+    """Print one event as a line of JSON."""
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
@@ -67,7 +69,7 @@ def _connect(coordinator: str, place: str) -> ClientSession:
 
 
 def hold(coordinator: str, name: str, alive_fd: int) -> int:
-    """Hold the place until the parent lets go or it is lost."""
+    """Hold the place until the parent closes its pipe or the place is lost."""
     from labgrid.remote.client import Error
 
     try:
@@ -120,7 +122,7 @@ async def _acquire(session: ClientSession, name: str) -> None:
 
 
 async def _release(session: ClientSession, name: str, me: str) -> None:
-    """Give the place back if it is still ours: the coordinator compares."""
+    """Release the place if it is still held: the coordinator compares the holder."""
     import grpc
     from labgrid.remote.client import ServerError
     from labgrid.remote.generated import labgrid_coordinator_pb2 as wire
@@ -135,7 +137,9 @@ async def _release(session: ClientSession, name: str, me: str) -> None:
 
 
 async def _watch(session: ClientSession, place: Place, holder: str, alive_fd: int) -> str | None:
-    """Wait until the parent lets go or the coordinator is gone (None), or the place is lost."""
+    """Wait until the parent closes its pipe or the coordinator is gone (None), or the place is
+    lost.
+    """
     gone = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(alive_fd, gone.set)
@@ -150,12 +154,12 @@ async def _watch(session: ClientSession, place: Place, holder: str, alive_fd: in
 
 
 def _taken_away(place: Place) -> str:
-    now = f"{place.acquired} holds it now" if place.acquired else "nobody holds it now"
+    now = f"{place.acquired} holds it now" if place.acquired else "it is free now"
     return f"place '{place.name}' was taken away: {now}"
 
 
 def _find_again(coordinator: str, name: str, holder: str, alive_fd: int) -> tuple[Any, str | None]:
-    """Connect anew to a coordinator that went, and go on watching."""
+    """Connect again to a coordinator that was gone, and go on watching."""
     from labgrid.remote.client import Error
 
     until = time.monotonic() + GONE_S
@@ -208,7 +212,7 @@ def console(coordinator: str, name: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Do what the command line says."""
+    """Run the command of the command line."""
     if len(argv) == 4 and argv[0] == "hold":
         return hold(argv[1], argv[2], int(argv[3]))
     if len(argv) == 3 and argv[0] == "console":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which machines run, so that ``ps`` can tell and ``gc`` can clean up after a CLI that was killed.
+"""The registry of running machines: ``ps`` reads it, and ``gc`` cleans up after a killed CLI.
 
-One JSON file per machine in the runtime directory. A record is a claim, not a fact: a process is
-ours only if its start time is the recorded one *and* its argv names the run, and it is signalled
-through a pidfd, so that a number used again is never hit. Must not know what a machine is for.
+One JSON file per machine in the runtime directory. A record is a claim, not a fact: a process
+counts only if its start time is the recorded one *and* its argv names the run. It is signalled
+through a pidfd, so that a reused pid is never hit. Must not know what a machine is for.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Machine:
     start_time: int
     owner_pid: int
     owner_start_time: int
-    #: sockets, in our runtime directory; goes when the machine goes
+    #: sockets, in the runtime directory; removed with the machine
     runtime_dir: str
     #: results; never removed from here
     run_dir: str
@@ -54,7 +54,7 @@ class Machine:
 
 
 class MachineState(Enum):
-    """What a record comes to. ORPHAN: it runs, and nobody is in charge of it any more."""
+    """State of a recorded machine. ORPHAN: it runs, but the run that started it is gone."""
 
     RUNNING = "running"
     ORPHAN = "orphan"
@@ -63,7 +63,7 @@ class MachineState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """A record and what became of it."""
+    """A record and its state."""
 
     machine: Machine
     state: MachineState
@@ -72,7 +72,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GcResult:
-    """What ``gc`` did: run ids, and what it could not do."""
+    """What ``gc`` did, by run id, and its errors."""
 
     killed: tuple[str, ...]
     removed: tuple[str, ...]
@@ -106,7 +106,7 @@ def parse_record(data: bytes) -> Machine:
 
 
 def is_named(cmdline: bytes, run_id: str) -> bool:
-    """Tell whether an argv, as in ``/proc/PID/cmdline``, is that run's machine."""
+    """Whether an argv, as in ``/proc/PID/cmdline``, is that run's machine."""
     argv = cmdline.split(b"\0")
     name = machine_name(run_id).encode()
     # libvirt writes the long form, with more behind the comma
@@ -119,7 +119,7 @@ def is_named(cmdline: bytes, run_id: str) -> bool:
 def decide(
     machine: Machine, start_time: int | None, cmdline: bytes, owner_start_time: int | None
 ) -> MachineState:
-    """Tell what a record comes to, from what ``/proc`` says of its pid and of its owner's."""
+    """Return the state of a record, from what ``/proc`` says of its pid and of its owner's."""
     if start_time != machine.start_time or not is_named(cmdline, machine.run_id):
         return MachineState.DEAD
     if owner_start_time != machine.owner_start_time:
@@ -136,7 +136,7 @@ class Registry:
     def make_runtime_dir(self, run_id: str) -> Path:
         """Make the 0700 directory for the sockets of a run.
 
-        :raises StateError: there is one of that name already.
+        :raises StateError: a directory of that name exists.
         """
         path = self.root / run_id
         try:
@@ -146,18 +146,18 @@ class Registry:
         return path
 
     def add(self, machine: Machine) -> None:
-        """Record a machine, or record it anew."""
+        """Record a machine, or replace its record."""
         data = json.dumps(asdict(machine), indent=1).encode() + b"\n"
         fresh = self.root / f".{machine.run_id}.new"
         fresh.write_bytes(data)
         fresh.replace(self._file(machine.run_id))
 
     def remove(self, run_id: str) -> None:
-        """Forget a machine whose process is gone; its directory has to be gone, too."""
+        """Remove the record of a machine whose process and directory are gone."""
         self._file(run_id).unlink(missing_ok=True)
 
     def list(self) -> tuple[Listed, ...]:
-        """Return every record that can be read, with what became of it."""
+        """Return every readable record with its state."""
         return tuple(self._each())
 
     def find(self, run_id: str) -> Listed | None:
@@ -166,9 +166,9 @@ class Registry:
         return found[0] if len(found) == 1 else None
 
     def sweep(self, deadline: Deadline, *, everything: bool = False) -> GcResult:
-        """Kill orphans, and remove what the dead left behind.
+        """Kill orphans, and remove the files of dead machines.
 
-        :param everything: kill the machines of living owners as well.
+        :param everything: also kill the machines of living owners.
         """
         killed, removed, errors = [], [], []
         for item in self.list():
@@ -211,7 +211,7 @@ class Registry:
 
     def _remove_traces(self, machine: Machine) -> None:
         directory = Path(machine.runtime_dir)
-        # A record is a file that could say anything: only what is directly below our root goes,
+        # A record is a file with any content: only entries directly below the root are removed,
         # and rmtree does not follow links.
         if directory.parent == self.root and directory.name == machine.run_id:
             with contextlib.suppress(FileNotFoundError):
@@ -229,13 +229,13 @@ class Registry:
 
 
 def write_owner(directory: Path) -> None:
-    """Say in a runtime directory whose it is, from before there is a record."""
+    """Write the owner into a runtime directory, before there is a record."""
     pid = os.getpid()
     (directory / "owner").write_text(f"{pid} {read_start_time(pid)}\n")
 
 
 def look_at(machine: Machine) -> MachineState:
-    """Ask ``/proc`` what a record comes to."""
+    """Return the state of a record according to ``/proc``."""
     try:
         cmdline = Path(f"/proc/{machine.pid}/cmdline").read_bytes()
     except OSError:
@@ -249,14 +249,14 @@ def kill(machine: Machine, deadline: Deadline) -> None:
     """Kill a machine, with its process group, and wait until it is gone.
 
     :raises StateError: the process is not the recorded one (any more).
-    :raises TimeoutError: it did not go.
+    :raises TimeoutError: it did not end.
     """
     try:
         descriptor = os.pidfd_open(machine.pid)
     except ProcessLookupError:
         return
     try:
-        # Looked at again through the pidfd's eyes: from here on the number cannot change hands.
+        # Checked again after the pidfd was opened: from here on the pid cannot be reused.
         if look_at(machine) is MachineState.DEAD:
             raise StateError(
                 f"pid {machine.pid}", state="another process", required=machine_name(machine.run_id)

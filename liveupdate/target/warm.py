@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warm start: a booted host under update, saved once and loaded by later runs.
 
-QEMU's own migration to a file, without the RAM (``x-ignore-shared``): that is copied from memfd to
-sparse file and back. A state lies in ``$XDG_CACHE_HOME/liveupdate/warm/KEY/`` and is complete or
-not there; the key is the digest of everything it was made from. A state that does not load is
-thrown away. Must not know what runs in the machine: the caller has stopped the guests' VMMs, for a
-virtual CPU that is caught in guest mode cannot be loaded.
+QEMU migrates to a file without the RAM (``x-ignore-shared``); the RAM is copied from memfd to a
+sparse file and back. A state is in ``$XDG_CACHE_HOME/liveupdate/warm/KEY/``, complete or not at
+all; the key is the digest of everything it was made from. A state that does not load is removed.
+Must not know what runs in the machine. The caller has stopped the guests' VMMs, because a virtual
+CPU in guest mode cannot be loaded.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": Tru
 
 
 class WarmStateError(LaunchError):
-    """A saved state could not be made or did not load; a cold start is what is left."""
+    """A saved state could not be made or did not load; the caller starts the machine cold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileMeta:
     """One file of a state: ``segments`` are (offset, length) of its data, the rest are holes.
 
-    They are written down, and not asked of the file system again, so that ``xxh3`` over them is the
-    same wherever the file lies.
+    The segments are stored and not read from the file system again, so that ``xxh3`` over them is
+    the same on any file system.
     """
 
     name: str
@@ -61,12 +61,13 @@ class FileMeta:
 
     @property
     def data_bytes(self) -> int:
+        """Bytes of data, without the holes."""
         return sum(length for _, length in self.segments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmMeta:
-    """What ``meta.json`` says. ``facts`` are the caller's: what has to be known of the machine."""
+    """Content of ``meta.json``. ``facts`` are the caller's: what it has to know of the machine."""
 
     format: int
     key: str
@@ -88,7 +89,7 @@ class WarmState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmFigures:
-    """What saving or loading took."""
+    """Times and sizes of saving or loading."""
 
     state_s: float
     ram_s: float
@@ -133,7 +134,7 @@ class WarmStore:
         self.root = root
 
     def find(self, key: str) -> WarmState | None:
-        """Return the state with that key; what cannot be read is thrown away."""
+        """Return the state with that key; one that cannot be read is removed."""
         path = self.root / key
         try:
             with (path / "meta.json").open("rb") as file:
@@ -143,7 +144,7 @@ class WarmStore:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("warm state '%s' is of no use: %s", key, error)
+            log.warning("warm state '%s' cannot be used: %s", key, error)
             self.discard(key)
             return None
         return WarmState(path=path, meta=meta)
@@ -151,9 +152,9 @@ class WarmStore:
     def save(
         self, host: QemuHost, key: str, facts: Mapping[str, object], deadline: Deadline
     ) -> WarmFigures:
-        """Save a machine that runs; it goes on afterwards. Its guests' VMMs are stopped by now.
+        """Save a running machine, which continues afterwards. Its guests' VMMs are stopped by now.
 
-        :raises WarmStateError: it could not be saved; the machine goes on all the same.
+        :raises WarmStateError: it could not be saved; the machine continues anyway.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=self.root))
@@ -186,9 +187,9 @@ class WarmStore:
         return figures
 
     def load(self, host: QemuHost, state: WarmState, deadline: Deadline) -> WarmFigures:
-        """Start a machine from a state, up to where it is let go by ``host.resume()``.
+        """Start a machine from a state; ``host.resume()`` lets it run.
 
-        :raises WarmStateError: it did not load, and is thrown away. The caller shuts ``host`` down.
+        :raises WarmStateError: it did not load and was removed. The caller shuts ``host`` down.
         """
         try:
             with self._locked(exclusive=False):
@@ -198,7 +199,7 @@ class WarmStore:
             raise WarmStateError(f"the saved state did not load: {error}") from error
 
     def discard(self, key: str) -> None:
-        """Throw a state away. Idempotent."""
+        """Remove a state. Idempotent."""
         path = self.root / key
         doomed = self.root / f".{key}.doomed.{os.getpid()}"
         with contextlib.suppress(FileNotFoundError):
@@ -207,9 +208,9 @@ class WarmStore:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def prune(self, keep_bytes: int) -> tuple[str, ...]:
-        """Throw away the states longest unused until the rest fit; return their keys.
+        """Remove the least recently used states until the rest fit; return their keys.
 
-        Leftovers of saves that were killed go as well.
+        Leftovers of saves that were killed are removed as well.
         """
         removed: list[str] = []
         if not self.root.is_dir():
@@ -243,7 +244,7 @@ class WarmStore:
 
     @contextlib.contextmanager
     def _locked(self, *, exclusive: bool) -> Iterator[None]:
-        """Keep :meth:`prune` away from what is being written or read."""
+        """Keep :meth:`prune` away from a state that is being written or read."""
         with (self.root / ".lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
             yield
@@ -304,7 +305,10 @@ def _read(host: QemuHost, state: WarmState, deadline: Deadline) -> WarmFigures:
 
 
 def _wait_migrated(qmp: Monitor, deadline: Deadline) -> None:
-    """:raises WarmStateError: with what QEMU says went wrong."""
+    """Wait for the end of a migration.
+
+    :raises WarmStateError: with QEMU's message.
+    """
 
     def look() -> Mapping[str, object] | None:
         answer = cast("Mapping[str, object]", qmp.execute("query-migrate", {}, deadline))
@@ -318,7 +322,7 @@ def _wait_migrated(qmp: Monitor, deadline: Deadline) -> None:
 
 
 def find_segments(descriptor: int, size_bytes: int) -> tuple[tuple[int, int], ...]:
-    """Return (offset, length) of what is not a hole; short holes count as data."""
+    """Return (offset, length) of each piece of data; short holes count as data."""
     found: list[tuple[int, int]] = []
     offset = 0
     while offset < size_bytes:
@@ -336,7 +340,9 @@ def find_segments(descriptor: int, size_bytes: int) -> tuple[tuple[int, int], ..
 
 
 def _save_sparse(source: int, target: Path) -> FileMeta:
-    """Copy what is not a hole; sendfile takes half the time of any way through our memory."""
+    """Copy the data without the holes; sendfile takes half the time of any copy through user
+    space.
+    """
     size_bytes = os.fstat(source).st_size
     segments = find_segments(source, size_bytes)
     with target.open("w+b") as file:

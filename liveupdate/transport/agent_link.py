@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's channel: JSON lines over a unix socket that outlives the kernel on the other side.
 
-Calls carry sequence numbers that are never used twice, so an answer that a kexec held up cannot be
-taken for another. A ``hello`` is a new boot: what was under way then is :class:`OutcomeUnknown`.
-Nothing that arrives is trusted: lines are bounded, what is not one of our objects is counted and
-dropped (kexec cuts a line anywhere). Must not know what calls and events mean, except ``hello``.
+Calls carry sequence numbers that are never used twice, so an answer that a kexec delayed cannot be
+taken for another. A ``hello`` is a new boot: the calls that were pending then end as
+:class:`OutcomeUnknown`. Nothing that arrives is trusted: lines are bounded; a line that is not of
+the protocol is counted and dropped (kexec cuts a line anywhere). Must not know what calls and
+events mean, except ``hello``.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ _GARBLED_KEPT = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentEvent:
-    """One event. ``at_ns``: CLOCK_MONOTONIC here at arrival; ``t_ns``: CLOCK_BOOTTIME over there.
+    """One event. ``at_ns``: CLOCK_MONOTONIC here at arrival; ``t_ns``: CLOCK_BOOTTIME on the host.
 
     ``boot`` counts the ``hello``\\ s of this connection, from 1; 0: sent by an agent that said
-    hello before we were connected.
+    hello before this connection existed.
     """
 
     name: str
@@ -51,7 +52,7 @@ class AgentEvent:
 
     @property
     def guest(self) -> str:
-        """The guest it is about, or ""."""
+        """The guest that the event is about, or ""."""
         guest = self.data.get("guest")
         return guest if isinstance(guest, str) else ""
 
@@ -68,7 +69,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """An event as it stood on the line."""
+    """An event as it was on the line."""
 
     name: str
     n: int
@@ -78,7 +79,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Garbled:
-    """A line that is none of the protocol's; ``head`` is how it begins."""
+    """A line that is not of the protocol; ``head`` is its beginning."""
 
     why: str
     head: bytes
@@ -93,7 +94,9 @@ class LineBuffer:
         self._skipping = False
 
     def feed(self, data: bytes) -> Iterator[bytes | Garbled]:
-        """Yield each complete line without its newline; one that is too long once, as garbled."""
+        """Yield each complete line without its newline; a line that is too long is yielded once,
+        as garbled.
+        """
         start = 0
         while start < len(data):
             newline = data.find(b"\n", start)
@@ -166,7 +169,7 @@ class AgentLink:
         self._resync = True
         self._lost: str | None = None
         self._garbled: list[Garbled] = []
-        #: lines that were not understood, answers nobody waits for, numbers missing between events
+        #: lines not understood, answers to no pending call, numbers missing between events
         self.garbled_lines = 0
         self.stray_replies = 0
         self.missed_events = 0
@@ -184,7 +187,7 @@ class AgentLink:
 
     @property
     def boot(self) -> int:
-        """How many ``hello``\\ s came."""
+        """How many ``hello``\\ s have arrived."""
         return self._boot
 
     @property
@@ -194,10 +197,10 @@ class AgentLink:
             return tuple(self._garbled)
 
     def connect(self, deadline: Deadline) -> None:
-        """Connect to QEMU's end; says nothing about the agent, wait for ``hello`` for that.
+        """Connect to QEMU's end. This says nothing about the agent: wait for ``hello`` for that.
 
         :raises LostMachine: what ``watch`` said, or the socket cannot be used.
-        :raises DeadlineExceeded: nobody listens.
+        :raises DeadlineExceeded: no process listens.
         """
         self._socket = connect_unix(self.path, deadline, self._watch)
         self._socket.setblocking(False)
@@ -207,8 +210,8 @@ class AgentLink:
         self._thread.start()
 
     def close(self) -> None:
-        """Disconnect; calls under way fail. Idempotent."""
-        self._end("closed by us")
+        """Disconnect; pending calls fail. Idempotent."""
+        self._end("closed on this side")
         with self._sending:
             link, self._socket = self._socket, None
         if link is not None:
@@ -223,11 +226,11 @@ class AgentLink:
     def call(
         self, name: str, args: Mapping[str, object] | None = None, deadline: Deadline | None = None
     ) -> Mapping[str, object]:
-        """Ask the agent and return its ``ok`` object.
+        """Call the agent and return its ``ok`` object.
 
         :raises RemoteError: the agent refused.
         :raises OutcomeUnknown: the connection ended, or a new boot began, before the answer.
-        :raises LostMachine: it could not even be asked, or what ``watch`` said.
+        :raises LostMachine: the call could not be sent, or what ``watch`` said.
         :raises DeadlineExceeded: no answer in time.
         """
         deadline = deadline or Deadline.after(30.0, f"the agent's answer to '{name}'")
@@ -285,7 +288,7 @@ class AgentLink:
         where: Mapping[str, object] | None = None,
         since: int = 0,
     ) -> AgentEvent:
-        """Wait for an event with all of ``where`` in its data; the past counts from ``since``.
+        """Wait for an event whose data has all of ``where``; events from position ``since`` count.
 
         :raises LostMachine: the channel ended without it, or what ``watch`` said.
         :raises DeadlineExceeded: with the names of the last events seen.
@@ -333,10 +336,10 @@ class AgentLink:
             self._changed.wait(seconds)
 
     def _send(self, line: bytes, deadline: Deadline, name: str) -> None:
-        """Write a whole line or say that it was not; a dead guest stops reading at some point."""
+        """Write a whole line or raise; a dead guest stops reading at some point."""
         with self._sending:
             link = self._socket
-            # Over there may be half a line that an earlier kernel, or a deadline, cut off.
+            # The host may hold half a line that an earlier kernel, or a deadline, cut off.
             data = memoryview((b"\n" if self._resync else b"") + line + b"\n")
             self._resync = False
             while data:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A local unix socket in front of something that comes and goes: an SSH channel, a command, a tty.
+"""A local unix socket in front of a far end that comes and goes: an SSH channel, a command, a tty.
 
-Whoever connects to the socket (a console, the agent's channel) keeps its connection while the far
-end is opened again and again. What is written while there is none is dropped: nothing may reach the
-next kernel that was meant for the one before. Must not know what the bytes mean.
+The local client (a console, the agent's channel) keeps its connection while the far end is opened
+again and again. Data that is written while there is no far end is dropped: no byte that was meant
+for one kernel may reach the next one. Must not know what the bytes mean.
 """
 
 from __future__ import annotations
@@ -27,23 +27,28 @@ _POLL_S = 0.2
 
 
 class Stream(Protocol):
-    """Of a socket, or of paramiko's channel, what a bridge needs."""
+    """The calls of a socket, or of paramiko's channel, that a bridge needs."""
 
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """Return a descriptor that polls readable when there is data."""
 
-    def recv(self, size: int, /) -> bytes: ...
+    def recv(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes; b"" at the end."""
 
-    def sendall(self, data: bytes, /) -> object: ...
+    def sendall(self, data: bytes, /) -> object:
+        """Send all of ``data``, waiting for room."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the stream."""
 
 
 class Bridge:
-    """One local client and one far end at a time. A context manager; a thread does the work."""
+    """Connects one local client with one far end at a time. A context manager; a thread does the
+    work.
+    """
 
     def __init__(self, path: Path, open_far: Callable[[], Stream]) -> None:
-        """
-        :param path: of the local socket, made here.
+        """:param path: of the local socket, made here.
         :param open_far: blocks for a bounded time; its :class:`LiveUpdateError` or ``OSError``
             means: not now.
         :raises OSError: the socket cannot be made.
@@ -78,12 +83,12 @@ class Bridge:
 
     @property
     def is_open(self) -> bool:
-        """What is written from now on reaches the far end, unless it is lost meanwhile."""
+        """Whether data written now reaches the far end, unless that is lost meanwhile."""
         with self._changed:
             return self._far is not None
 
     def drop(self) -> None:
-        """Close the far end; it is opened anew unless the bridge is left."""
+        """Close the far end; it is opened again unless the bridge is left."""
         with self._changed:
             far, self._far = self._far, None
         if far is not None:
@@ -125,7 +130,7 @@ class Bridge:
         return None
 
     def _drain(self, near: socket.socket) -> bool:
-        """Throw away what was meant for a far end that is gone; False: the client has gone."""
+        """Drop data that was meant for a far end that is gone; False: the client has gone."""
         while select.select([near], [], [], 0)[0]:
             try:
                 if not near.recv(_READ_BYTES):

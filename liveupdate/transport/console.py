@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The serial console of the host under update: kept byte for byte, split at each kernel boot.
 
-A thread reads a unix socket and writes ``boot-N/console.log``; the logs of all boots, one after the
-other, are what came over the line. Beside each log lies ``console.times``, one line
-``OFFSET HOST_NS`` per console line. Console text is evidence of crashes and of timing only: results
-come through the agent or SSH. Must not know why a kernel was started.
+A thread reads a unix socket and writes ``boot-N/console.log``; the logs of all boots, joined, are
+the bytes of the line. Beside each log is ``console.times``, one line ``OFFSET HOST_NS`` per console
+line. Console text is evidence of crashes and of timing only: results come through the agent or SSH.
+Must not know why a kernel was started.
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ class ConsoleLine:
 
     @property
     def text(self) -> str:
+        """The line as text, without its end; bytes that are not UTF-8 are replaced."""
         return _text(self.data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crash:
-    """A line that says that a kernel is in trouble; ``kind`` is panic, bug, oops or stall."""
+    """A line that reports a kernel in trouble; ``kind`` is panic, bug, oops or stall."""
 
     kind: str
     boot: int
@@ -70,14 +71,14 @@ class Crash:
 
 
 class LineSplitter:
-    """Cuts a byte stream into lines and boots; holds nothing but the line under way. No I/O.
+    """Cuts a byte stream into lines and boots; keeps only the unfinished line. No I/O.
 
-    The first banner belongs to boot 0, together with whatever firmware said before it; unless the
-    kernel of boot 0 had booted before anybody listened.
+    The first banner belongs to boot 0, together with the firmware's output before it, unless the
+    kernel of boot 0 had booted before the connection was made.
     """
 
     def __init__(self, *, booted: bool = False) -> None:
-        """:param booted: boot 0 has said its banner already (a machine loaded from a state)."""
+        """:param booted: boot 0 has printed its banner already (a machine loaded from a state)."""
         self.boot = 0
         self._has_banner = booted
         self._offset = 0
@@ -103,7 +104,7 @@ class LineSplitter:
             start = end
 
     def flush(self) -> Iterator[tuple[ConsoleLine, bool]]:
-        """Yield the line under way as if it had ended."""
+        """Yield the unfinished line as if it had ended."""
         line = bytes(self._partial)
         self._partial.clear()
         if not line:
@@ -169,16 +170,15 @@ class _BootLogs:
 
 
 class Console:
-    """The reader thread and what it has seen. Logs are complete once it is closed."""
+    """The reader thread and what it has read. Logs are complete once it is closed."""
 
     def __init__(
         self, path: Path, run_dir: Path, *, booted: bool = False, watch: Watch | None = None
     ) -> None:
-        """
-        :param path: unix socket of the serial chardev.
-        :param run_dir: ``boot-N/`` go in here.
+        """:param path: unix socket of the serial chardev.
+        :param run_dir: the directory for ``boot-N/``.
         :param booted: as of :class:`LineSplitter`.
-        :param watch: asked while waiting; what it returns is raised.
+        :param watch: called while waiting; what it returns is raised.
         """
         self.path = path
         self.run_dir = run_dir
@@ -205,7 +205,7 @@ class Console:
         """Connect and start to read.
 
         :raises LostMachine: what ``watch`` said, or the socket cannot be used.
-        :raises DeadlineExceeded: nobody listens.
+        :raises DeadlineExceeded: no process listens.
         """
         self._socket = connect_unix(self.path, deadline, self._watch)
         self._thread = threading.Thread(
@@ -226,7 +226,7 @@ class Console:
     def drain(self, deadline: Deadline) -> None:
         """Read to the end of a console whose machine has ended.
 
-        :raises DeadlineExceeded: it still goes on.
+        :raises DeadlineExceeded: it has not ended.
         """
         wait_until(lambda: self._ended or self._thread is None, deadline, sleep=self._sleep)
 
@@ -245,6 +245,7 @@ class Console:
 
     @property
     def crashes(self) -> tuple[Crash, ...]:
+        """All crashes seen, in order."""
         with self._changed:
             return tuple(self._crashes)
 
@@ -253,7 +254,7 @@ class Console:
         return next((c for c in self.crashes if c.kind == kind and boot in (None, c.boot)), None)
 
     def last_line(self, boot: int) -> ConsoleLine | None:
-        """Return the newest line of a boot; of the outgoing kernel it is the last sign of life."""
+        """Return the newest line of a boot; for the outgoing kernel it is the last sign of life."""
         with self._changed:
             return self._last.get(boot)
 
@@ -263,13 +264,13 @@ class Console:
             return self._count
 
     def lines(self, since: int = 0) -> tuple[ConsoleLine, ...]:
-        """Return the lines from position ``since``; very old ones are only in the log."""
+        """Return the lines from position ``since``; very old ones are in the log only."""
         with self._changed:
             skipped = max(0, since - (self._count - len(self._lines)))
             return tuple(self._lines)[skipped:]
 
     def tail(self, count: int = 20) -> tuple[str, ...]:
-        """Return the last lines as text, the one under way too."""
+        """Return the last lines as text, including the unfinished one."""
         with self._changed:
             texts = [line.text for line in self._lines]
             partial = _text(self._splitter.partial)
@@ -292,7 +293,7 @@ class Console:
     def wait_line(
         self, pattern: str, deadline: Deadline, *, since: int = 0, boot: int | None = None
     ) -> ConsoleLine:
-        """Wait for a line that matches ``pattern``; the past counts from position ``since``.
+        """Wait for a line that matches ``pattern``; lines from position ``since`` count.
 
         :raises LostMachine: the console ended first, or what ``watch`` said.
         :raises DeadlineExceeded: with the last line seen.
@@ -362,7 +363,7 @@ class Console:
             self._crashes.append(crash)
 
     def _save(self, logs: _BootLogs, lines: list[ConsoleLine], *, last: bool = False) -> None:
-        """Write; a full disk must not stop the console from being watched."""
+        """Write to the log; a full disk must not stop the console from being watched."""
         try:
             if self._error is None:
                 logs.write(lines)

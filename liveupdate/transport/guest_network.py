@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire: raw Ethernet frames to and from the guests, past every stack but theirs.
+"""Raw Ethernet frames to and from the guests, past every network stack but theirs.
 
 The peer is ``-netdev dgram,local.type=unix,remote.type=unix`` of QEMU: one datagram per frame. Must
 not know what is in a frame.
@@ -31,10 +31,10 @@ class Frame:
 
 
 class Wire:
-    """Our end of the wire: bound at ``local``, sends to QEMU's ``remote``.
+    """The control host's end of the link: bound at ``local``, sends to QEMU's ``remote``.
 
-    Sending and receiving may be done by two threads. Bind before QEMU starts: frames that nobody
-    can take are lost, as on any wire.
+    One thread may send while another receives. Bind before QEMU starts: frames that find no
+    receiver are lost, as on any cable.
     """
 
     def __init__(self, local: Path, remote: Path) -> None:
@@ -75,7 +75,7 @@ class Wire:
     def send_within(self, frame: bytes, patience_s: float) -> int | None:
         """Send one frame, waiting until QEMU takes it; return when it did (ns), or None.
 
-        A device that receives nothing stops its side of the wire: then this waits for nothing.
+        A device that receives nothing blocks its side of the link, so the wait may be in vain.
         """
         if self._sender is None:
             self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -104,13 +104,13 @@ class Wire:
         return None
 
     def wake(self) -> None:
-        """Make every :meth:`recv`, now and later, return None; for ending a receiver thread."""
+        """Make every :meth:`recv`, now and later, return None; to end a receiver thread."""
         self._closed = True
         with contextlib.suppress(OSError):
             os.write(self._wake_write, b".")
 
     def close(self) -> None:
-        """Unbind. Idempotent; the receiving thread has to be gone (:meth:`wake`, join)."""
+        """Unbind. Idempotent; the receiving thread must have ended (:meth:`wake`, join)."""
         self._closed = True
         self._socket.close()
         if self._sender is not None:

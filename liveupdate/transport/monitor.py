@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every QMP monitor has, by whichever way its commands go: the log of events, and HMP.
+"""What every QMP monitor shares, whatever carries its commands: the log of events, and HMP.
 
 Must not know how commands and events travel.
 """
@@ -29,13 +29,13 @@ class QmpEvent:
 
 
 class Monitor(ABC):
-    """A monitor that hears events. Threads may add to it while others wait."""
+    """A monitor with a log of events. Threads may add to it while others wait."""
 
-    #: who is said to have ended when the connection has
+    #: name of the connection in messages about its end
     WHO = "QMP"
 
     def __init__(self, watch: Watch | None) -> None:
-        """:param watch: asked while waiting; what it returns is raised (the machine has ended)."""
+        """:param watch: called while waiting; what it returns is raised (the machine has ended)."""
         self._watch = watch
         self._changed = threading.Condition()
         self._events: list[QmpEvent] = []
@@ -48,19 +48,19 @@ class Monitor(ABC):
 
     @abstractmethod
     def connect(self, deadline: Deadline) -> Mapping[str, object]:
-        """Connect, and return what ``query-version`` would say.
+        """Connect, and return what ``query-version`` would return.
 
-        :raises LostMachine: nobody listens, or what listens does not speak QMP.
+        :raises LostMachine: no process listens, or it does not speak QMP.
         :raises DeadlineExceeded: no greeting in time.
         """
 
     @abstractmethod
     def drop(self) -> None:
-        """Cut the line without a word; for the fault tests."""
+        """Cut the connection without closing it properly; for the fault tests."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the connection. Idempotent."""
+        """Close the connection. Idempotent."""
 
     @abstractmethod
     def execute(
@@ -69,13 +69,13 @@ class Monitor(ABC):
         arguments: Mapping[str, object] | None = None,
         deadline: Deadline | None = None,
     ) -> object:
-        """Execute a command and return what it returned.
+        """Execute a command and return its result.
 
-        :raises QmpRefused: QEMU said no.
+        :raises QmpRefused: QEMU refused the command.
         :raises OutcomeUnknown: the connection ended before the answer.
-        :raises LostMachine: the connection was gone before the command was sent, or the answer
-            was no answer.
-        :raises DeadlineExceeded: no answer in time; whether it was carried out is not known.
+        :raises LostMachine: the connection was gone before the command was sent, or the answer was
+            not valid.
+        :raises DeadlineExceeded: no answer in time; whether the command was carried out is unknown.
         """
 
     def hmp(self, command_line: str, deadline: Deadline | None = None) -> str:
@@ -107,10 +107,10 @@ class Monitor(ABC):
         where: Mapping[str, object] | None = None,
         since: int = 0,
     ) -> QmpEvent:
-        """Wait for an event that has all of ``where`` in its data; the past counts from ``since``.
+        """Wait for an event whose data has all of ``where``; events from position ``since`` count.
 
         :raises LostMachine: the connection ended without it, or what ``watch`` said.
-        :raises DeadlineExceeded: it did not come.
+        :raises DeadlineExceeded: the event did not arrive.
         """
 
         def look() -> QmpEvent | None:
@@ -130,7 +130,7 @@ class Monitor(ABC):
         return wait_until(look, deadline, describe=describe, sleep=self._sleep)
 
     def _keep(self, name: str, data: object) -> None:
-        """Add an event that has just arrived; what is no object counts as no data."""
+        """Add an event that has just arrived; data that is not an object counts as none."""
         event = QmpEvent(
             name=name, at_ns=time.monotonic_ns(), data=data if isinstance(data, dict) else {}
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The RAM of the host under update, seen from outside through a mapping of its memfd.
+"""The RAM of the host under update, read from outside through a mapping of its memfd.
 
-Physical addresses become offsets by the ranges of ``info mtree -f``. The other side writes at the
-same time; what has to be consistent is read under a seqlock. Must not know whose pages they are.
+The ranges of ``info mtree -f`` translate physical addresses into offsets. The host writes at the
+same time; data that must be consistent is read under a seqlock. Must not know whose pages they are.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ADDRESS_SPACE = re.compile(r'^ AS "([^"]+)"')
 
 
 Page = ctypes.Array[ctypes.c_char]
-"""One page, live."""
+"""One page of live memory, not a copy."""
 
 
 class MtreeError(ValueError):
@@ -56,6 +56,7 @@ class RamRange:
 
     @property
     def end(self) -> int:
+        """The first physical address behind the range."""
         return self.start + self.size_bytes
 
 
@@ -155,7 +156,7 @@ class PhysMem:
         self._map.close()
 
     def offset_of(self, address: PhysAddr | int, size_bytes: int = 1) -> int:
-        """Translate. :raises NotRam: not all of it lies in one range."""
+        """Translate a physical address. :raises NotRam: the bytes are not all in one range."""
         found = self._range_of(address)
         if address + size_bytes > found.end:
             raise NotRam(f"{size_bytes} bytes at {format_addr(address)} are not all RAM")
@@ -188,7 +189,7 @@ class PhysMem:
             view[:] = data
 
     def find_pages(self, descriptor: int, first_word: int) -> list[PhysAddr]:
-        """Find the pages that begin with a u64; those that were never written to are not touched.
+        """Find the pages that begin with a u64; pages that were never written are not touched.
 
         :param descriptor: the memfd.
         """
@@ -227,7 +228,7 @@ class PhysMem:
         )
 
     def select_pages(self, pfns: bytes) -> list[Page]:
-        """Look pages up once, for :func:`digest_selected` to be quick whenever it matters.
+        """Look pages up once, so that :func:`digest_selected` is fast in the blackout.
 
         About 140 bytes of memory per page. Drop the list before this object is closed.
 

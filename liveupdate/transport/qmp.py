@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synchronous facade over ``qemu.qmp``: every call has a deadline and ends in one of our errors.
+"""Synchronous facade over ``qemu.qmp``: every call has a deadline and raises errors of this
+package.
 
-One asyncio thread per connection. The peer is not trusted: it may hang, answer nonsense, or be gone
-in the middle of a sentence. What was asked and not answered is :class:`OutcomeUnknown`, because QMP
-has no way to know afterwards (``ExecInterruptedError`` says the same). Must not know what the
-commands mean, with two exceptions: ``quit``, whose answer races with the end of the file, and
+One asyncio thread per connection. The peer is not trusted: it may hang, answer nonsense, or end in
+the middle of an answer. A command without an answer is :class:`OutcomeUnknown`, because QMP cannot
+tell afterwards (``ExecInterruptedError`` says the same). Must not know what the commands mean, with
+two exceptions: ``quit``, whose answer races with the end of the file, and
 ``human-monitor-command``.
 """
 
@@ -60,7 +61,7 @@ class Qmp(Monitor):
     """One QMP connection. A context manager that connects nothing by itself but always closes."""
 
     def __init__(self, path: Path, *, watch: Watch | None = None) -> None:
-        """:param watch: asked while waiting; what it returns is raised (the process has ended)."""
+        """:param watch: called while waiting; what it returns is raised (the process has ended)."""
         super().__init__(watch)
         self.path = path
         self._client = QMPClient(path.name)
@@ -85,12 +86,12 @@ class Qmp(Monitor):
     def connect(self, deadline: Deadline) -> Mapping[str, object]:
         """Connect, negotiate, and return the greeting's version object.
 
-        :raises LostMachine: nobody listens, or what listens does not speak QMP.
+        :raises LostMachine: no process listens, or it does not speak QMP.
         :raises DeadlineExceeded: no greeting in time.
         """
         if self._client.runstate is not Runstate.IDLE or self._thread:
-            raise LostMachine("this QMP connection was used already", how="no-answer")
-        # Our own socket, so that shutdown() can free a session that is stuck in its last flush.
+            raise LostMachine("this QMP connection was already used", how="no-answer")
+        # A socket made here, so that shutdown() can free a session stuck in its last flush.
         self._socket = connect_unix(self.path, deadline, self._watch)
         self._socket.setblocking(False)
         self._loop = asyncio.new_event_loop()
@@ -116,6 +117,7 @@ class Qmp(Monitor):
         arguments: Mapping[str, object] | None = None,
         deadline: Deadline | None = None,
     ) -> object:
+        """Execute a command; see :meth:`Monitor.execute`."""
         deadline = deadline or Deadline.after(COMMAND_TIMEOUT_S, f"QMP '{command}'")
         if self._lost or self._thread is None:
             raise LostMachine(
@@ -137,7 +139,7 @@ class Qmp(Monitor):
                 return {}
             raise OutcomeUnknown(
                 f"QMP ended while '{command}' was under way",
-                hint="its outcome has to be looked up in what QEMU did",
+                hint="check in QEMU whether it was carried out",
             ) from error
         except StateError as error:
             self._note_lost("the peer closed the connection")
@@ -151,7 +153,7 @@ class Qmp(Monitor):
             ) from error
 
     def drop(self) -> None:
-        """Cut the line without a word; for the fault tests."""
+        """Cut the connection without closing it properly; for the fault tests."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -159,7 +161,7 @@ class Qmp(Monitor):
     def close(self) -> None:
         """Disconnect and end the thread, whatever state either is in. Idempotent."""
         if self._loop is not None and self._thread is not None and self._thread.is_alive():
-            # The thread may be stuck only if it is our own bug: never wait for it without an end.
+            # Only a bug of this module can leave the thread stuck: wait for it with a limit.
             with contextlib.suppress(concurrent.futures.TimeoutError):
                 asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop).result(
                     2 * DISCONNECT_TIMEOUT_S + _GRACE_S
@@ -170,7 +172,7 @@ class Qmp(Monitor):
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        self._note_lost("closed by us")
+        self._note_lost("closed on this side")
 
     # --- the asyncio side
 
@@ -218,7 +220,7 @@ class Qmp(Monitor):
         for message in listener.clear():
             self._keep_message(message)
         self._note_lost("QEMU was told to quit" if self._quitting else "the peer hung up")
-        # `qemu.qmp` stays in DISCONNECTING until somebody calls disconnect() (qmpbackup #29)
+        # `qemu.qmp` stays in DISCONNECTING until disconnect() is called (qmpbackup #29)
         await self._disconnect_client()
 
     async def _wait_gone(self) -> None:

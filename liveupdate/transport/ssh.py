@@ -2,8 +2,8 @@
 """SSH to the host under update by paramiko: one pinned host key, and a deadline on every wait.
 
 ``Channel.recv_exit_status()`` has no timeout in any paramiko release (paramiko #1815, #2415) and is
-never called before the status is there. Anything under way when the line is cut (kexec takes sshd
-with it) is :class:`OutcomeUnknown`. Must not know what the commands do.
+never called before the status is there. A command that runs when the connection is cut (kexec ends
+sshd) is :class:`OutcomeUnknown`. Must not know what the commands do.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PARAMIKO_LOG = logging.getLogger(f"{__name__}.paramiko")
 _PARAMIKO_LOG.addHandler(logging.NullHandler())
 
 KEEPALIVE_S = 5
-#: a host under update is not trusted to stop talking by itself
+#: a host under update is not trusted to end its output
 MAX_OUTPUT_BYTES = 64 << 20
 _READ_BYTES = 64 * 1024
 _RETRY_S = 0.1
@@ -60,7 +60,7 @@ class SshResult:
     status: int
 
     def check(self) -> SshResult:
-        """Return itself; :raises CommandFailed: unless the status is 0."""
+        """Return this result; :raises CommandFailed: unless the status is 0."""
         if self.status != 0:
             tail = (self.stderr or self.stdout).decode(errors="replace")[-2000:]
             raise CommandFailed(("ssh", *self.argv), self.status, tail)
@@ -70,7 +70,7 @@ class SshResult:
 def read_public_key(path: Path) -> paramiko.PKey:
     """Read one key of a ``.pub`` or known_hosts line.
 
-    :raises LostMachine: the file holds no key (nothing can be pinned, so nothing is believed).
+    :raises LostMachine: the file holds no key, so no host can be verified.
     """
     fields = path.read_text(encoding="ascii", errors="replace").split()
     for kind, blob in pairwise(fields):
@@ -101,11 +101,11 @@ class Ssh:
     ) -> Ssh:
         """Connect as soon as sshd answers, check the pinned key, log in.
 
-        :param key: private key file of ours.
+        :param key: private key file of the control host.
         :param host_key: ``.pub`` file of the only host key that is accepted.
-        :raises WrongHostKey: at once; it is not a matter of time.
+        :raises WrongHostKey: at once, because waiting does not help.
         :raises LostMachine: what ``watch`` said, or the key was refused.
-        :raises DeadlineExceeded: nobody answered in time.
+        :raises DeadlineExceeded: no answer in time.
         """
         pinned = read_public_key(host_key)
         identity = paramiko.PKey.from_path(key)
@@ -120,7 +120,7 @@ class Ssh:
                 if isinstance(error, WrongHostKey):
                     raise
                 raise LostMachine(
-                    f"{user}@{host}:{port} refused our key: {error}", how="garbled"
+                    f"{user}@{host}:{port} refused the key: {error}", how="garbled"
                 ) from error
             except (OSError, EOFError, paramiko.SSHException) as error:
                 # slirp accepts before sshd is there and then hangs up: part of any boot
@@ -137,15 +137,15 @@ class Ssh:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the line is up as far as keepalives tell."""
+        """Whether the connection is up as far as keepalives show."""
         return self._transport.is_active()
 
     def close(self) -> None:
-        """Hang up; whatever waits on this connection fails. Idempotent, from any thread."""
+        """Close the connection; calls that wait on it fail. Idempotent, from any thread."""
         self._transport.close()
 
     def drop(self) -> None:
-        """Cut the line without a word, as a lost network does; for the fault tests."""
+        """Cut the connection without closing it, as a lost network does; for the fault tests."""
         with contextlib.suppress(OSError):
             self._transport.sock.shutdown(socket.SHUT_RDWR)
 
@@ -154,9 +154,9 @@ class Ssh:
     ) -> SshResult:
         """Run a command to its end. sshd passes it to the login shell, quoted by ``shlex.join``.
 
-        :raises OutcomeUnknown: the line was cut while it ran, or it said more than it may.
-        :raises LostMachine: the line was down before.
-        :raises DeadlineExceeded: it did not end in time; the line is left up.
+        :raises OutcomeUnknown: the connection was cut while it ran, or its output was too long.
+        :raises LostMachine: the connection was down before.
+        :raises DeadlineExceeded: it did not end in time; the connection stays up.
         :raises CommandFailed: with ``check``, on a status other than 0.
         """
         command = tuple(argv)
@@ -226,25 +226,25 @@ class Ssh:
         return channel
 
     def put(self, data: bytes, path: str, deadline: Deadline, *, mode: int = 0o600) -> None:
-        """Write a file over there, atomically; needs no sftp server.
+        """Write a file on the host, atomically; needs no sftp server.
 
-        :raises CommandFailed: it could not be written.
+        :raises CommandFailed: the file could not be written.
         """
         script = 'umask 077; cat >"$1.new" && chmod "$2" "$1.new" && mv -f "$1.new" "$1"'
         self.run(("sh", "-c", script, "put", path, f"{mode:o}"), deadline, stdin=data, check=True)
 
     def get(self, path: str, deadline: Deadline) -> bytes:
-        """Read a file over there.
+        """Read a file of the host.
 
-        :raises CommandFailed: it could not be read.
+        :raises CommandFailed: the file could not be read.
         """
         return self.run(("cat", "--", path), deadline, check=True).stdout
 
     def shell(self, deadline: Deadline, argv: Sequence[str] = ()) -> int:
-        """Connect this process's terminal to a shell (or ``argv``) over there until it ends.
+        """Connect this process's terminal to a remote shell (or ``argv``) until that ends.
 
-        :param deadline: for opening it; a person may take as long as they want.
-        :return: exit status of the remote side, 255 when the line was cut.
+        :param deadline: for opening it; the session itself has no limit.
+        :return: exit status of the remote side, 255 when the connection was cut.
         """
         descriptor = sys.stdin.fileno()
         with self._channel(deadline) as channel, _raw_terminal(descriptor) as size:
@@ -357,7 +357,7 @@ def _drain(channel: paramiko.Channel, out: bytearray, err: bytearray) -> None:
 
 
 def _converse(channel: paramiko.Channel, descriptor: int) -> None:
-    """Shovel bytes both ways until the remote side ends."""
+    """Copy bytes both ways until the remote side ends."""
     channel.settimeout(None)
     reading = [descriptor]
     while not (channel.exit_status_ready() and not channel.recv_ready()):
@@ -385,7 +385,9 @@ def _terminal_size(descriptor: int) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _raw_terminal(descriptor: int) -> Iterator[Callable[[], tuple[int, int]] | None]:
-    """Put a terminal into raw mode; yield how to ask its size, or None when it is not one."""
+    """Put a terminal into raw mode; yield a function that returns its size, or None without a
+    terminal.
+    """
     if not os.isatty(descriptor):
         yield None
         return

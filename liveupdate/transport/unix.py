@@ -11,21 +11,21 @@ from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LostMachine
 
 Watch = Callable[[], Exception | None]
-"""Says why waiting is in vain (the process has ended, the kernel panicked), or None."""
+"""Returns why waiting is useless (the process has ended, the kernel panicked), or None."""
 
 
 def check_watch(watch: Watch | None) -> None:
-    """Raise what ``watch`` has to say."""
+    """Raise what ``watch`` returns, if anything."""
     error = watch() if watch else None
     if error is not None:
         raise error
 
 
 def connect_unix(path: Path, deadline: Deadline, watch: Watch | None = None) -> socket.socket:
-    """Connect as soon as somebody listens.
+    """Connect as soon as a process listens.
 
     :raises LostMachine: the socket cannot be used at all, or what ``watch`` said.
-    :raises DeadlineExceeded: nobody listens.
+    :raises DeadlineExceeded: no process listens.
     """
 
     def attempt() -> socket.socket | None:
@@ -41,4 +41,4 @@ def connect_unix(path: Path, deadline: Deadline, watch: Watch | None = None) -> 
             raise LostMachine(f"cannot connect to '{path}': {error}", how="no-answer") from error
         return link
 
-    return wait_until(attempt, deadline, describe=lambda: f"nobody listens on '{path}'")
+    return wait_until(attempt, deadline, describe=lambda: f"no process listens on '{path}'")

@@ -228,14 +228,14 @@ def test_closing_frees_a_caller(tmp_path: Path) -> None:
     with serve(tmp_path / "a", Peer.hang):
         link = linked(tmp_path / "a")
         threading.Timer(0.1, link.close).start()
-        with pytest.raises(OutcomeUnknown, match="closed by us"):
+        with pytest.raises(OutcomeUnknown, match="closed on this side"):
             link.call("ping", {}, soon())
         link.close()
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
     with AgentLink(tmp_path / "a") as link:
-        with pytest.raises(DeadlineExceeded, match="nobody listens"):
+        with pytest.raises(DeadlineExceeded, match="no process listens"):
             link.connect(soon(0.1))
         with pytest.raises(LostMachine, match="not connected"):
             link.call("ping", {}, soon())

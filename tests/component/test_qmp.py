@@ -48,7 +48,7 @@ def test_greeting_that_never_comes_is_a_deadline(tmp_path: Path) -> None:
 
 
 def test_nobody_listens_is_a_deadline_that_says_so(tmp_path: Path) -> None:
-    with Qmp(tmp_path / "q") as qmp, pytest.raises(DeadlineExceeded, match="nobody listens"):
+    with Qmp(tmp_path / "q") as qmp, pytest.raises(DeadlineExceeded, match="no process listens"):
         qmp.connect(soon(0.1))
 
 

@@ -139,7 +139,7 @@ def test_another_host_key_is_refused_at_once(sshd: Server) -> None:
 
 def test_a_refused_login_is_refused_at_once(sshd: Server) -> None:
     began = time.monotonic()
-    with pytest.raises(LostMachine, match="refused our key"):
+    with pytest.raises(LostMachine, match="refused the key"):
         log_in(sshd, key="stranger", s=20)
     assert time.monotonic() - began < 10
 

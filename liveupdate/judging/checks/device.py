@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""device.dma-continuity: what was sent to a device arrived, all of it, also while no kernel looked.
+"""device.dma-continuity: every frame sent to a device arrived, also while no kernel drove it.
 
 Two oracles: the control host's own list of the frames it sent, and the account of the driver on the
 host under update, which is kept in memory that goes through the kexec.
@@ -31,7 +31,9 @@ _TRANSLATION = 1 << 31
 
 
 def judge_continuity(context: Context) -> list[Finding]:
-    """Every frame sent to a continuous device came in: once, whole, in order, blackout or not."""
+    """Require that every frame sent to a continuous device was received once, whole and in
+    order, also during the blackout.
+    """
     findings: list[Finding] = []
     for hop in context.plan.hops:
         for device in context.plan.devices:
@@ -52,7 +54,9 @@ def judge_continuity(context: Context) -> list[Finding]:
 
 
 def _judge_rest(context: Context, hop: int, device: DeviceSpec) -> Finding:
-    """Tier quiesce: DMA stopped, which is no failure; that it did not begin again is."""
+    """Judge tier quiesce: it is no failure that DMA stopped, but it is one that it does not
+    start again.
+    """
     where = f"hop {hop}, {device.name}"
     paths = (layout.device(hop, device.name),)
     if context.rolled_back(hop):
@@ -64,8 +68,8 @@ def _judge_rest(context: Context, hop: int, device: DeviceSpec) -> Finding:
         return context.missing("the device's account", hop, paths=paths)
     if facts.error is not None or facts.adopted_ns is None:
         return failed(
-            f"{where}: the driver did not get it to work again: "
-            f"{facts.error or 'it never said so'}",
+            f"{where}: the driver did not start it again: "
+            f"{facts.error or 'the agent did not report that it did'}",
             expected="a device at work",
             evidence=paths,
         )
@@ -86,7 +90,7 @@ def _judge_rest(context: Context, hop: int, device: DeviceSpec) -> Finding:
 
 
 def _judge_guests_own(context: Context, hop: int, device: DeviceSpec, guest: str) -> Finding:
-    """A guest's own device: it stopped while the guest slept, and is used again since."""
+    """Judge a guest's own device: it stopped while the guest slept, and was used again after it."""
     where = f"hop {hop}, {device.name}"
     paths = (layout.device(hop, device.name),)
     if context.rolled_back(hop):
@@ -148,10 +152,11 @@ def _judge_device(context: Context, hop: int, device: DeviceSpec) -> Finding:
 def _judge_own(
     context: Context, where: str, hop: int, facts: DeviceFacts, paths: tuple[str, ...]
 ) -> Finding:
-    """Judge what a device does because its driver wants it: numbered frames it copies or reads.
+    """Judge what a device does on its driver's order: numbered frames that it copies or reads.
 
-    What was in flight when nobody looked any more must have landed when somebody looked again; a
-    controller may complete its queue in any order, so the first to land need not be the oldest.
+    The transfers that were in flight before the blackout must have landed when the incoming agent
+    reads the memory. A controller may complete its queue in any order, so the first to land need
+    not be the oldest.
     """
     before, frozen, landed, after = facts.before, facts.frozen, facts.landed, facts.after
     if before is None or frozen is None or landed is None or after is None:
@@ -188,8 +193,8 @@ def _judge_own(
             evidence=paths,
         )
     return passed(
-        f"{where}: {done} transfers of its own, whole and in order; {landed.found} in flight when"
-        f" nobody looked landed during the blackout, {after.expected - last - 1} came after it",
+        f"{where}: {done} transfers of its own, whole and in order; {landed.found} in flight at the"
+        f" freeze landed during the blackout, {after.expected - last - 1} came after it",
         observed=f"{done} transfers",
         evidence=paths,
     )
@@ -207,7 +212,7 @@ def _judge_stop(
     seen_outside: IommuEvidence | None,
     paths: tuple[str, ...],
 ) -> Finding | None:
-    """The device itself did not come through."""
+    """Return FAIL if the device itself did not come through, else None."""
     why = facts.error
     if why is None and facts.landed is not None and facts.adopted_ns is None:
         why = "the incoming kernel did not adopt it"
@@ -220,14 +225,14 @@ def _judge_stop(
     return failed(
         f"{where}: DMA did not go on: {breakers}{why}{more}",
         observed=f"{landed} frames landed during the blackout"
-        + (f", {_refused(trace.frames)} of {sent} found nobody to take them" if sent else ""),
+        + (f", {_refused(trace.frames)} of {sent} were not taken by the device" if sent else ""),
         expected="every frame received" if sent else "every transfer done",
         evidence=paths,
     )
 
 
 def _say_breakers(facts: DeviceFacts, seen_outside: IommuEvidence | None) -> str:
-    """Say which of the known ways to stop DMA was seen from outside, in the order of time."""
+    """Name the known ways to stop DMA that were seen from outside, in the order of time."""
     if facts.frozen_ns is None or seen_outside is None:
         return ""
     times = {
@@ -280,7 +285,7 @@ def _judge_account(
     if not wrong and received == sent:
         return None
     refused = _refused(frames)
-    not_taken = f", {refused} of them never taken by the wire" if refused else ""
+    not_taken = f", {refused} of them never taken by the device" if refused else ""
     if facts.landed is not None and facts.landed.is_full:
         not_taken += "; the ring was full before the blackout was over"
     if received < 0 or missing < 0 or after.expected < before.expected:
@@ -318,12 +323,14 @@ def _judge_blackout(
     frames: Sequence[FrameSent],
     paths: tuple[str, ...],
 ) -> Finding | None:
-    """Frames must have landed while they were sent, not been queued until somebody cared."""
+    """Require that frames landed while they were sent, and were not queued until the driver was
+    back.
+    """
     landed, frozen_ns = facts.landed, facts.frozen_ns
     assert landed is not None
     assert frozen_ns is not None
-    # When the agent looked is known by when its word arrived, which may have taken its time: what
-    # was sent in the first half must have been there by then, the rest is counted all the same.
+    # The agent's look is dated by the arrival of its message, which may be late. So the frames of
+    # the first half must have landed by then; the others are counted as well.
     middle_ns = (frozen_ns + landed.host_ns) // 2
     due = [
         frame.number
@@ -332,7 +339,7 @@ def _judge_blackout(
     ]
     if not due:
         return error_finding(
-            f"{where}: no frame was sent during the blackout: nothing was tried", evidence=paths
+            f"{where}: no frame was sent during the blackout: nothing was tested", evidence=paths
         )
     last = landed.last if landed.last is not None else -1
     if landed.found == 0 or last < due[-1]:

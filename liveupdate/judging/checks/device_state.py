@@ -30,14 +30,14 @@ from liveupdate.judging.hop_devices import (
 from liveupdate.model import layout
 from liveupdate.model.evidence import DeviceEvent
 
-#: kinds whose driver can reset them through a register, which QEMU traces without saying of which
+#: kinds whose driver can reset them through a register; QEMU does not trace of which device
 _SOFT_RESETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {qemu_trace.NIC_RESET: ("igb", "e1000e"), qemu_trace.NVME_RESET: ("nvme",)}
 )
 
 
 def judge_no_reset(context: Context) -> list[Finding]:
-    """No device that goes on with DMA was reset, by whatever means."""
+    """Require that no device that continues its DMA was reset, in any of the known ways."""
     return judge_hop_devices(
         context,
         lambda hop_devices: [_judge_resets(hop_devices, device) for device in hop_devices.devices],
@@ -105,13 +105,17 @@ def _name_reset(event: DeviceEvent, device: JudgedDevice, express: int | None) -
 
 
 def _bits_at(event: DeviceEvent, offset: int) -> int:
-    """Give what a write put at ``offset``, as far as its value tells; its width is not traced."""
+    """Return the bits that a write put at ``offset``, as far as its value shows; its width is
+    not traced.
+    """
     shift = offset - event.offset
     return event.value >> 8 * shift if 0 <= shift < 4 else 0
 
 
 def judge_config_space(context: Context) -> list[Finding]:
-    """Devices and the bridges above them are where and what they were, and bus masters."""
+    """Require that devices and the bridges above them have the same identity and place, and are
+    bus masters.
+    """
     return judge_hop_devices(
         context,
         lambda hop_devices: [

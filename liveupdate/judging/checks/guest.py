@@ -64,9 +64,10 @@ def clock_gap(trace: GuestTrace, paused_ns: int | None, resumed_ns: int | None) 
 
 
 def judge_clock(context: Context) -> list[Finding]:
-    """No clock of a guest went back, jumped forward, lost more than the blackout, or runs wrong.
+    """Require that no guest clock went back, jumped forward, lost more than the blackout or runs at
+    a wrong rate.
 
-    Clocks that count sleep may gain an RTC's second over the blackout of a guest that slept.
+    Clocks that count sleep may gain the second of an RTC over the blackout of a guest that slept.
     """
     findings: list[Finding] = []
     for hop, guest in _reached(context):
@@ -126,7 +127,7 @@ def _judge_clocks(
 def _judge_clock(
     context: Context, where: str, change: ClockChange, gap: Gap | None, path: str, gain_ns: int
 ) -> Finding | None:
-    """Say what is wrong with one clock, or nothing.
+    """Return what is wrong with one clock, or nothing.
 
     :param gain_ns: what it may gain over the blackout.
     """
@@ -176,7 +177,7 @@ def _is_forward(change: ClockChange) -> bool:
 def _say_clock(clock: str, change: ClockChange) -> str:
     step = "never paused" if change.step_ns is None else f"step {_signed(change.step_ns)}"
     if _is_forward(change):
-        step += " (allowed: it slept, and woke by its host's clock, right to an RTC's second)"
+        step += " (allowed: it slept, and its host's clock comes from an RTC that counts seconds)"
     rate = "unknown" if change.ppm_after is None else f"{change.ppm_after:+.0f} ppm"
     return f"{clock} {step}, rate {rate}"
 
@@ -189,7 +190,7 @@ def _signed(duration_ns: int) -> str:
 
 
 def judge_network(context: Context) -> list[Finding]:
-    """Every guest answers again on the network, as the boot that it was."""
+    """Require that every guest answers on the network after the update, in the same boot."""
     findings: list[Finding] = []
     for hop, guest in _reached(context):
         if not guest.kind.answers and not guest.address:
@@ -254,7 +255,9 @@ def _judge_echoes(
 
 
 def judge_storage(context: Context) -> list[Finding]:
-    """What was durable before is on the disk after, in order, and the journal goes on growing."""
+    """Require that all durable records are still on the disk, in order, and that the journal
+    grows again.
+    """
     findings: list[Finding] = []
     for hop, guest in _reached(context):
         if not guest.kind.journal:
@@ -264,7 +267,7 @@ def judge_storage(context: Context) -> list[Finding]:
         before = trace.journal_before if trace else None
         after = trace.journal_after if trace else None
         if trace is not None and after is None and context.rolled_back(hop):
-            # no scan is made after giving up; that it goes on growing can be seen all the same
+            # after a roll-back there is no scan; that the journal grows is still seen
             findings.append(_judge_growth(context, hop, guest, trace))
             continue
         for name, facts in (("journal-before", before), ("journal-after", after)):
@@ -287,7 +290,7 @@ def judge_storage(context: Context) -> list[Finding]:
 
 
 def _judge_own_disks(context: Context) -> Iterator[Finding]:
-    """Journals on NVMe disks that are passed through; whether they grow, device.* asks."""
+    """Judge the journals on passed-through NVMe disks; ``device.*`` judges whether they grow."""
     for hop, guest in _reached(context):
         for device in context.plan.devices:
             if device.guest != guest.name or device.kind != "nvme" or context.rolled_back(hop):
@@ -348,7 +351,9 @@ def _judge_journal(
 
 
 def _oldest_kept(disk_bytes: int, before: JournalFacts, after: JournalFacts) -> int:
-    """The highest number that the oldest record may have: the journal is a ring over the disk."""
+    """Return the highest number that the oldest record may have: the journal is a ring over the
+    disk.
+    """
     return max(before.first_seq, after.last_seq - disk_bytes // _RECORD_BYTES + 1)
 
 
@@ -387,7 +392,7 @@ def _judge_growth(context: Context, hop: int, guest: GuestSpec, trace: GuestTrac
 
 
 def blackout_ns(context: Context, hop: int, guest: str) -> int | None:
-    """How long a guest was out: the longer of pause to resume and its own silence."""
+    """Return how long a guest was out: the longer of pause to resume and its own silence."""
     facts = context.hop(hop)
     trace = context.trace(hop, guest)
     paused = facts.paused_ns.get(guest) if facts else None
@@ -399,7 +404,7 @@ def blackout_ns(context: Context, hop: int, guest: str) -> int | None:
 
 
 def judge_blackout(context: Context) -> list[Finding]:
-    """No guest was out for longer than the user will accept."""
+    """Require that no guest was out for longer than the budget."""
     limit_s = context.plan.budget.blackout_s
     if limit_s is None:
         return [skipped("no budget set (budget.blackout)")]

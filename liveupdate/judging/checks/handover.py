@@ -31,14 +31,15 @@ LEAK_HOPS = 4
 
 
 def say_kernel(release: str, build_id: str) -> str:
+    """Format a kernel's release and the start of its build id."""
     return f"{release} (build id {build_id[:12] or 'none'})"
 
 
 def judge_kho(context: Context) -> list[Finding]:
-    """Every hop ended in the planned kernel, which found what the outgoing one handed over.
+    """Require that every hop ended in the planned kernel, which found the data of the outgoing one.
 
-    A mechanism without KHO has nothing for the kernel to find: its incoming kernel only has to be
-    the planned one.
+    Without KHO in the mechanism, the incoming kernel has no data to find and only has to be the
+    planned one.
     """
     findings = [
         error_finding(f"hop {incident.hop}: {say_incident(incident)}")
@@ -83,7 +84,7 @@ def _judge_kho_hop(context: Context, hop: Hop) -> list[Finding]:
         )
     findings += _judge_kernel(where, hop.incoming, facts.after, files[1])
     if not findings:
-        # the outgoing kernel and the second way in only say whether we looked at the right machine
+        # the outgoing kernel and SSH only show whether this is the right machine
         outgoing = _judge_kernel(where, context.outgoing(hop), facts.before, files[0])
         findings += [error_finding(f"outgoing kernel: {each.reason}") for each in outgoing]
         findings += _judge_ssh(context, facts, facts.after)
@@ -98,7 +99,7 @@ def _judge_kho_hop(context: Context, hop: Hop) -> list[Finding]:
 
 
 def _gone(context: Context, hop: int) -> list[Finding]:
-    """Findings of a hop that was given up, broke off, or was never reached."""
+    """Return the findings of a hop that was rolled back, broke off, or was never reached."""
     if context.rolled_back(hop):
         refused = context.incidents(("freeze-refused",), hop)
         why = say_incident(refused[0]) if refused else "the update was given up"
@@ -114,7 +115,7 @@ def _gone(context: Context, hop: int) -> list[Finding]:
 
 def _judge_kernel(where: str, planned: KernelImage, found: KernelFacts, path: str) -> list[Finding]:
     same_release = found.release == planned.release
-    # an image without a build id note can only be told by its release
+    # an image without a build id note is only known by its release
     same_build = not planned.build_id or found.build_id == planned.build_id
     if same_release and same_build:
         return []
@@ -135,7 +136,11 @@ def _judge_ssh(context: Context, facts: HopEvidence, after: KernelFacts) -> list
     if facts.ssh_boot_id is None or facts.ssh_nonce_ok is None:
         return [context.missing("boot_id and nonce over SSH", facts.number, paths=(path,))]
     if not facts.ssh_nonce_ok:
-        return [error_finding(f"{where}: the nonce read over SSH is not ours", evidence=(path,))]
+        return [
+            error_finding(
+                f"{where}: the nonce read over SSH is not that of this run", evidence=(path,)
+            )
+        ]
     if facts.ssh_boot_id != after.boot_id:
         return [
             error_finding(
@@ -148,7 +153,7 @@ def _judge_ssh(context: Context, facts: HopEvidence, after: KernelFacts) -> list
 
 
 def judge_generation(context: Context) -> list[Finding]:
-    """KHO's generation advanced by exactly one in every hop: 1, 2, … N."""
+    """Require that KHO's generation advanced by exactly one in every hop: 1, 2, … N."""
     findings: list[Finding] = []
     for hop in context.plan.hops:
         if gone := _gone(context, hop.number):
@@ -175,7 +180,9 @@ def judge_generation(context: Context) -> list[Finding]:
 
 
 def judge_session(context: Context) -> list[Finding]:
-    """The mechanism gave back what carried every guest (LUO: a session); hops leak no memory."""
+    """Require that the mechanism returned what carried every guest (LUO: a session), and that no
+    memory leaks.
+    """
     findings: list[Finding] = []
     for hop in context.plan.hops:
         if gone := _gone(context, hop.number):
@@ -212,7 +219,7 @@ def _judge_sessions(
     by_name = {session.name: session for session in sessions}
     agents = by_name.get(AGENT_SESSION)
     if agents is not None and agents.error is not None:
-        # Nothing could be read that would have named the guests.
+        # The manifest, which names the guests, could not be read.
         return [
             failed(
                 f"hop {hop}: nothing was taken over: {agents.error}",
@@ -249,7 +256,7 @@ def _judge_sessions(
 def _judge_luo_number(
     context: Context, hop: int, after: KernelFacts, so_far: list[Finding]
 ) -> list[Finding]:
-    """Check the kernel's own count of live updates, when nothing has failed before."""
+    """Compare the kernel's own count of live updates, unless something failed before."""
     if LUO not in context.plan.witnesses:
         return []
     if any(finding.status is Outcome.FAIL for finding in so_far):
@@ -270,7 +277,7 @@ def _judge_luo_number(
 
 
 def free_memory(context: Context) -> list[int]:
-    """Free memory of the incoming kernel after each hop, as far as it is known without a break."""
+    """Return the free memory of the incoming kernel after each hop, up to the first unknown one."""
     series: list[int] = []
     for hop in context.plan.hops:
         facts = context.hop(hop.number)

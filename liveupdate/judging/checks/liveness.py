@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""guest.liveness: the guest itself makes progress, over time. What its VMM says proves nothing.
+"""guest.liveness: the guest itself makes progress over time. A statement of its VMM proves nothing.
 
 Runs before the other guest checks and notes in ``context.dead`` which guests it found dead, so that
 their silence elsewhere reads as a consequence.
@@ -59,7 +59,7 @@ def find_window(context: Context, hop: int, guest: str) -> Window | Finding:
     paused = facts.paused_ns.get(guest) if facts else None
     resumed = facts.resumed_ns.get(guest) if facts else None
     if resumed is None and context.rolled_back(hop):
-        # The outgoing agent lets its guests go on without a word: the first sign of life counts.
+        # The outgoing agent resumes its guests without an event: the first sign of life counts.
         gap = vcpu_gap(trace.ticks, paused, None)
         resumed = gap.ended_ns if gap else (paused or trace.watched.began_ns)
         return Window(paused_ns=paused, resumed_ns=resumed, watched=trace.watched)
@@ -70,7 +70,7 @@ def find_window(context: Context, hop: int, guest: str) -> Window | Finding:
 
 
 def judge_liveness(context: Context) -> list[Finding]:
-    """Every guest is the same boot as before and makes progress over the whole observation."""
+    """Require that every guest is in the same boot as before and makes progress until the end."""
     findings: list[Finding] = []
     for hop, _facts, guest in context.guests():
         finding = _judge_guest(context, hop.number, guest)
@@ -196,7 +196,7 @@ def _judge_stall(
     hole_ns = window.watched.longest_hole_ns
     if worst.length_ns - hole_ns <= limit_ns:
         return error_finding(
-            f"{where}: no tick seen for {format_ns(worst.length_ns)}, but nobody looked for "
+            f"{where}: no tick seen for {format_ns(worst.length_ns)}, but none was looked for in "
             f"{format_ns(hole_ns)} (control host too busy)",
             evidence=(path,),
         )
@@ -213,7 +213,7 @@ def _judge_stall(
 def _judge_pings(
     context: Context, hop: int, guest: GuestSpec, trace: GuestTrace, window: Window
 ) -> Finding:
-    """A user's image that is asked through the QEMU guest agent."""
+    """Judge a user's image that has a QEMU guest agent."""
     where = f"hop {hop}, {guest.name}"
     path = layout.series(hop, guest.name, "pings")
     pings = sorted(trace.agent_pings, key=lambda ping: ping.host_ns)
@@ -225,7 +225,7 @@ def _judge_pings(
     ):
         return error_finding(f"{where}: the guest agent never answered before the pause")
     answered = [ping for ping in after if ping.realtime_ns is not None]
-    # one late answer is nothing; two in a row at the end is a guest that went away
+    # one late answer proves nothing; two in a row at the end mean that the guest is gone
     if not answered or all(ping.realtime_ns is None for ping in after[-2:]):
         return failed(
             f"{where}: the VMM says '{trace.vmm_status}', but the guest agent does not answer",
@@ -243,7 +243,7 @@ def _judge_pings(
 def _judge_answers(
     context: Context, hop: int, guest: GuestSpec, trace: GuestTrace, window: Window
 ) -> Finding:
-    """A user's image that is only seen to answer on the network."""
+    """Judge a user's image that is only seen to answer on the network."""
     where = f"hop {hop}, {guest.name}"
     path = layout.series(hop, guest.name, "echoes")
     after = [echo for echo in trace.echoes if echo.sent_ns >= window.resumed_ns]

@@ -225,7 +225,7 @@ def _say_diff(diff: MappingDiff) -> str:
 
 
 def _find_tampering(hop_devices: HopDevices, device: JudgedDevice) -> Finding | None:
-    """Page tables that changed while the device used them, whoever did it."""
+    """Find page tables that changed while the device used them, by any cause."""
     for row in hop_devices.evidence.tables:
         if row.requester.split()[0] == device.found.function and row.pages:
             return failed(

@@ -29,7 +29,9 @@ def _is_altered(raw: bytes, artifact: Artifact | None) -> bool:
 
 
 def judge_content(context: Context) -> list[Finding]:
-    """Every page of every guest was the same before its guest ran again as when it was stopped."""
+    """Require that every page of every guest has the same content at the freeze and before the
+    resume.
+    """
     findings: list[Finding] = []
     for hop, _facts, guest in context.guests():
         if not context.rolled_back(hop.number) or context.trace(hop.number, guest.name):
@@ -93,7 +95,7 @@ def _judge_digests(context: Context, hop: int, guest: GuestSpec) -> Finding:
 def _judge_moments(
     context: Context, hop: int, guest: GuestSpec, freeze: PageDigests, boot: PageDigests
 ) -> Finding | None:
-    """Equal digests prove nothing when they were taken at the wrong time or of the wrong memory."""
+    """Reject digests of the wrong time or of the wrong memory: if equal, they prove nothing."""
     where = f"hop {hop}, {guest.name}"
     facts = context.hop(hop)
     paused = facts.paused_ns.get(guest.name) if facts else None
@@ -124,7 +126,7 @@ def _judge_moments(
 
 
 def _judge_pattern(context: Context, hop: int, guest: GuestSpec) -> list[Finding]:
-    """The guest's own look at its pattern, from inside; only our payload has one."""
+    """Judge the guest's own check of its pattern, from inside; only the shipped payload has one."""
     if not guest.kind.payload:
         return []
     where = f"hop {hop}, {guest.name}"
@@ -156,7 +158,7 @@ def _judge_pattern(context: Context, hop: int, guest: GuestSpec) -> list[Finding
 
 
 def judge_placement(context: Context) -> list[Finding]:
-    """Every page of every guest lies on the page frame on which it lay before."""
+    """Require that every page of every guest is on the same page frame as before."""
     findings: list[Finding] = []
     for hop, _facts, guest in context.guests():
         if context.rolled_back(hop.number):

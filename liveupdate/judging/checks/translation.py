@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""iommu.translation and iommu.faults: what translates the devices' addresses."""
+"""iommu.translation and iommu.faults: the units that translate the devices' addresses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ WITH_TABLES = (Translation.SECOND_STAGE, Translation.FIRST_STAGE, Translation.HO
 
 
 def judge_translation(context: Context) -> list[Finding]:
-    """Translation never went off under a device that goes on, and is on again for any other."""
+    """Require that translation never went off under a continuous device, and is on again for any
+    other.
+    """
     return judge_hop_devices(context, _judge_translation)
 
 
@@ -125,12 +127,12 @@ def _judge_enabled(hop_devices: HopDevices) -> list[Finding]:
 
 
 def _judge_entries(hop_devices: HopDevices, device: JudgedDevice) -> list[Finding]:
-    """The device was attached to page tables in every sample."""
+    """Require that the device was attached to page tables in every sample."""
     where = f"hop {hop_devices.hop}, {device.name} ({device.found.function})"
     path = layout.iommu_file(hop_devices.hop, "bindings.jsonl")
     rows = rows_of(hop_devices, device)
     if not rows:
-        return [error_finding(f"{where}: its entries were never looked at", evidence=(path,))]
+        return [error_finding(f"{where}: its entries were never sampled", evidence=(path,))]
     good = [each.value for each in WITH_TABLES]
     for row in rows:
         if row.fault or row.translation not in good:
@@ -148,7 +150,7 @@ def _judge_entries(hop_devices: HopDevices, device: JudgedDevice) -> list[Findin
 
 
 def _judge_stop(hop_devices: HopDevices) -> list[Finding]:
-    """Tier quiesce: on at both ends, and no device could do DMA while it was off."""
+    """Judge tier quiesce: on at both ends, and no device could do DMA while translation was off."""
     where, samples = f"hop {hop_devices.hop}", hop_devices.evidence.samples
     path = layout.iommu_file(hop_devices.hop, "samples.jsonl")
     for moment, sample in (("before", samples[0]), ("after", samples[-1])):
@@ -208,7 +210,7 @@ def _say_stop(hop_devices: HopDevices) -> str:
 
 
 def judge_faults(context: Context) -> list[Finding]:
-    """The IOMMU refused no request, by its registers and by QEMU's trace."""
+    """Require that the IOMMU refused no request, by its registers and by QEMU's trace."""
     return judge_hop_devices(context, _judge_faults)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session libvirtd that keeps to one directory, for those for whom libvirt starts none.
+"""A session libvirtd that keeps to one directory, for users for whom libvirt starts none.
 
 libvirt starts a session daemon for every user but root: root's ``qemu:///session`` is the system's
 daemon, and a container has none. As root the daemon runs in a user namespace in which it is not
@@ -85,7 +85,7 @@ def prepare(program: str, directory: Path, log: str) -> Command:
 def ensure(*, idle_s: int = IDLE_S) -> str:
     """Return the URI of this user's own daemon; start it when it does not run.
 
-    It outlives this process, and ends itself ``idle_s`` seconds after its last client has left.
+    It outlives this process and ends ``idle_s`` seconds after its last client has left.
 
     :raises PlanError: it is not installed, or does not start.
     """

@@ -30,7 +30,7 @@ MAX_DISKS = 16
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _SERIAL_SLOT, _RNG_SLOT, _DISK_SLOT = 0x02, 0x03, 0x08
-#: what libvirt has no element for comes last on QEMU's command line, behind its own devices
+#: features without an element in libvirt come last on QEMU's command line, after its own devices
 _SSH_SLOT, _WIRE_SLOT = 0x1A, 0x1B
 
 #: as :data:`liveupdate.target.qemu.argv._ACCELS` says, with the reasons
@@ -46,11 +46,11 @@ def build_xml(
     append: str,
     owner: tuple[int, int] | None = None,
 ) -> str:
-    """Build the domain's XML. Its RAM is a shared memfd, to be found in QEMU's descriptors.
+    """Build the domain's XML. Its RAM is a shared memfd among QEMU's descriptors.
 
-    :param owner: uid and gid QEMU is to run as, for a privileged libvirtd, which would give it
-        (and our files) to a user of its own.
-    :raises PlanError: what libvirt, or this builder, has no such thing of.
+    :param owner: uid and gid for QEMU under a privileged libvirtd, which would otherwise run it
+        (and own the files) as a user of its own.
+    :raises PlanError: libvirt, or this builder, does not support something of the plan.
     """
     if spec.accel not in _TYPES:
         raise PlanError(f"no accelerator '{spec.accel}'", hint=f"one of {', '.join(_TYPES)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Target ``libvirt``: a machine of ours as a domain of a libvirtd on this machine."""
+"""Target ``libvirt``: a machine of this run as a domain of a libvirtd on this machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 def locate(place: str) -> Located:
     """Return the URI of a libvirt that answers.
 
-    :param place: a URI; "": $LIBVIRT_DEFAULT_URI, else the session's, else, for root, that of a
-        daemon of liveupdate's own, which is started when it does not run.
-    :raises PlanError: none answers, or the binding is not installed.
+    :param place: a URI; "": $LIBVIRT_DEFAULT_URI, else that of the session, else, for root, that of
+        a daemon of liveupdate's own, which is started when it does not run.
+    :raises PlanError: libvirt does not answer, or the binding is not installed.
     """
     named = place or os.environ.get("LIBVIRT_DEFAULT_URI")
     uri = named or DEFAULT_URI

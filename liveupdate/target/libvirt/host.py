@@ -2,8 +2,8 @@
 """The host under update as a libvirt domain on this control host.
 
 A QEMU machine like :mod:`liveupdate.target.qemu.host`, started and held by a libvirtd. Its domain
-is transient and ends with our connection, so that nothing stays defined, whatever becomes of us.
-Must not know what the machine is for.
+is transient and ends with this process's connection, so nothing stays defined, however the run
+ends. Must not know what the machine is for.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _KILL_TIMEOUT_S = 10.0
 
 
 class DomainProcess:
-    """The QEMU of a domain: libvirtd's child, watched through a pidfd, ended by libvirt.
+    """The QEMU of a domain: a child of libvirtd, watched through a pidfd, ended by libvirt.
 
-    Its exit status is libvirtd's to know; ``returncode`` is 0 once it is gone.
+    Only libvirtd knows its exit status; ``returncode`` is 0 once it has ended.
     """
 
     def __init__(self, pid: int, link: Link) -> None:
-        """:raises OSError: it is gone already."""
+        """:raises OSError: the process has already ended."""
         self.pid = pid
         self._link = link
         self._pidfd = os.pidfd_open(pid)
@@ -48,25 +48,26 @@ class DomainProcess:
 
     @property
     def returncode(self) -> int | None:
+        """0 once the process has ended; None while it runs."""
         if not self._ended and self._is_over(0):
             self._ended = True
         return 0 if self._ended else None
 
     def wait(self, deadline: Deadline) -> int:
-        """Wait for its end. :raises DeadlineExceeded: it still runs."""
+        """Wait until it ends. :raises DeadlineExceeded: it still runs."""
         if not self._ended and not self._is_over(deadline.remaining_s):
             raise deadline.exceeded(f"pid {self.pid} still runs")
         self._ended = True
         return 0
 
     def crash(self) -> None:
-        """Kill it behind libvirt's back; for the fault tests."""
+        """Kill it without libvirt; for the fault tests."""
         if not self._ended:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             self.wait(Deadline.after(_KILL_TIMEOUT_S, "QEMU to be killed"))
 
     def kill(self) -> None:
-        """Have libvirt end it, and do it ourselves when libvirt cannot. Idempotent."""
+        """End it through libvirt, or directly when libvirt fails. Idempotent."""
         if self.returncode is not None:
             return
         try:
@@ -76,6 +77,7 @@ class DomainProcess:
             self.crash()
 
     def close(self) -> None:
+        """Close the pidfd. Idempotent."""
         self.kill()
         if self._pidfd >= 0:
             os.close(self._pidfd)
@@ -88,7 +90,7 @@ class DomainProcess:
 
 
 class LibvirtHost(QemuHost):
-    """One domain, once. What it offers is what :class:`QemuHost` does, but for warm starts."""
+    """One domain, used once. It offers the same as :class:`QemuHost`, except warm starts."""
 
     _ram_id = domain_xml.RAM_ID
 
@@ -119,7 +121,7 @@ class LibvirtHost(QemuHost):
             self._child.crash()
 
     def _make_ram(self) -> None:
-        """Nothing: QEMU makes it, as the domain says."""
+        """Do nothing: QEMU makes the RAM, as the domain says."""
 
     def _launch(self, paths: MachinePaths, deadline: Deadline, *, incoming: bool) -> Process:
         if incoming:
@@ -161,7 +163,7 @@ class LibvirtHost(QemuHost):
         return f"libvirt: {stopped or 'not told how'}"
 
     def _leave(self) -> None:
-        """Close the connection, when libvirt has forgotten the domain."""
+        """Close the connection once libvirt has forgotten the domain."""
         if self._link is None:
             return
         link, name = self._link, machine_name(self.run_id)
@@ -175,12 +177,12 @@ class LibvirtHost(QemuHost):
 
 
 def is_privileged(uri: str) -> bool:
-    """Tell whether a libvirtd at ``uri`` runs QEMU as another user than its own."""
+    """Whether a libvirtd at ``uri`` runs QEMU as another user than its own."""
     return urlsplit(uri).path == "/system"
 
 
 def find_qemu(run_id: str, uuid: str) -> tuple[int, tuple[str, ...]]:
-    """Find pid and argv of a domain's QEMU on this machine; libvirt has no call that tells.
+    """Return pid and argv of a domain's QEMU on this machine; libvirt has no call for it.
 
     :raises LaunchError: it runs elsewhere, or has ended.
     """

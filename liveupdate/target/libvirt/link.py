@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """libvirt-python with deadlines: one connection, one domain, and QMP through its monitor.
 
-libvirt's calls wait without end, so each runs in a thread that is left behind when its time is up;
-its events need a loop, of which a process has one. The binding is an optional extra and imported
-only when it is used. Must not know what a domain is made of.
+libvirt's calls have no time limit, so each runs in a thread that is abandoned at the deadline. Its
+events need a loop, of which a process has one. The binding is an optional extra and is imported
+when it is used. Must not know what a domain is made of.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def load() -> tuple[ModuleType, ModuleType]:
 
 
 def check(uri: str) -> None:
-    """See that a connection opens, before anything is planned on it.
+    """Check that a connection opens, before a plan relies on it.
 
-    :raises NoAnswer: nobody answers.
+    :raises NoAnswer: libvirt does not answer.
     :raises PlanError: there is no binding.
     """
     try:
@@ -82,7 +82,7 @@ def check(uri: str) -> None:
 def bounded(work: Callable[[], T], deadline: Deadline, what: str) -> T:
     """Call ``work`` in a thread of its own.
 
-    :raises DeadlineExceeded: it has not returned; the thread is left to itself.
+    :raises DeadlineExceeded: it has not returned; the thread is abandoned.
     """
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -121,7 +121,7 @@ class Link:
         """Connect.
 
         :raises PlanError: there is no binding.
-        :raises LaunchError: nobody answers, or libvirt refuses.
+        :raises LaunchError: libvirt does not answer, or refuses.
         """
         binding, _ = load()
         try:
@@ -139,13 +139,14 @@ class Link:
 
     @property
     def version(self) -> str:
+        """libvirt's version as ``MAJOR.MINOR.RELEASE``."""
         number = int(self._connection.getLibVersion())
         return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
 
     def create(self, xml: str, deadline: Deadline) -> str:
         """Start a transient domain, paused; return its UUID. It ends with this connection.
 
-        :raises LaunchError: with what libvirt, or QEMU, said.
+        :raises LaunchError: with the message of libvirt or QEMU.
         """
         flags = self._libvirt.VIR_DOMAIN_START_PAUSED | self._libvirt.VIR_DOMAIN_START_AUTODESTROY
         try:
@@ -160,7 +161,7 @@ class Link:
             raise LaunchError(f"libvirt did not start the machine: {_say(error)}") from error
 
     def watch_monitor(self, keep: Callable[[str, str | None], None]) -> None:
-        """Have ``keep`` called with name and JSON data of each QMP event."""
+        """Call ``keep`` with name and JSON data of each QMP event."""
 
         def event(_c: object, _d: object, name: str, _s: int, _us: int, data: Any, _o: Any) -> None:
             keep(name, data)
@@ -170,10 +171,10 @@ class Link:
         )
 
     def ask_monitor(self, command: str, deadline: Deadline, what: str) -> str:
-        """Pass a QMP command on and return QEMU's answer, both JSON.
+        """Send a QMP command and return QEMU's answer, both JSON.
 
-        :raises LostMachine: there is no domain, or no libvirtd, any more.
-        :raises OutcomeUnknown: it went away in the middle.
+        :raises LostMachine: the domain, or libvirtd, is gone.
+        :raises OutcomeUnknown: it went away before it answered.
         """
         if self._lost is not None:
             raise LostMachine(f"libvirt is gone: {self._lost}; wanted {what}", how="no-answer")
@@ -200,9 +201,9 @@ class Link:
         return str(answer)
 
     def destroy(self, deadline: Deadline) -> None:
-        """Power the domain off; one that is off already is fine.
+        """Power the domain off; idempotent.
 
-        :raises LostMachine: libvirt cannot.
+        :raises LostMachine: libvirt failed.
         """
         if self._domain is None:
             return
@@ -216,7 +217,7 @@ class Link:
                 ) from error
 
     def is_defined(self, name: str, deadline: Deadline) -> bool:
-        """Tell whether libvirt still knows a domain of that name."""
+        """Whether libvirt still knows a domain of that name."""
         try:
             bounded(lambda: self._connection.lookupByName(name), deadline, "look for the domain")
         except self._libvirt.libvirtError as error:
@@ -231,7 +232,7 @@ class Link:
             connection, self._connection = self._connection, None
         if connection is None:
             return
-        self._note_lost("closed by us")
+        self._note_lost("closed on this side")
         try:
             bounded(
                 connection.close,
@@ -266,10 +267,11 @@ class PassedMonitor(Monitor):
 
     @property
     def lost(self) -> str | None:
+        """Why the connection is gone, or None while it lives."""
         return self._link.lost
 
     def connect(self, deadline: Deadline) -> Mapping[str, object]:
-        """Begin to listen and return what ``query-version`` says."""
+        """Start listening and return what ``query-version`` returns."""
         self._link.watch_monitor(self._keep_text)
         version = self.execute("query-version", None, deadline)
         return version if isinstance(version, dict) else {}
@@ -280,6 +282,7 @@ class PassedMonitor(Monitor):
         arguments: Mapping[str, object] | None = None,
         deadline: Deadline | None = None,
     ) -> object:
+        """Execute a command through libvirt; see :meth:`Monitor.execute`."""
         deadline = deadline or Deadline.after(COMMAND_TIMEOUT_S, f"QMP '{command}'")
         request = json.dumps({"execute": command, "arguments": dict(arguments or {})})
         try:
@@ -292,11 +295,11 @@ class PassedMonitor(Monitor):
         return parse_answer(command, text)
 
     def drop(self) -> None:
-        """Close the connection, which ends the machine: it is libvirtd that holds the monitor."""
+        """Close the connection, which ends the machine: libvirtd holds the monitor."""
         self._link.close()
 
     def close(self) -> None:
-        """The link is its owner's to close."""
+        """Do nothing: the owner of the link closes it."""
 
     def _keep_text(self, name: str, data: str | None) -> None:
         try:
@@ -306,10 +309,10 @@ class PassedMonitor(Monitor):
 
 
 def parse_answer(command: str, text: str) -> object:
-    """Take the value out of QEMU's answer as libvirt hands it on.
+    """Return the value of QEMU's answer, as libvirt passes it on.
 
-    :raises QmpRefused: QEMU said no.
-    :raises LostMachine: it is none.
+    :raises QmpRefused: QEMU refused the command.
+    :raises LostMachine: this is no QMP answer.
     """
     try:
         answer = json.loads(text)
@@ -325,5 +328,5 @@ def parse_answer(command: str, text: str) -> object:
 
 
 def _say(error: Exception) -> str:
-    """Put what libvirt says on one line; it ends with QEMU's own words."""
+    """Put libvirt's message on one line; it ends with QEMU's own message."""
     return " ".join(str(error).split())

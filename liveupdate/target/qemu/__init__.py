@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Target ``qemu``: the host under update as a child process."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of the host under update, as a value. No I/O.
 
-Both ends of a warm start must build the same devices in the same order: QEMU tells them apart by
-where they sit, and ``/dev/vda`` is the first disk.
+Both ends of a warm start must build the same devices in the same order: QEMU identifies them by
+their place, and ``/dev/vda`` is the first disk.
 """
 
 from __future__ import annotations
@@ -83,44 +83,50 @@ class MachinePaths:
 
     @property
     def qmp(self) -> Path:
+        """Socket of the monitor."""
         return self.runtime_dir / "qmp"
 
     @property
     def watch(self) -> Path:
-        """A second monitor, for what is asked many times a second."""
+        """Socket of a second monitor, for commands that are sent many times a second."""
         return self.runtime_dir / "mon"
 
     @property
     def console(self) -> Path:
+        """Socket of the serial console."""
         return self.runtime_dir / "con"
 
     @property
     def agent(self) -> Path:
+        """Socket of the agent's virtio-serial port."""
         return self.runtime_dir / "agt"
 
     @property
     def wire_ours(self) -> Path:
+        """Socket on which this side receives the guests' frames."""
         return self.runtime_dir / "net"
 
     @property
     def wire_qemu(self) -> Path:
+        """Socket on which QEMU receives frames for the guests."""
         return self.runtime_dir / "nic"
 
     def feed_ours(self, number: int) -> Path:
-        """Our end of the wire of device ``number``, counted from 0."""
+        """Socket on which this side receives frames of device ``number``, counted from 0."""
         return self.runtime_dir / f"d{number}o"
 
     def feed_qemu(self, number: int) -> Path:
+        """Socket on which QEMU receives frames for device ``number``, counted from 0."""
         return self.runtime_dir / f"d{number}q"
 
 
 def build_argv(
     spec: MachineSpec, paths: MachinePaths, *, run_id: str, append: str, incoming: bool = False
 ) -> tuple[str, ...]:
-    """Build QEMU's argv. The machine starts paused, so that nothing is missed.
+    """Build QEMU's argv. The machine starts paused, so that no output is missed.
 
     :param incoming: wait for a saved state.
-    :raises PlanError: an accelerator, IOMMU or serial that there is not.
+    :raises PlanError: QEMU has no such accelerator, IOMMU or serial.
     """
     if spec.accel not in _ACCELS:
         raise PlanError(f"no accelerator '{spec.accel}'", hint=f"one of {', '.join(_ACCELS)}")
@@ -172,13 +178,13 @@ def device_id(name: str) -> str:
 
 
 def ssh_nic(place: str = "") -> tuple[str, ...]:
-    """The network card for SSH, with a port of QEMU's choice on the loopback.
+    """Return the network card for SSH, with a port on the loopback that QEMU chooses.
 
     :param place: more properties of the device, such as its address.
     """
     # fmt: off
     return (
-        # restrict: the host under update is not to reach anything from here; forwarding still works
+        # restrict: the host under update cannot reach any network; forwarding still works
         "-netdev", "user,id=ssh,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22",
         "-device", _nic(SSH_NIC, "ssh", SSH_MAC, place),
     )
@@ -186,7 +192,7 @@ def ssh_nic(place: str = "") -> tuple[str, ...]:
 
 
 def wire_nic(paths: MachinePaths, place: str = "") -> tuple[str, ...]:
-    """The network card on the wire; ``place`` as of :func:`ssh_nic`."""
+    """Return the network card of the guests' link; ``place`` as of :func:`ssh_nic`."""
     # fmt: off
     return (
         "-netdev", "dgram,id=wire"
@@ -219,7 +225,7 @@ def device_mac(number: int) -> str:
 
 
 def wire_id(name: str) -> str:
-    """QEMU's id of what the network card ``name`` of a scenario is connected to."""
+    """Return QEMU's id of the netdev of network card ``name`` of a scenario."""
     return f"wire-{name}"
 
 
@@ -259,7 +265,7 @@ def _device(
 
 
 def throttle_id(name: str) -> str:
-    """QEMU's id of what limits the NVMe controller ``name``; no limit is set at first."""
+    """Return QEMU's id of the limit of NVMe controller ``name``; at first it limits nothing."""
     return f"limit-{name}"
 
 
@@ -292,7 +298,10 @@ def _escape(path: Path) -> str:
 
 
 def check_serial(serial: str) -> None:
-    """:raises PlanError: no disk can have it."""
+    """Check a disk's serial.
+
+    :raises PlanError: no disk can have it.
+    """
     if not 0 < len(serial.encode()) <= MAX_SERIAL or "," in serial:
         raise PlanError(f"'{serial}' cannot be a disk's serial", hint=f"1 to {MAX_SERIAL} bytes")
 
@@ -304,8 +313,8 @@ def _disk(disk: DiskFile, *, read_only: bool) -> tuple[str, ...]:
         "driver": disk.format,
         "node-name": node,
         "read-only": read_only,
-        # We read these files through the page cache, which outlives QEMU. That the host under
-        # update flushes is its business; that our own disk is slow must not be measured.
+        # The control host reads these files through the page cache, which outlives QEMU. The
+        # host under update flushes its own caches; a slow disk here must not be measured.
         "cache": {"direct": False, "no-flush": True},
         "file": {"driver": "file", "filename": str(disk.path)},
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Target ``qemu``: a machine of ours, a child of this process."""
+"""Target ``qemu``: a machine of this run, a child of this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from liveupdate.target.qemu.host import QemuHost
 
 
 def locate(place: str) -> Located:
-    """Return that there is nothing to find."""
+    """Return an empty location: there is nothing to find."""
     return Located(place=place)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host under update as a QEMU machine on this control host.
 
-A context manager: entering starts the machine, leaving it ends it, whatever happened, and leaves no
-process, socket or file behind but the run directory. Must not know what the machine is for.
+A context manager: entering starts the machine; leaving ends it in any case and leaves no process,
+socket or file behind except the run directory. Must not know what the machine is for.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Starter = Callable[["QemuHost", Deadline], object]
 
 
 class QemuHost:
-    """One machine, once. ``qmp console agent wire ram disks`` are there while it is entered."""
+    """One machine, used once. ``qmp console agent wire ram disks`` exist while it is entered."""
 
     #: name of the memory backend's region in ``info mtree``
     _ram_id = RAM_ID
@@ -93,7 +93,7 @@ class QemuHost:
         #: what is behind NVMe controllers, by name of the device
         self.namespaces: Mapping[str, Path] = MappingProxyType({})
         self.qemu_version = ""
-        #: what ``query-kvm`` says of this machine, which is no proof that it works
+        #: what ``query-kvm`` says of this machine, which does not prove that KVM works
         self.kvm_enabled: bool | None = None
         self.ssh_port = 0
         #: what went wrong while cleaning up; the runner reports it
@@ -117,27 +117,32 @@ class QemuHost:
 
     @property
     def qmp(self) -> Monitor:
+        """The monitor. :raises StateError: the machine is not entered."""
         return _there(self._qmp)
 
     @property
     def console(self) -> Console:
+        """The serial console. :raises StateError: the machine is not entered."""
         return _there(self._console)
 
     @property
     def agent(self) -> AgentLink:
+        """The agent's channel. :raises StateError: the machine is not entered."""
         return _there(self._agent)
 
     @property
     def wire(self) -> Wire:
+        """The link to the guests. :raises StateError: the machine is not entered."""
         return _there(self._wire)
 
     @property
     def feeds(self) -> Mapping[str, Wire]:
-        """The wires of the passed-through devices, by name."""
+        """The links to the passed-through devices, by name."""
         return self._feeds
 
     @property
     def ram(self) -> PhysMem:
+        """The machine's RAM. :raises StateError: the machine is not entered."""
         return _there(self._ram)
 
     @property
@@ -147,6 +152,7 @@ class QemuHost:
 
     @property
     def pid(self) -> int:
+        """Process id of QEMU. :raises StateError: the machine is not entered."""
         return _there(self._child).pid
 
     @property
@@ -173,7 +179,7 @@ class QemuHost:
     def reset(self, deadline: Deadline) -> None:
         """Reset the machine and wait for the first line of its kernel.
 
-        Every other reset is the machine's end (``-no-reboot``).
+        Any other reset ends the machine (``-no-reboot``).
         """
         mark = self.console.mark()
         self.qmp.execute("set-action", {"reboot": "reset"}, deadline)
@@ -184,15 +190,15 @@ class QemuHost:
 
     @property
     def outside(self) -> QemuHost:
-        """It is seen from outside."""
+        """This machine: it can be observed from outside."""
         return self
 
     def place_kernel(self, hop: int, path: Path) -> str:
-        """Return the kernel's path in the kit, which has both."""
+        """Return the kernel's path in the kit, which holds both kernels."""
         return "/kit/kernel-b" if hop % 2 else "/kit/kernel-a"
 
     def cut_ssh(self) -> None:
-        """Pull the plug of the SSH network; for the fault tests."""
+        """Cut the network of SSH; for the fault tests."""
         self.qmp.execute("set_link", {"name": SSH_NIC, "up": False})
 
     def kill(self) -> None:
@@ -201,7 +207,7 @@ class QemuHost:
         _there(self._child).kill()
 
     def death(self) -> Exception | None:
-        """Say why there is no use in waiting any more: QEMU ended or is about to, or a panic."""
+        """Return why waiting is useless: QEMU ended or is ending, or a panic; else None."""
         if self._child is None or self._stopping:
             return None
         code = self._child.returncode
@@ -238,8 +244,8 @@ class QemuHost:
 
         The caller shuts down, also when this fails.
 
-        :param incoming: it waits for a saved state; RAM and disks were filled by :meth:`prepare`.
-        :raises LaunchError: with what QEMU said.
+        :param incoming: it waits for a saved state; :meth:`prepare` has filled RAM and disks.
+        :raises LaunchError: with QEMU's message.
         """
         paths = self._prepared if self._prepared is not None else self.prepare()
         try:
@@ -267,7 +273,7 @@ class QemuHost:
         self.qmp.execute("cont", {}, deadline)
 
     def prepare(self) -> MachinePaths:
-        """Make what QEMU will open: sockets' directory, RAM, disks. Called by :meth:`start`.
+        """Make what QEMU will open: the directory of sockets, RAM, disks. Called by :meth:`start`.
 
         :raises LaunchError: no room, no permission.
         """
@@ -303,7 +309,7 @@ class QemuHost:
     def shutdown(self) -> tuple[str, ...]:
         """Quit, wait, kill; then clean up. Idempotent.
 
-        :return: what went wrong on the way, all of it; :attr:`problems` keeps it.
+        :return: all errors on the way; :attr:`problems` keeps them.
         """
         problems: list[str] = []
         if not self._stopping:
@@ -349,7 +355,7 @@ class QemuHost:
         os.ftruncate(self._ram_fd, self.spec.memory_bytes)
 
     def _map_ram(self, deadline: Deadline) -> PhysMem:
-        """Map the RAM. :raises ValueError: the monitor does not say where it lies."""
+        """Map the RAM. :raises ValueError: the monitor does not say where it is."""
         ranges = parse_mtree(self.qmp.hmp("info mtree -f", deadline), self._ram_id)
         return PhysMem(self._ram_fd, self.spec.memory_bytes, ranges)
 
@@ -411,7 +417,7 @@ class QemuHost:
             with path.open("wb") as file:
                 file.truncate(size_bytes)
             return DiskFile(serial=serial, path=path)
-        # The user's image stays as it is; what the guest writes goes into a layer of this run.
+        # The user's image is not changed; the guest writes into an overlay of this run.
         path = directory / f"{serial}.qcow2"
         deadline = Deadline.after(_KILL_TIMEOUT_S, "qemu-img")
         info = json.loads(
@@ -427,7 +433,7 @@ class QemuHost:
         return DiskFile(serial=serial, path=path, format="qcow2")
 
     def _process_death(self) -> Exception | None:
-        """Like :meth:`death`, but lets the console go on to be read after a panic."""
+        """Like :meth:`death`, but the console can still be read after a panic."""
         if self._child is None or self._child.returncode is None:
             return None
         return self.death()
@@ -454,7 +460,7 @@ class QemuHost:
             self._ram_fd = -1
 
     def _log_tail(self) -> str:
-        """What QEMU said last, without what it says each time."""
+        """Return QEMU's last output, without the lines that it always prints."""
         try:
             with self._log_file.open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))

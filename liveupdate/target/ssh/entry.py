@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Target ``ssh``: a machine that is there already, with the agent on it."""
+"""Target ``ssh``: a machine that is already running, with the agent on it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from liveupdate.target.ssh.spec import find_description, read_description
 
 
 def locate(place: str) -> Located:
-    """Return where a machine is described, and what the description says of it.
+    """Return the path of the machine's description, and its content.
 
-    :raises ScenarioError: it is not described, or wrongly.
+    :raises ScenarioError: there is no description, or it is wrong.
     """
     path = find_description(place, config_dir())
     machine = read_description(path)
@@ -22,7 +22,7 @@ def locate(place: str) -> Located:
 
 
 def make(order: Order) -> SshHost:
-    """Return the machine, not entered; it is reset when it is."""
+    """Return the machine, not entered; entering resets it."""
     return SshHost(
         read_description(Path(order.plan.place)),
         run_id=order.run_id,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine that is updated as it stands: nothing is reset, and its agent is held by one update.
+"""A machine that is updated as it is: it is not reset, and one update holds its agent.
 
-Taken again and again in the life of an update, by processes that come and go. Its console is of
-use, and not needed.
+Processes come and go during an update and take it again each time. Its console is useful but not
+needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from liveupdate.transport.bridge import Bridge
 from liveupdate.transport.console import Console
 from liveupdate.transport.ssh import Ssh
 
-#: an update outlives its process, and a place that is given back with it would be no use
+#: an update outlives its process, and a place would be released with the process
 NO_CONSOLE = "it is a labgrid place's, and an update takes no place"
 _CONSOLE_S = 5.0
 _LOOK_S = 0.05
@@ -44,7 +44,7 @@ for line in s.makefile("rb"):
 
 
 class HeldHost(SshHost):
-    """One machine, held by one update while it is entered and until the update lets go of it."""
+    """One machine, held by one update from entering it until the update releases it."""
 
     def __init__(
         self,
@@ -57,15 +57,16 @@ class HeldHost(SshHost):
         owner: str,
         console_dir: Path | None = None,
     ) -> None:
-        """:param console_dir: where the console's log goes when it is not ``run_dir``."""
+        """:param console_dir: directory for the console's log, if not ``run_dir``."""
         super().__init__(machine, run_id=run_id, run_dir=run_dir, registry=registry)
         self._attach = {"id": update, "owner": owner}
         self._console_dir = console_dir or run_dir
-        #: why the console is not read, "": it is
+        #: why the console is not read; "": it is read
         self.no_console = ""
 
     @property
     def has_console(self) -> bool:
+        """Whether the console is being read."""
         return self._console is not None
 
     def _enter(self, deadline: Deadline) -> None:
@@ -95,19 +96,19 @@ class HeldHost(SshHost):
         self._console = self._stack.enter_context(console)
 
     def death(self) -> Exception | None:
-        """A panic is no reason not to wait: the machine may come back, and can be asked then."""
+        """Return None also after a panic: the machine may come back and can be asked then."""
         return None if self._stopping else self._refusal
 
     def reconnect(self) -> None:
-        """Give up the line to the agent and make a new one: nobody says that a network is gone."""
+        """Drop the connection to the agent and make a new one: a lost network gives no error."""
         if self._relay is not None:
             self._relay.drop()
 
     def wait_line(self, deadline: Deadline) -> None:
-        """Wait until what is said reaches the agent; before, it would be dropped.
+        """Wait until the agent can be reached; before that, calls would be dropped.
 
         :raises DeadlineExceeded: it cannot be reached.
-        :raises WrongHostKey, HostLocked: it will not.
+        :raises WrongHostKey, HostLocked: waiting does not help.
         """
 
         def look() -> bool | None:
@@ -119,7 +120,7 @@ class HeldHost(SshHost):
 
     @property
     def trouble(self) -> str:
-        """Why there is no line to the agent now; "": there is, as far as is known."""
+        """Why there is no connection to the agent now; "": there is one, as far as is known."""
         return self._relay.trouble if self._relay is not None else "not entered"
 
 
@@ -131,10 +132,10 @@ def ask(
     *,
     attach: bool = False,
 ) -> Mapping[str, object]:
-    """Ask the agent one thing, beside whoever else is connected.
+    """Send the agent one call, while another process may be connected.
 
-    :param attach: it changes something: nobody else may be connected.
-    :raises RemoteError: it refuses.
+    :param attach: the call changes something, so no other process may be connected.
+    :raises RemoteError: the agent refuses.
     :raises LaunchError: there is no agent.
     """
     lines = [json.dumps({"seq": 1, "call": name, "args": dict(args)})]
@@ -144,13 +145,11 @@ def ask(
     done = ssh.run(("python3", "-I", "-S", "-c", _ASK, AGENT_SOCKET, limit, *lines), deadline)
     if done.status != 0:
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise LaunchError(
-            f"there is no agent of ours on the host: {said}", hint="see docs/apply.md"
-        )
+        raise LaunchError(f"the host runs no agent of liveupdate: {said}", hint="see docs/apply.md")
     answer = parse_line(done.stdout.strip())
     if not isinstance(answer, AgentReply):
         why = answer.why if isinstance(answer, Garbled) else "no reply"
-        raise LostMachine(f"the agent's answer to '{name}' is none: {why}", how="garbled")
+        raise LostMachine(f"the agent gave no valid answer to '{name}': {why}", how="garbled")
     if answer.ok is None:
         raise RemoteError(name, answer.kind, answer.message)
     return answer.ok

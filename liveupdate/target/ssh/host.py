@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host under update as a machine of a lab: SSH, a serial console, and a power switch.
+"""The host under update as a lab machine: SSH, a serial console, and a power switch.
 
-It was installed by somebody else: our agent starts at boot and listens on a unix socket over there,
-which a relay reaches through SSH. The machine is reset when it is entered, so that every run begins
-with a cold boot, and left running. Must not know what the machine is for.
+It is already installed: the agent starts at boot and listens on a unix socket of the machine, which
+a relay reaches through SSH. Entering resets the machine, so that every run begins with a cold boot;
+it stays switched on afterwards. Must not know what the machine is for.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CONNECT_TIMEOUT_S = 30.0
 _ATTEMPT_S = 20.0
 _PUT_TIMEOUT_S = 120.0
 
-#: connects, attaches with the line it is given, passes the answer on, then everything
+#: connects, sends the line it is given to attach, passes the answer on, then all data
 _RELAY = """
 import os, select, socket, sys
 s = socket.socket(socket.AF_UNIX)
@@ -74,7 +74,7 @@ class HostLocked(LaunchError):
 
 
 class SshHost:
-    """One machine, for one run. ``console`` and ``agent`` are there while it is entered."""
+    """One machine, for one run. ``console`` and ``agent`` exist while it is entered."""
 
     def __init__(
         self, machine: LabMachine, *, run_id: str, run_dir: Path, registry: Registry
@@ -91,18 +91,20 @@ class SshHost:
         self._relay: Bridge | None = None
         self._place: Place | None = None
         self._refusal: LiveUpdateError | None = None
-        #: what is said to the agent first, see ``Agent._attach``
+        #: the first line to the agent, see ``Agent._attach``
         self._attach: dict[str, object] = {"id": ""}
         self._stopping = False
 
     @property
     def console(self) -> Console:
+        """The serial console. :raises StateError: the machine is not entered."""
         if self._console is None:
             raise StateError("the machine", state="not entered", required="entered")
         return self._console
 
     @property
     def agent(self) -> AgentLink:
+        """The agent's channel. :raises StateError: the machine is not entered."""
         if self._agent is None:
             raise StateError("the machine", state="not entered", required="entered")
         return self._agent
@@ -120,10 +122,10 @@ class SshHost:
         )
 
     def reset(self, deadline: Deadline) -> None:
-        """Have the power switched.
+        """Reset the machine by its power command.
 
         :raises LaunchError: the command failed, or took too long.
-        :raises PlaceLost: the machine is not ours any more.
+        :raises PlaceLost: the lab's place is no longer held.
         """
         try:
             if self.machine.power:
@@ -140,22 +142,24 @@ class SshHost:
 
     @property
     def outside(self) -> None:
-        """It is not seen from outside."""
+        """None: the machine cannot be observed from outside."""
         return None
 
     def place_kernel(self, hop: int, path: Path) -> str:
-        """Copy the kernel over and return where it lies there."""
+        """Copy the kernel to the machine and return its path there."""
         return self.push_kernel(path)
 
     def push_kernel(self, path: Path) -> str:
-        """Copy a kernel over and return where it lies there."""
+        """Copy a kernel to the machine and return its path there."""
         deadline = Deadline.after(_PUT_TIMEOUT_S, "the kernel to be copied")
         with self.ssh(deadline) as ssh:
             ssh.put(path.read_bytes(), NEXT_KERNEL, deadline)
         return NEXT_KERNEL
 
     def death(self) -> Exception | None:
-        """Say why there is no use in waiting: place lost, a panic, another machine answers."""
+        """Return why waiting is useless: place lost, a panic, another machine answers; else
+        None.
+        """
         if self._stopping:
             return None
         if self._place is not None and self._place.lost() is not None:
@@ -183,7 +187,7 @@ class SshHost:
         self.shutdown()
 
     def shutdown(self) -> tuple[str, ...]:
-        """Let go of it; it runs on. Idempotent. Returns what went wrong on the way."""
+        """Release the machine; it stays switched on. Idempotent. Returns all errors on the way."""
         self._stopping = True
         problems: list[str] = []
         try:
@@ -213,16 +217,16 @@ class SshHost:
         self._console.connect(Deadline.after(_CONNECT_TIMEOUT_S, f"the console '{path}'"))
         mark = self._console.mark()
         self.reset(Deadline.after(POWER_TIMEOUT_S, "the power command"))
-        # What an older run's agent would still say must not be taken for this one's.
+        # Events of an older run's agent must not be taken for those of this run.
         self._console.wait_line("Linux version", deadline, since=mark)
         self._relay = self._stack.enter_context(Bridge(runtime / "agt", self._open_agent))
         self._agent = self._stack.enter_context(AgentLink(runtime / "agt", watch=self.death))
         self._agent.connect(deadline)
 
     def _take(self) -> None:
-        """Keep other runs of this user away; a lab's own reservations are not ours to make.
+        """Lock out other runs of this user; reservations between users are the lab's.
 
-        :raises LaunchError: there is another run.
+        :raises LaunchError: another run uses the machine.
         """
         name = f"{self.machine.address}-{self.machine.port}".replace("/", "_")
         lock = (self._registry.root / f"{name}.lock").open("ab")
@@ -248,7 +252,7 @@ class SshHost:
                 ssh.close()
                 raise
         except (WrongHostKey, HostLocked) as error:
-            # not a matter of time: whoever waits is told
+            # waiting does not help: a waiting thread gets the error
             self._refusal = error
             raise
         return _OwningStream(channel, ssh)
@@ -263,10 +267,10 @@ class SshHost:
 
 
 def _read_answer(channel: Channel, deadline: Deadline) -> None:
-    """Read what the agent says to being attached to, and not a byte more.
+    """Read the agent's answer to attaching, and not a byte more.
 
-    :raises HostLocked: an update of somebody else holds the machine.
-    :raises LaunchError: it cannot be now.
+    :raises HostLocked: another control host's update holds the machine.
+    :raises LaunchError: it is not possible now.
     """
     line = bytearray()
     channel.settimeout(max(0.1, deadline.remaining_s))
@@ -286,9 +290,9 @@ def _read_answer(channel: Channel, deadline: Deadline) -> None:
         message = str(refusal.get("message"))
         if refusal.get("kind") == "locked":
             raise HostLocked(message, hint="wait until it has ended, or have it aborted")
-        raise LaunchError(f"the agent refuses us: {message}")
+        raise LaunchError(f"the agent refuses the connection: {message}")
     if not isinstance(answer, dict) or "ok" not in answer:
-        raise LaunchError("the agent's answer is not one of our protocol")
+        raise LaunchError("the agent's answer is not valid in the protocol of liveupdate")
 
 
 class _OwningStream:

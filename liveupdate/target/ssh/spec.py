@@ -17,7 +17,9 @@ _MAX_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleSpec:
-    """Where the serial console is: one of a unix socket, a device, a command; or the place's."""
+    """How to reach the serial console: one of a unix socket, a device, a command; else the
+    place's.
+    """
 
     socket: str = ""
     device: str = ""
@@ -29,7 +31,7 @@ class LabgridSpec:
     """The place of a labgrid coordinator that the machine is at; it is locked for each run."""
 
     place: str
-    #: HOST:PORT; "": as labgrid's own environment says
+    #: HOST:PORT; "": from labgrid's own environment variables
     coordinator: str = ""
 
 
@@ -43,7 +45,7 @@ class LabMachine:
     console: ConsoleSpec
     #: called with "reset" as its last word; (): the place's
     power: tuple[str, ...]
-    #: command line of both kernels, but for what the mechanism adds
+    #: command line of both kernels, without the mechanism's words
     append: str
     #: serials or /dev paths of disks that may be given to guests, first guest first
     disks: tuple[str, ...]
@@ -61,7 +63,7 @@ def find_description(name: str, config_dir: Path) -> Path:
 
 
 def read_description(path: Path) -> LabMachine:
-    """Read and check one.
+    """Read and check a description.
 
     :raises ScenarioError: naming the file and the key.
     """
@@ -74,7 +76,7 @@ def read_description(path: Path) -> LabMachine:
             value = tomllib.loads(file.read(_MAX_BYTES).decode())
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else str(error)
-        raise fail(f"no machine is described there: {said}", "see docs/targets.md") from error
+        raise fail(f"there is no machine description: {said}", "see docs/targets.md") from error
     known = {
         "address", "port", "user", "host_key", "key", "console", "power", "append", "disks",
         "labgrid",
@@ -110,19 +112,19 @@ def read_description(path: Path) -> LabMachine:
         or not text(place, "place")
         or text(place, "place").startswith("-")
     ):
-        raise fail("[labgrid] has to have 'place', and may have 'coordinator'")
+        raise fail("[labgrid] needs 'place' and may have 'coordinator'")
     # What the description does not name is the place's.
     power, console = value.get("power"), value.get("console")
     if power is None and place is not None:
         power = {}
     elif not isinstance(power, dict) or set(power) != {"command"} or not words(power, "command"):
-        raise fail("no [power] with 'command': the machine could not be reset")
+        raise fail("[power] with 'command' is missing: the machine could not be reset")
     if console is None and place is not None:
         console = {}
     elif not isinstance(console, dict) or len(console) != 1 or not set(console) <= {
         "socket", "device", "command",
     }:  # fmt: skip
-        raise fail("[console] has to have one of 'socket', 'device' and 'command'")
+        raise fail("[console] needs one of 'socket', 'device' and 'command'")
     return LabMachine(
         address=text(value, "address"),
         port=port,

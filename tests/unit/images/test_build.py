@@ -305,6 +305,19 @@ def test_objects_of_a_patch_are_its_c_files(tmp_path: Path) -> None:
     assert check.touched_files(text, tmp_path) == (Path("mm/memfd.c"),)
 
 
+def test_directory_without_makefile_is_built_by_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "arch/x86/kvm/svm").mkdir(parents=True)
+    (tmp_path / "arch/x86/kvm/Makefile").touch()
+    (tmp_path / "arch/x86/Kbuild").touch()
+    for name, directory in (
+        ("arch/x86/kvm/svm/svm.c", "arch/x86/kvm"),
+        ("arch/x86/kvm/x86.c", "arch/x86/kvm"),
+        ("arch/x86/new.c", "arch/x86"),
+        ("mm/memfd.c", "mm"),
+    ):
+        assert check.build_directory(Path(name), tmp_path) == Path(directory)
+
+
 def test_a_debian_host_has_nothing_of_ours_and_each_hook_on_one_line() -> None:
     argv = debianhost.mmdebstrap_argv(Path("/out.tar"))
     include = next(word for word in argv if word.startswith("--include="))

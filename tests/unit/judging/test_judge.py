@@ -542,7 +542,7 @@ def test_silence_while_nobody_looked_is_error_not_fail() -> None:
         judge(PLAN, make.with_trace(GOOD, ticks=ticks, watched=watched)), "guest.liveness"
     )
     assert check.status is Outcome.ERROR
-    assert "nobody looked" in check.reason
+    assert "none was looked for in" in check.reason
 
 
 def test_short_observation_is_error() -> None:

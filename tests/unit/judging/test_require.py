@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Skips that are not to be had."""
+"""Checks that must not be skipped."""
 
 from __future__ import annotations
 

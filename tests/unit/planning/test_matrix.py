@@ -132,7 +132,7 @@ def test_table_has_both_sizes_and_how_they_differ() -> None:
     assert lines["blackout", "1G"] == ["160 ms", "160 ms"]
     assert lines["blackout, for each GiB more", "all"] == ["+80 ms (×1.60)"] * 2
     assert lines["fragmented: works", "1G"] == ["1/1", "1/1"]
-    assert lines["lines of kernel code of ours", "any"] == ["42", "42"]
+    assert lines["lines of own kernel code", "any"] == ["42", "42"]
 
 
 def test_spread_and_number_of_values_are_shown() -> None:

@@ -277,8 +277,8 @@ def test_device_that_rests_on_purpose_is_a_skip_that_says_for_how_long() -> None
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"error": "no such group"}, "did not get it to work again: no such group"),
-        ({"adopted_ns": None}, "did not get it to work again"),
+        ({"error": "no such group"}, "did not start it again: no such group"),
+        ({"adopted_ns": None}, "did not start it again"),
         ({"after": account(FROZEN)}, "nothing was received after the update"),
     ],
     ids=["failed", "silent", "dead"],

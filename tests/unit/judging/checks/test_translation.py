@@ -397,7 +397,7 @@ def watch(**changes: object) -> Spoil:
 BLIND = [
     ("began-late", watch(began_ns=seen.base(1) + 1500 * MS), "did not cover"),
     ("ended-early", watch(ended_ns=seen.base(1) + 4500 * MS), "did not cover"),
-    ("no-trace", watch(trace_lines=0), "trace stayed empty"),
+    ("no-trace", watch(trace_lines=0), "trace is empty"),
 ]
 
 
@@ -422,7 +422,7 @@ def test_hole_in_the_sampling_counts_where_there_are_only_samples(check_id: str)
 UNKNOWN: list[tuple[str, Spoil, str, str]] = [
     ("no-samples", lambda e: spoil(e, samples=()), "iommu.translation", "no sample"),
     ("no-samples-of-faults", lambda e: spoil(e, samples=()), "iommu.faults", "no sample"),
-    ("no-entries", lambda e: spoil(e, bindings=()), "iommu.translation", "never looked at"),
+    ("no-entries", lambda e: spoil(e, bindings=()), "iommu.translation", "never sampled"),
     ("no-walks", lambda e: spoil(e, mappings=()), "iommu.mappings", "no mappings as seen"),
     (
         "no-inside-view",

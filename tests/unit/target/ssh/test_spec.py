@@ -53,10 +53,10 @@ def test_a_whole_description(lab: Path) -> None:
         ('command = ["ipmi-power", "box"]', "", "could not be reset"),
         ('command = ["ipmi-power", "box"]', "command = []", "could not be reset"),
         ("[console]", '[console]\nsocket = "/x"', "one of 'socket', 'device' and 'command'"),
-        ("[console]", "[console", "no machine is described there"),
+        ("[console]", "[console", "there is no machine description"),
         ("[console]", "[labgrid]\n[console]", "'place' is missing"),
-        ("[console]", '[labgrid]\nplaces = "p"\n[console]', "[labgrid] has to have 'place'"),
-        ("[console]", '[labgrid]\nplace = "-k"\n[console]', "[labgrid] has to have 'place'"),
+        ("[console]", '[labgrid]\nplaces = "p"\n[console]', "[labgrid] needs 'place'"),
+        ("[console]", '[labgrid]\nplace = "-k"\n[console]', "[labgrid] needs 'place'"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_file(lab: Path, old: str, new: str, said: str) -> None:

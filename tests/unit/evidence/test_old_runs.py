@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run directories of an earlier version are judged to the verdict that they had then."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import shutil
+from pathlib import Path
+
+import pytest
+
+from liveupdate.evidence import RunDir
+from liveupdate.judging.judge import judge
+
+RUNS = Path(__file__).parents[2] / "data" / "runs"
+NAMES = ("pass", "fail", "error")
+
+
+def unpack(name: str, tmp_path: Path) -> Path:
+    """Copy a stored run, its tables unpacked."""
+    run = shutil.copytree(RUNS / name, tmp_path / name)
+    for packed in run.rglob("*.xz"):
+        packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
+        packed.unlink()
+    return run
+
+
+def judge_run(run: Path) -> dict[str, object]:
+    record = RunDir.open(run)
+    verdict = judge(record.load_plan(), record.load_evidence())
+    return {
+        "outcome": verdict.outcome.value,
+        "exit_code": verdict.exit_code.value,
+        "checks": {check.id: check.status.value for check in verdict.checks},
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_run_comes_to_its_stored_verdict(name: str, tmp_path: Path) -> None:
+    run = unpack(name, tmp_path)
+    assert judge_run(run) == json.loads((run / "verdict.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_run_is_readable_to_the_last_file(name: str, tmp_path: Path) -> None:
+    assert RunDir.open(unpack(name, tmp_path)).load_evidence().unreadable == {}
+
+
+def test_the_stored_pass_does_not_survive_a_lost_file(tmp_path: Path) -> None:
+    run = unpack("pass", tmp_path)
+    (run / "evidence" / "hop-1" / "vm0" / "ticks.jsonl").unlink()
+    assert judge_run(run)["outcome"] == "ERROR"
