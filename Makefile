@@ -6,11 +6,13 @@ VENV	?= .venv
 # arguments of `make run`, such as RUN='--guests 2 --guest-memory 512M'
 RUN	?=
 PYTEST	?=
+# a commit for `make bench` to measure against
+BASE	?=
 PY	:= $(VENV)/bin/python
 SHELLS	:= liveupdate/setup.sh .ci/run ci/lab-job.sh ci/examples/nightly.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint unit component vm bench images kernel-check modules-check clean
+.PHONY: help setup run test check lint unit component vm bench images tools kernel-check modules-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -30,7 +32,14 @@ test: ## everything: set up for tests, lint, all tests, real machines too
 check: lint ## what needs neither root, network nor images: linters, unit and component tests
 	$(PY) -m pytest $(PYTEST)
 
-lint: ## ruff, mypy, import-linter, shellcheck, ansible-lint
+# Linters and pytest are no part of what a run needs, so `make run` leaves them out.
+tools:
+	@$(PY) -c 'import sys; from importlib.util import find_spec; \
+		sys.exit(not (find_spec("pytest") and find_spec("mypy")))' 2>/dev/null || \
+	{ echo "make: no pytest or mypy in $(VENV); run 'liveupdate/setup.sh --tests --no-images'" >&2; \
+	exit 3; }
+
+lint: tools ## ruff, mypy, import-linter, shellcheck, ansible-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -39,17 +48,17 @@ lint: ## ruff, mypy, import-linter, shellcheck, ansible-lint
 	else shellcheck $(SHELLS); fi
 	cd ansible && PATH="$(abspath $(VENV))/bin:$$PATH" ansible-lint --offline -q
 
-unit: ## pure tests, under 10 s
+unit: tools ## pure tests, under 10 s
 	$(PY) -m pytest -m unit $(PYTEST)
 
-component: ## a local sshd, fake peers, a QEMU without a guest
+component: tools ## a local sshd, fake peers, a QEMU without a guest
 	$(PY) -m pytest -m component $(PYTEST)
 
-vm: images ## the real thing: hosts under update with guests
+vm: tools images ## the real thing: hosts under update with guests
 	$(PY) -m pytest -m vm $(PYTEST)
 
-bench: images ## measure the budgets and print their table
-	$(PY) -m tests.bench
+bench: tools images ## measure the budgets and print their table; BASE=COMMIT: against that commit
+	$(PY) -m tests.bench $(if $(BASE),--base $(BASE))
 
 images: ## build what is missing of all images, those for tests too
 	$(VENV)/bin/liveupdate images build --tests

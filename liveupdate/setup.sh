@@ -6,7 +6,7 @@
 #   liveupdate/setup.sh [--dry-run] [--tests] [--no-images]
 #
 # --dry-run    say what would be installed, and stop
-# --tests      also what the tests need: sshd, libvirt, and the kernels of the fault tests
+# --tests      also what tests and linters need, and the images that only tests need
 # --no-images  packages and virtual environment only
 #
 # Debian 12 and 13, as root or with sudo; elsewhere it says what is missing. Needs no root when
@@ -60,14 +60,17 @@ python_is_good() {
 	python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-# What only the tests need: an sshd, and a libvirt to build its Python binding for.
-find_missing_for_tests() {
-	need sshd openssh-server
+# A session daemon for `--target libvirt`, and what its Python binding is built with.
+find_missing_for_libvirt() {
 	need libvirtd libvirt-daemon
 	need "/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so" libvirt-daemon-driver-qemu
 	need /usr/include/libvirt/libvirt.h libvirt-dev
 	need "/usr/include/python3*/Python.h" python3-dev
 	need pkg-config pkg-config
+}
+
+find_missing_for_tests() {
+	need sshd openssh-server
 	need sparse sparse
 }
 
@@ -95,6 +98,7 @@ find_missing() {
 	need "$keyring" debian-archive-keyring
 	need /etc/ssl/certs/ca-certificates.crt ca-certificates
 	need apt-get apt
+	find_missing_for_libvirt
 	[ -z "$tests" ] || find_missing_for_tests
 	python_is_good || missing="$missing python3 python3-venv"
 	need qemu-img qemu-utils
@@ -209,7 +213,7 @@ if [ -n "$dry_run" ] || [ ! -x "$venv/bin/liveupdate" ] ||
 	packages
 	say "virtual environment in $venv"
 	[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
-	extras=dev${tests:+,libvirt,labgrid}
+	extras=libvirt${tests:+,dev,labgrid}
 	"$venv/bin/pip" install --quiet --disable-pip-version-check --editable "${here}[$extras]"
 	echo "$want" >>"$stamp"
 	# Whoever has all that the tests need has all that a run needs.

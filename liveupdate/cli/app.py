@@ -62,6 +62,11 @@ class App:
     #: the exit status is a verdict that is stored in a run directory, whether stdout took it or not
     has_verdict: bool = False
 
+    @property
+    def command_line(self) -> tuple[str, ...]:
+        """The whole command line, as provenance.json and hints to reproduce a run show it."""
+        return (PROGRAM, *self.argv)
+
 
 class Verbs(click.Group):
     """A group that imports a verb's module when the verb is used."""

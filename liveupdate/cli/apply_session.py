@@ -283,7 +283,7 @@ def at_work(
         local=replace(local, own=update),
         steps=steps,
         make_host=make_host,
-        argv=app.argv,
+        argv=app.command_line,
     )
     notes: list[str] = []
 

@@ -176,13 +176,19 @@ def check_accel() -> Finding:
 
 
 def check_images() -> Finding:
-    """Find the built kernels and say which ones a run would use."""
+    """Find the built images; a run builds those that are missing, if there is a compiler."""
     from liveupdate.images import catalogue
 
+    hint = "liveupdate images build"
     try:
+        missing = catalogue.find_missing(catalogue.needed(None, None))
+        if missing:
+            catalogue.need_compiler()
+            what = f"not built yet: {', '.join(missing)}; a run builds them first"
+            return Finding(name="images", state=WARN, what=what, hint=hint)
         images = catalogue.resolve(None, None)
     except LiveUpdateError as error:
-        return Finding(name="images", state=BAD, what=error.message, hint="liveupdate images build")
+        return Finding(name="images", state=BAD, what=error.message, hint=error.hint or hint)
     what = f"outgoing {images.outgoing.release}, incoming {images.incoming.release}"
     return Finding(name="images", state=OK, what=what)
 

@@ -227,7 +227,7 @@ def run_here(
 
     scenario_args = ScenarioArgs(scenario=scenario, overrides=(*cell.overrides(), *more))
     try:
-        carry_out(app, prepare(scenario_args, directory), frozenset())
+        carry_out(app, prepare(app, scenario_args, directory), frozenset())
     except (PlanError, ScenarioError):
         raise
     except LiveUpdateError as error:

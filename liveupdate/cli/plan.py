@@ -39,7 +39,7 @@ def plan(app: App, *, scenario_args: ScenarioArgs, results: Path | None, as_json
     from liveupdate.cli.prepare_run import prepare
     from liveupdate.model import codec
 
-    prepared = prepare(scenario_args, results, dry=True)
+    prepared = prepare(app, scenario_args, results, dry=True)
     if as_json:
         say_json(codec.encode(prepared.plan))
         return ExitCode.PASS

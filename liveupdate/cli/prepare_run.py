@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the command line to a plan: reads scenario, images and this machine.
 
-It starts nothing, except the probe guest that tests the accelerator. That comes last, when
-everything else is known to be right.
+It builds images that are missing, unless only the plan is wanted. It starts nothing, except the
+probe guest that tests the accelerator. That comes last, when everything else is known to be right.
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from liveupdate.core.errors import PlanError, ScenarioError
+from liveupdate.core.errors import BuildError, PlanError, ScenarioError
 from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import KIB
 
 if TYPE_CHECKING:
+    from liveupdate.cli.app import App
     from liveupdate.cli.options import ScenarioArgs
     from liveupdate.model.plan import ImageSet, Plan
     from liveupdate.model.scenario import Scenario
     from liveupdate.planning.planner import MachineFacts
 
 QCOW2_MAGIC = b"QFI\xfb"
+Build = Callable[[str, Sequence[str]], None]
+"""Called with what needs images, for people, and the names of those that are missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,20 +45,22 @@ class Prepared:
 
 
 def prepare(
+    app: App,
     scenario_args: ScenarioArgs,
     results: Path | None,
     *,
     reports: Sequence[Path | None] = (),
     dry: bool = False,
 ) -> Prepared:
-    """Load, check and plan.
+    """Load, check, build the images that are missing, and plan.
 
     :param reports: files that will be written at the end, if any.
-    :param dry: do not make the results directory.
+    :param dry: neither make the results directory nor build.
     :raises ScenarioError, PlanError: one line each, before anything is started.
+    :raises BuildError: an image is missing and cannot be built.
     """
     from liveupdate.core.paths import results_dir
-    from liveupdate.planning.planner import make_plan
+    from liveupdate.planning.planner import check_scenario, make_plan
 
     scenario = load(scenario_args)
     directory = results_dir(results)
@@ -64,7 +70,9 @@ def prepare(
         if report is not None:
             check_report(report)
     machine = machine_facts(scenario, directory)
-    images = find_images(scenario)
+    # a build takes minutes: what is wrong without a look at an image is said before it
+    check_scenario(scenario)
+    images = find_images(scenario, None if dry else partial(build_missing, app))
     # all that can be refused is refused before the probe guest is started
     make_plan(scenario, images, machine)
     machine = find_target(scenario, machine)
@@ -81,14 +89,30 @@ def prepare(
 
 
 def load(scenario_args: ScenarioArgs) -> Scenario:
-    """Read the scenario; a name without a file is a shipped scenario."""
+    """Read the scenario; a name without a file is a shipped scenario.
+
+    A fault without a scenario gets the scenario that the fault needs.
+    """
     from liveupdate.scenario.load import Override, load_scenario
 
     overrides = [
         Override(key=key, value=value, option=opt) for key, value, opt in scenario_args.overrides
     ]
-    path = None if scenario_args.scenario is None else find_scenario(scenario_args.scenario)
+    name = scenario_args.scenario or scenario_of_fault(scenario_args)
+    path = None if name is None else find_scenario(name)
     return load_scenario(path, overrides)
+
+
+def scenario_of_fault(scenario_args: ScenarioArgs) -> str | None:
+    """Return the shipped scenario that the wished fault needs; None: the default will do."""
+    from liveupdate.faults.base import DEFAULT
+    from liveupdate.faults.table import FAULTS
+
+    for key, value, _ in scenario_args.overrides:
+        # the planner refuses a fault that does not exist, and knows where its name came from
+        if key == "fault" and value in FAULTS and FAULTS[value].scenario != DEFAULT:
+            return FAULTS[value].scenario
+    return None
 
 
 def find_scenario(name: str) -> Path:
@@ -203,12 +227,14 @@ def image_size(path: Path, where: str) -> int:
     return size
 
 
-def find_images(scenario: Scenario) -> ImageSet:
+def find_images(scenario: Scenario, build: Build | None = None) -> ImageSet:
     """Find the built images, with the user's own kernels in their place.
 
+    :param build: builds images that are missing; None: they are an error.
     :raises PlanError: images have not been built, or a kernel of the user is not a kernel. This is
         no error of the scenario: while bisecting, a commit whose kernel did not build must be
         skipped.
+    :raises BuildError: what is missing cannot be built.
     """
     from liveupdate.images import catalogue
 
@@ -221,8 +247,14 @@ def find_images(scenario: Scenario) -> ImageSet:
             except PlanError as error:
                 place = scenario.origins.get(key, key)
                 raise PlanError(f"{place}: {error.message}", hint=error.hint) from error
-    images = catalogue.resolve(paths["kernel"], paths["next_kernel"])
     swapped = fault_kernels(scenario)
+    if build is not None:
+        needed = catalogue.needed(paths["kernel"], paths["next_kernel"])
+        build("a run", catalogue.find_missing(needed))
+        if swapped:
+            names = tuple(dict.fromkeys(swapped.values()))
+            build(f"fault '{scenario.fault}'", catalogue.find_missing(names))
+    images = catalogue.resolve(paths["kernel"], paths["next_kernel"])
     kernels = {side: catalogue.find_kernel(name) for side, name in swapped.items()}
     return structs.replace(
         images,
@@ -239,6 +271,34 @@ def fault_kernels(scenario: Scenario) -> Mapping[str, str]:
     kernels = {} if fault is None or fault.change is None else fault.change.kernels
     own = {"outgoing": scenario.kernel, "incoming": scenario.next_kernel}
     return {} if any(own[side] is not None for side in kernels) else kernels
+
+
+def build_missing(app: App, purpose: str, names: Sequence[str]) -> None:
+    """Build images and show it on stderr.
+
+    :param purpose: what needs them, for people.
+    :param names: images that are not in the cache; none: nothing is to do.
+    :raises BuildError: they cannot be built here.
+    """
+    from liveupdate.cli.output import log
+    from liveupdate.cli.view import show_steps
+    from liveupdate.core.steps import Steps
+    from liveupdate.images import catalogue
+
+    if not names:
+        return
+    listed = ", ".join(names)
+    try:
+        catalogue.need_compiler()
+    except BuildError as error:
+        raise BuildError(
+            f"{purpose} needs {listed}, not built yet: {error.message}", hint=error.hint
+        ) from error
+    if app.verbosity >= 0:
+        log(f"liveupdate: {purpose} needs {listed}, not built yet: building now")
+    steps = Steps()
+    with show_steps(steps, app, os.environ):
+        catalogue.build(names, steps=steps)
 
 
 def choose_accel(requested: str, images: ImageSet, *, use_cache: bool = True) -> tuple[str, str]:

@@ -147,7 +147,7 @@ def explain_failure(outcome: Outcome, argv: Iterable[str], console: Iterable[str
         for line in lines[-CONSOLE_LINES:]:
             log(f"  | {printable(line)}")
     log(f"run directory: {outcome.run_dir}")
-    log(f"reproduce: {shlex.join(['liveupdate', *argv])}")
+    log(f"reproduce: {shlex.join(argv)}")
 
 
 def last_console_lines(run_dir: Path, count: int = CONSOLE_LINES) -> tuple[str, ...]:

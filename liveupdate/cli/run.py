@@ -40,20 +40,20 @@ def run(
 ) -> int:  # fmt: skip
     """Update a host under its guests and judge the result.
 
-    SCENARIO is a TOML file (docs/scenario.md) or the name of a shipped one; without it, one guest
-    goes through one kexec.
+    SCENARIO is a TOML file (docs/scenario.md) or the name of a shipped one. Without it, one guest
+    goes through one kexec, or a fault gets the scenario that it needs (see `liveupdate faults`).
     """
     from liveupdate.cli import results as outcomes
     from liveupdate.cli.prepare_run import prepare
 
     app.bisect = bisect
     required = outcomes.required_checks()
-    prepared = prepare(scenario_args, results, reports=(junit, ktap))
+    prepared = prepare(app, scenario_args, results, reports=(junit, ktap))
     outcome, console = carry_out(app, prepared, required)
     outcomes.write_reports(outcome, junit, ktap)
     code = outcomes.show(outcome, app, as_json=as_json)
     if code != ExitCode.PASS:
-        outcomes.explain_failure(outcome, app.argv, console)
+        outcomes.explain_failure(outcome, app.command_line, console)
     return code
 
 
@@ -75,6 +75,8 @@ def carry_out(
             prepared.scenario,
             results=prepared.results,
             steps=steps,
+            argv=app.command_line,
+            accel_reason=prepared.accel_reason,
         )
     outcome = Outcome(
         plan=prepared.plan,

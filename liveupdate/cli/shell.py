@@ -34,7 +34,7 @@ def shell(app: App, *, scenario_args: ScenarioArgs, command: str | None) -> int:
     from liveupdate.cli.prepare_run import prepare
 
     with tempfile.TemporaryDirectory(prefix="liveupdate-shell-") as directory:
-        prepared = prepare(scenario_args, Path(directory))
+        prepared = prepare(app, scenario_args, Path(directory))
         log(f"liveupdate: accelerator {prepared.plan.machine.accel}: {prepared.accel_reason}")
         return log_in(app, prepared, Path(directory), command)
 

@@ -81,9 +81,7 @@ def build(
     if unknown:
         known = ", ".join(DEFAULT + TESTS)
         raise BuildError(f"no image '{unknown[0]}'", hint=f"known: {known}")
-    compiler = kernel.compiler_version()
-    if compiler == "none":
-        raise BuildError("gcc and ld are needed to build images", hint="run 'make setup'")
+    compiler = need_compiler()
     if kernel_tree is not None:
         names = tuple(name for name in names if not name.startswith("modules-"))
     builder = kernel.KernelBuilder(cache, sources / "kernel", steps)
@@ -115,6 +113,17 @@ def build(
     for name, path in built.items():
         _link(cache, f"tree-{name}" if kernel_tree and name.startswith("kernel") else name, path)
     return tuple(built[name] for name in names)
+
+
+def need_compiler() -> str:
+    """Return the version of the compiler that images are built with.
+
+    :raises BuildError: there is none.
+    """
+    compiler = kernel.compiler_version()
+    if compiler == "none":
+        raise BuildError("gcc and ld are needed to build images", hint="run 'make setup'")
+    return compiler
 
 
 def _link(cache: Cache, name: str, path: Path) -> None:
@@ -160,9 +169,24 @@ def find_kernel(name: str) -> KernelImage:
     kind, digest = current_digests()[name]
     entry = open_cache().find(kind, digest)
     if entry is None:
-        hint = f"{_HINT} --tests" if name in TESTS else _HINT
-        raise PlanError(f"image '{name}' has not been built", hint=hint)
+        raise PlanError(f"image '{name}' has not been built", hint=f"run '{_HINT} {name}'")
     return kernel.read_image_json(entry)
+
+
+def needed(outgoing: Path | None, incoming: Path | None) -> tuple[str, ...]:
+    """Return the names of the images that :func:`resolve` needs for these kernels."""
+    return (
+        "rootfs",
+        "guest",
+        *(("kernel-a", "modules-a") if outgoing is None else ()),
+        *(("kernel-b", "modules-b") if incoming is None else ()),
+    )
+
+
+def find_missing(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of ``names`` that have not been built, in the same order."""
+    cache, digests = open_cache(), current_digests()
+    return tuple(name for name in names if cache.find(*digests[name]) is None)
 
 
 def find_selftests() -> Path:
@@ -217,11 +241,8 @@ def resolve(outgoing: Path | None, incoming: Path | None) -> ImageSet:
     """
     cache = open_cache()
     digests = current_digests()
-    needed = {"rootfs", "guest"}
-    needed |= {"kernel-a", "modules-a"} if outgoing is None else set()
-    needed |= {"kernel-b", "modules-b"} if incoming is None else set()
     found = {name: cache.find(kind, digest) for name, (kind, digest) in digests.items()}
-    missing = sorted(name for name in needed if found[name] is None)
+    missing = sorted(name for name in needed(outgoing, incoming) if found[name] is None)
     if missing:
         raise PlanError(f"not built yet: {', '.join(missing)}", hint=f"run '{_HINT}'")
     entries = {name: path for name, path in found.items() if path is not None}

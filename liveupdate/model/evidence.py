@@ -434,8 +434,10 @@ class Provenance(Value, frozen=True, kw_only=True):
     tool_version: str
     run_id: str
     started_utc: str
+    #: the command line, the program's name first
     argv: tuple[str, ...]
     accel: str
+    #: why that accelerator was chosen
     accel_reason: str
     #: what query-kvm said of the machine in use; None: not asked
     kvm_enabled: bool | None

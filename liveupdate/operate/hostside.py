@@ -100,7 +100,7 @@ class HostSide:
     local: Local
     steps: Steps
     make_host: Callable[[], Held]
-    argv: tuple[str, ...] = ()
+    argv: tuple[str, ...]
     _host: Held | None = None
     _bed: Testbed | None = None
     _offsets: dict[str, int] = field(default_factory=dict)

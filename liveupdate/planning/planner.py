@@ -106,10 +106,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
     :raises ScenarioError: an unknown mechanism or fault, or wishes that contradict each other.
     :raises PlanError: the kernels or the control host cannot do it.
     """
-    mechanism = _mechanism(scenario)
-    target = parse_target(scenario.target)
-    fault = _fault(scenario, mechanism, target)
-    check_devices(scenario, mechanism)
+    mechanism, target, fault = check_scenario(scenario)
     check_kernels(scenario, images, mechanism, fault)
     memory_bytes = host_memory(scenario, mechanism)
     region = find_region(scenario, mechanism, memory_bytes)
@@ -182,6 +179,18 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         witnesses=mechanism.witnesses,
         region=region,
     )
+
+
+def check_scenario(scenario: Scenario) -> tuple[Requirements, Target, Fault | None]:
+    """Return mechanism, target and fault, after the checks that need neither image nor machine.
+
+    :raises ScenarioError: as :func:`make_plan`.
+    """
+    mechanism = _mechanism(scenario)
+    target = parse_target(scenario.target)
+    fault = _fault(scenario, mechanism, target)
+    check_devices(scenario, mechanism)
+    return mechanism, target, fault
 
 
 def fill_append(append: str, tsc_khz: int | None) -> str:

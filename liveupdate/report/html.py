@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from html import escape
 
@@ -89,7 +90,7 @@ def _summary(plan: Plan, evidence: Evidence) -> Iterator[str]:
             ["start", _text(provenance.start)],
             ["QEMU", _text(provenance.qemu_version)],
             ["guests' QEMU", _text(provenance.guest_qemu_version or "unknown")],
-            ["command", f"<code>{_text(' '.join(provenance.argv))}</code>"],
+            ["command", f"<code>{_text(shlex.join(provenance.argv))}</code>"],
         ]
     yield from _table(("", ""), rows)
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from liveupdate.model.evidence import Evidence
@@ -23,7 +25,9 @@ def render_junit(plan: Plan, evidence: Evidence, verdict: Verdict) -> str:
         for name, value in (
             ("run_id", provenance.run_id),
             ("tool_version", provenance.tool_version),
+            ("command", shlex.join(provenance.argv)),
             ("accel", provenance.accel),
+            ("accel_reason", provenance.accel_reason),
             ("qemu_version", provenance.qemu_version),
         ):
             suite.add_property(name, clean(value))

@@ -53,13 +53,14 @@ def run(
     *,
     results: Path,
     steps: Steps,
-    argv: tuple[str, ...] = (),
-    accel_reason: str = "",
+    argv: tuple[str, ...],
+    accel_reason: str,
     take: TakeHost | None = None,
 ) -> RunResult:
     """Carry a plan out in a new run directory under ``results``.
 
-    :param argv: how the tool was called; :param accel_reason: why this accelerator: provenance.
+    :param argv: the command line, the program's name first, for provenance.json.
+    :param accel_reason: why this accelerator was chosen, for provenance.json.
     :param take: as of :func:`~liveupdate.run.bringup.bring_up`.
     :raises PlanError: nothing was started (unwritable directory, missing images).
     :raises KeyboardInterrupt: passed on after everything was taken down and stored.

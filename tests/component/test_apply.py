@@ -121,6 +121,7 @@ class Bench:
                 local=replace(self.local, own=update),
                 steps=steps,
                 make_host=lambda: FakeHeld(self.host, update, "me@here"),  # type: ignore[arg-type,return-value]
+                argv=("liveupdate", verb),
             )
             driver = Driver(
                 journal=wal,

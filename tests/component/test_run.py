@@ -35,7 +35,7 @@ from liveupdate.run.runner import RunResult
 from liveupdate.target.base import Host
 from liveupdate.target.fake.machine import Refusal
 from liveupdate.transport.agent_link import AgentLink
-from tests.support.fake_run import FakeRun, leftovers, quick_plan
+from tests.support.fake_run import ACCEL_REASON, ARGV, FakeRun, leftovers, quick_plan
 
 #: long enough to tell the rate of a clock
 WHOLE = Observation(before_s=0.5, after_s=0.7)
@@ -160,7 +160,8 @@ def test_two_hops_pass_and_their_steps_come_in_order(made: FakeRun) -> None:
             assert names >= {"pause", "save", "retrieve", "load-state", "resume", "first-tick"}
             assert trace.journal_before is not None and trace.journal_after is not None
             assert trace.pattern is not None and trace.pattern.bad == 0
-    assert result.evidence.provenance is not None
+    origin = result.evidence.provenance
+    assert origin is not None and (origin.argv, origin.accel_reason) == (ARGV, ACCEL_REASON)
     assert [path.name for path in sorted(result.run_dir.glob("boot-*"))] == [
         "boot-0", "boot-1", "boot-2",
     ]  # fmt: skip

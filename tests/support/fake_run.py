@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.steps import StepEvent, Steps
@@ -24,6 +26,9 @@ from liveupdate.transport.console import Console
 from liveupdate.transport.ssh import Ssh
 from tests.support.evidence_builder import make_plan
 
+#: what every fake run stores of its origin
+ARGV = ("liveupdate", "run", "--hops", "2")
+ACCEL_REASON = "no machine is emulated"
 #: enough to see each thing happen; the rate of a clock takes longer
 QUICK = Observation(before_s=0.02, after_s=0.03)
 #: a fake's ticks are seen late on a busy machine, which is no matter of these tests
@@ -122,7 +127,15 @@ class FakeRun:
     def run(self) -> RunResult:
         steps = Steps()
         steps.subscribe(self.events.append)
-        return runner.run(self.plan, Scenario(), results=self.results, steps=steps, take=self.take)
+        return runner.run(
+            self.plan,
+            Scenario(),
+            results=self.results,
+            steps=steps,
+            argv=ARGV,
+            accel_reason=ACCEL_REASON,
+            take=self.take,
+        )
 
     @property
     def machine(self) -> FakeMachine:

@@ -101,6 +101,8 @@ def test_an_update_that_nothing_comes_between(desk: Desk, kernel: str) -> None:
     judged = desk.call("judge", document["bundle"]["path"], "--json")
     assert judged.returncode == 0, judged.explain()
     assert judged.document["outcome"] == "PASS"
+    assert judged.document["provenance"]["argv"][:2] == ["liveupdate", "apply"]
+    assert judged.document["provenance"]["accel_reason"]
 
 
 def test_a_cable_that_is_out_for_a_while_at_each_step_does_no_harm(desk: Desk, kernel: str) -> None:

@@ -12,8 +12,6 @@ import pytest
 
 from liveupdate.faults.base import Fault, Part
 from liveupdate.faults.table import FAULTS
-from liveupdate.planning.faults import not_of_mechanism
-from liveupdate.preserve.registry import MECHANISMS
 from tests.support.vm import cli
 
 #: a hang is only known by its deadline: shorter ones here than a user would want
@@ -38,11 +36,7 @@ def test_fault_comes_to_its_stated_verdict(fault: Fault, tmp_path: Path) -> None
     extra: tuple[str, ...] = _HANGS if fault.name.startswith("hang-") else ()
     # what a fault comes to must not hang on a busy machine, where a ring gets full
     extra += _SLOW if Part.DEVICE in fault.needs else ()
-    # the default, unless the fault says nothing about it
-    mechanism = next(m.name for m in MECHANISMS.values() if not not_of_mechanism(fault, m))
-    said = cli.run(
-        tmp_path, fault.scenario, "--fault", fault.name, "--mechanism", mechanism, *extra
-    )
+    said = cli.run(tmp_path, "--fault", fault.name, *extra)
     expected = fault.expected
     assert said.returncode == expected.exit_code, said.explain()
     check = said.check(expected.check)

@@ -15,6 +15,7 @@ import secrets
 
 import pytest
 
+from liveupdate.cli.app import App
 from liveupdate.cli.options import ScenarioArgs
 from liveupdate.cli.prepare_run import prepare
 from liveupdate.core.deadline import Deadline
@@ -55,7 +56,7 @@ def run_guest(ssh: Ssh, initrd: bytes) -> str:
 def console(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("mmio")
     initrd = cpio.make_initramfs((catalogue.find_selftests() / PROGRAM).read_bytes())
-    plan = prepare(ScenarioArgs(scenario=None, overrides=()), directory).plan
+    plan = prepare(App(), ScenarioArgs(scenario=None, overrides=()), directory).plan
     kit = catalogue.make_kit(plan.images)
     with (
         make_host(plan, secrets.token_hex(3), directory, kit) as host,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from liveupdate.cli.app import App
 from liveupdate.cli.options import ScenarioArgs
 from liveupdate.cli.prepare_run import prepare
 from liveupdate.core.deadline import Deadline
@@ -86,6 +87,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         ["kunit.enable=1 kunit.autorun=1", *filter(None, (row.append for row in ROWS))]
     )
     prepared = prepare(
+        App(),
         ScenarioArgs(
             scenario=None,
             overrides=(

@@ -30,7 +30,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("cold")
     said = cli.run(results, "--cold")
     _assert_pass(said)
-    assert said.document["provenance"]["start"] == "cold"
+    origin = said.document["provenance"]
+    assert origin["start"] == "cold"
+    assert origin["argv"] == [
+        "liveupdate", "run", "--json", "--results", str(results), "--cold",
+    ]  # fmt: skip
+    assert origin["accel_reason"]
     return (results / "latest").resolve()
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 
@@ -10,18 +11,30 @@ from msgspec.structs import replace
 
 from liveupdate.core.errors import PlanError
 from liveupdate.target.base import Located, Order
-from liveupdate.target.libvirt import link
+from liveupdate.target.libvirt import daemon, link
 from liveupdate.target.libvirt.host import DEFAULT_URI, LibvirtHost
+
+log = logging.getLogger(__name__)
 
 
 def locate(place: str) -> Located:
     """Return the URI of a libvirt that answers.
 
-    :param place: a URI; "": $LIBVIRT_DEFAULT_URI, else that of the session.
+    :param place: a URI; "": $LIBVIRT_DEFAULT_URI, else that of the session, else, for root, that of
+        a daemon of liveupdate's own, which is started when it does not run.
     :raises PlanError: libvirt does not answer, or the binding is not installed.
     """
-    uri = place or os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
-    link.check(uri)
+    named = place or os.environ.get("LIBVIRT_DEFAULT_URI")
+    uri = named or DEFAULT_URI
+    try:
+        link.check(uri)
+    except link.NoAnswer:
+        # libvirt starts a session's daemon for every other user
+        if named or os.geteuid() != 0:
+            raise
+        uri = daemon.ensure()
+        log.info("no libvirt answers at %s; using a libvirtd at %s", DEFAULT_URI, uri)
+        link.check(uri)
     return Located(place=uri)
 
 

@@ -37,6 +37,10 @@ _KEEPALIVE_S = 5
 _KEEPALIVE_COUNT = 3
 
 
+class NoAnswer(PlanError):
+    """There is no libvirt at a URI, or it refuses the connection."""
+
+
 @functools.cache
 def load() -> tuple[ModuleType, ModuleType]:
     """Import the binding and start its event loop, once.
@@ -49,7 +53,7 @@ def load() -> tuple[ModuleType, ModuleType]:
     except ImportError as error:
         raise PlanError(
             f"target 'libvirt' needs libvirt-python: {error}",
-            hint="'make setup' with libvirt's headers there, or pip install 'liveupdate[libvirt]'",
+            hint="run 'make setup', or pip install 'liveupdate[libvirt]'",
         ) from error
     # it prints every error to stderr as well
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
@@ -66,12 +70,13 @@ def load() -> tuple[ModuleType, ModuleType]:
 def check(uri: str) -> None:
     """Check that a connection opens, before a plan relies on it.
 
-    :raises PlanError: there is no binding, or libvirt does not answer.
+    :raises NoAnswer: libvirt does not answer.
+    :raises PlanError: there is no binding.
     """
     try:
         Link.open(uri, Deadline.after(CONNECT_TIMEOUT_S, f"libvirt at '{uri}'")).close()
     except LaunchError as error:
-        raise PlanError(error.message, hint=error.hint) from error
+        raise NoAnswer(error.message, hint=error.hint) from error
 
 
 def bounded(work: Callable[[], T], deadline: Deadline, what: str) -> T:

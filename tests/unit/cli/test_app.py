@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
 import click
@@ -31,6 +32,7 @@ from liveupdate.model.verdict import CHECK_IDS, Check, ExitCode, Outcome, Verdic
 from liveupdate.run import runner
 from liveupdate.run.runner import RunResult
 from liveupdate.scenario.dump import dump_scenario
+from tests.support import evidence_builder as make
 
 ABI = ("kho-v4", "luo-v5", "memfd-v2")
 
@@ -52,13 +54,15 @@ IMAGES = ImageSet(
     ssh_host_key_pub="ssh-ed25519 AAAA",
 )
 
+FIND_IMAGES = prepare_run.find_images
+
 
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine with images and TCG, and a clean environment; returns the results directory."""
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "CI", "LIVEUPDATE_REQUIRE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(prepare_run, "find_images", lambda scenario: IMAGES)
+    monkeypatch.setattr(prepare_run, "find_images", lambda scenario, build=None: IMAGES)
     monkeypatch.setattr(
         prepare_run, "choose_accel", lambda requested, images: ("tcg", "no /dev/kvm here")
     )
@@ -84,8 +88,18 @@ def verdict_of(outcome: Outcome, *, rolled_back: bool = False, timed_out: bool =
 def fake_run(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
     """Put a runner in place that makes a run directory and comes to ``verdict``."""
 
-    def run(plan: Plan, scenario: Scenario, *, results: Path, steps: Steps) -> RunResult:
+    def run(
+        plan: Plan,
+        scenario: Scenario,
+        *,
+        results: Path,
+        steps: Steps,
+        argv: tuple[str, ...],
+        accel_reason: str,
+    ) -> RunResult:
         record = RunDir.create(results, plan=plan, scenario=dump_scenario(scenario))
+        origin = replace(make.make_provenance(), argv=argv, accel_reason=accel_reason)
+        record.put_provenance(origin)
         with steps.step("hop", hop=1):
             steps.note("resumed", guest="vm0")
         console = record.path / "boot-1" / "console.log"
@@ -93,7 +107,7 @@ def fake_run(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
         console.write_bytes(b"line one\n\x1b[31mline two\n")
         record.close()
         return RunResult(
-            verdict=verdict, evidence=Evidence(provenance=None, hops=()), run_dir=record.path
+            verdict=verdict, evidence=Evidence(provenance=origin, hops=()), run_dir=record.path
         )
 
     monkeypatch.setattr(runner, "run", run)
@@ -200,6 +214,48 @@ def test_faults_are_listed_with_what_they_must_come_to(
     assert "flip-bit" in capsys.readouterr().out
 
 
+def images_for(scenario: Scenario, build: prepare_run.Build | None = None) -> ImageSet:
+    """Built images, with the kernel in place that a fault of kernels needs."""
+    built = replace(
+        IMAGES,
+        outgoing=replace(IMAGES.outgoing, modules="/k/modules-a"),
+        incoming=replace(IMAGES.incoming, modules="/k/modules-b"),
+    )
+    special = {"kernel-without-kho": (), "luo-abi-skew": ("kho-v4", "luo-v6", "memfd-v2")}
+    abi = special.get(scenario.fault or "")
+    return built if abi is None else replace(built, incoming=kernel("special", abi))
+
+
+def test_every_fault_can_be_planned_without_a_scenario_and_is_listed_with_the_one_it_takes(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare_run, "find_images", images_for)
+    assert main(["faults", "--json"]) == 0
+    listed = {row["name"]: row["scenario"] for row in json.loads(capsys.readouterr().out)}
+    assert listed["stock-kernel"] == "vfio-continuous"
+    assert listed["region-full"] == "reserved-region"
+    assert main(["faults"]) == 0
+    assert "scenario vfio-continuous" in capsys.readouterr().out
+    for name in FAULTS:
+        assert main(["plan", "--json", "--fault", name]) == 0, name
+        planned = json.loads(capsys.readouterr().out)
+        assert (planned["fault"]["name"], planned["scenario"]) == (name, listed[name])
+    assert main(["plan", "--json", "--set", "fault=stock-kernel"]) == 0
+    assert json.loads(capsys.readouterr().out)["scenario"] == "vfio-continuous"
+
+
+def test_a_scenario_that_is_named_wins_over_the_one_of_the_fault(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare_run, "find_images", images_for)
+    assert main(["plan", "two-guests", "--fault", "stock-kernel"]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "--fault: fault 'stock-kernel' strikes a device, and the scenario has none" in said
+    assert "run it with scenario 'vfio-continuous'" in said
+    assert main(["plan", "vfio-kinds", "--json", "--fault", "stock-kernel"]) == 0
+    assert json.loads(capsys.readouterr().out)["scenario"] == "vfio-kinds"
+
+
 # --- errors to exit codes
 
 
@@ -222,7 +278,7 @@ def test_expected_error_is_one_line_without_traceback(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(scenario: Scenario) -> ImageSet:
+    def fail(scenario: Scenario, build: prepare_run.Build | None) -> ImageSet:
         raise error
 
     monkeypatch.setattr(prepare_run, "find_images", fail)
@@ -237,7 +293,7 @@ def test_expected_error_is_one_line_without_traceback(
 def test_unexpected_error_is_a_traceback_and_three(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(scenario: Scenario) -> ImageSet:
+    def fail(scenario: Scenario, build: prepare_run.Build | None) -> ImageSet:
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(prepare_run, "find_images", fail)
@@ -253,7 +309,7 @@ def test_signal_unwinds_once_and_gives_its_status(
 ) -> None:
     cleaned = []
 
-    def wait(scenario: Scenario) -> ImageSet:
+    def wait(scenario: Scenario, build: prepare_run.Build | None) -> ImageSet:
         try:
             os.kill(os.getpid(), number)
             raise AssertionError("the signal came too late")
@@ -442,6 +498,24 @@ def test_run_leaves_earlier_runs_alone_and_writes_its_reports(
     assert "resumed: guest vm0" in capsys.readouterr().err
 
 
+def test_run_stores_its_command_line_and_why_the_accelerator_was_chosen(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_run(monkeypatch, verdict_of(Outcome.PASS))
+    argv = ["run", "--results", str(lab), "--hops", "2", "--json", "--junit", "a b.xml"]
+    assert main(argv) == 0
+    stored = RunDir.open(lab / "latest").load_evidence().provenance
+    assert stored is not None
+    assert stored.argv == ("liveupdate", *argv)
+    assert stored.accel_reason == "no /dev/kvm here"
+    origin = json.loads(capsys.readouterr().out)["provenance"]
+    assert (origin["argv"], origin["accel_reason"]) == (list(stored.argv), stored.accel_reason)
+    shown = f"liveupdate run --results {lab} --hops 2 --json --junit 'a b.xml'"
+    assert escape(shown) in (lab / "latest" / "report.html").read_text()
+    for report in ("report.html", "junit.xml"):
+        assert "no /dev/kvm here" in (lab / "latest" / report).read_text()
+
+
 def test_stored_scenario_runs_again(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -597,6 +671,109 @@ def test_faults_of_kernels_take_the_kernels_made_for_them(
     assert found == replace(IMAGES, incoming=kernel("kernel-nokho", ()))
     own = prepare_run.find_images(Scenario(fault="kernel-without-kho", next_kernel="/own"))
     assert own == IMAGES
+
+
+def test_kernels_that_the_user_names_are_not_swapped() -> None:
+    stock = {"outgoing": "kernel-stock", "incoming": "kernel-stock"}
+    assert prepare_run.fault_kernels(Scenario(fault="stock-kernel")) == stock
+    assert prepare_run.fault_kernels(Scenario(fault="stock-kernel", kernel="/own")) == {}
+    assert prepare_run.fault_kernels(Scenario(fault="luo-abi-skew", kernel="/own")) != {}
+    assert prepare_run.fault_kernels(Scenario(fault="luo-abi-skew", next_kernel="/own")) == {}
+    assert prepare_run.fault_kernels(Scenario()) == {}
+
+
+# --- images that are missing
+
+
+@pytest.fixture
+def cache(lab: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], list[tuple[str, ...]]]:
+    """Put a cache in place: names of the images it has, and what builds were asked for."""
+    from liveupdate.images import catalogue
+
+    had, builds = set(catalogue.DEFAULT), []
+
+    def build(names: tuple[str, ...], *, steps: Steps) -> tuple[Path, ...]:
+        builds.append(names)
+        with steps.step(f"build {' '.join(names)}"):
+            had.update(names)
+        return tuple(Path(name) for name in names)
+
+    def find_kernel(name: str) -> KernelImage:
+        if name not in had:
+            raise errors.PlanError(f"image '{name}' has not been built")
+        return kernel(name)
+
+    monkeypatch.setattr(prepare_run, "find_images", FIND_IMAGES)
+    monkeypatch.setattr(catalogue, "need_compiler", lambda: "gcc")
+    monkeypatch.setattr(
+        catalogue, "find_missing", lambda names: tuple(n for n in names if n not in had)
+    )
+    monkeypatch.setattr(catalogue, "build", build)
+    monkeypatch.setattr(catalogue, "resolve", lambda outgoing, incoming: IMAGES)
+    monkeypatch.setattr(catalogue, "find_kernel", find_kernel)
+    return had, builds
+
+
+Cache = tuple[set[str], list[tuple[str, ...]]]
+
+
+def test_an_image_that_is_missing_is_built_once_and_said(
+    cache: Cache, lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_run(monkeypatch, verdict_of(Outcome.PASS))
+    had, builds = cache
+    had -= {"rootfs", "modules-b"}
+    argv = ["run", "--json", "--results", str(lab), "--fault", "stock-kernel"]
+    assert main(argv) == 0
+    assert builds == [("rootfs", "modules-b"), ("kernel-stock",)]
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["outcome"] == "PASS"
+    said = captured.err.splitlines()
+    assert said[0] == "liveupdate: a run needs rootfs, modules-b, not built yet: building now"
+    assert (
+        "liveupdate: fault 'stock-kernel' needs kernel-stock, not built yet: building now" in said
+    )
+    assert any(line.startswith("build kernel-stock") for line in said)
+    assert main(argv) == 0
+    assert len(builds) == 2
+
+
+def test_plan_builds_nothing(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--fault", "stock-kernel"]) == ExitCode.ERROR
+    assert "image 'kernel-stock' has not been built" in capsys.readouterr().err
+    assert cache[1] == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--fault", "stock-kernle"],
+        ["two-guests", "--fault", "stock-kernel"],
+        ["--fault", "stock-kernel", "--mechanism", "pool"],
+    ],
+)
+def test_nothing_is_built_for_a_scenario_that_is_wrong(
+    argv: list[str], cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache[0].clear()
+    assert main(["run", *argv]) == ExitCode.USAGE
+    assert cache[1] == []
+
+
+def test_an_image_that_cannot_be_built_here_is_said_in_one_line(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from liveupdate.images import kernel as kernels
+
+    monkeypatch.setattr(prepare_run, "find_images", FIND_IMAGES)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(lab.parent / "cache"))
+    monkeypatch.setattr(kernels, "compiler_version", lambda: "none")
+    assert main(["run", "--results", str(lab)]) == ExitCode.ERROR
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("liveupdate: error: a run needs rootfs, guest, kernel-a, ")
+    assert first.endswith("not built yet: gcc and ld are needed to build images")
+    assert second == "liveupdate: hint: run 'make setup'"
+    assert not list(lab.iterdir())
 
 
 def test_main_is_what_the_script_calls() -> None:

@@ -10,8 +10,8 @@ import pytest
 from liveupdate.cli import checks, main, prepare_run
 from liveupdate.cli.checks import BAD, OK, WARN, Finding
 from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import CommandFailed, PlanError
-from liveupdate.images import catalogue
+from liveupdate.core.errors import CommandFailed
+from liveupdate.images import catalogue, kernel
 from liveupdate.model.scenario import Scenario
 
 GOOD = ("10.0.2", frozenset(checks.DEVICES), True)
@@ -66,13 +66,18 @@ def test_broken_kvm_is_said_with_what_is_done_instead(monkeypatch: pytest.Monkey
     assert checks.check_accel().what == "tcg: /dev/kvm opens, probe guest hung"
 
 
-def test_images_that_are_missing_are_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(outgoing: None, incoming: None) -> None:
-        raise PlanError("not built yet: rootfs")
-
-    monkeypatch.setattr(catalogue, "resolve", missing)
+def test_images_that_are_missing_are_bad_where_a_run_cannot_build_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalogue, "find_missing", lambda names: ("rootfs",))
+    monkeypatch.setattr(kernel, "compiler_version", lambda: "gcc 12")
     found = checks.check_images()
-    assert (found.state, found.hint) == (BAD, "liveupdate images build")
+    assert (found.state, found.hint) == (WARN, "liveupdate images build")
+    assert found.what == "not built yet: rootfs; a run builds them first"
+    monkeypatch.setattr(kernel, "compiler_version", lambda: "none")
+    found = checks.check_images()
+    assert (found.state, found.hint) == (BAD, "run 'make setup'")
+    assert "gcc and ld are needed" in found.what
 
 
 def test_missing_tool_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

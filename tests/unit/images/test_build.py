@@ -414,9 +414,17 @@ def test_nothing_built_is_a_plan_error_that_says_what_to_run(
         PlanError, match=r"guest, kernel-a, kernel-b, modules-a, modules-b, rootfs.*images build"
     ):
         catalogue.resolve(None, None)
-    with pytest.raises(PlanError, match="images build --tests"):
+    with pytest.raises(PlanError, match="images build kernel-nokho"):
         catalogue.find_kernel("kernel-nokho")
     assert catalogue.listing() == ()
+    assert catalogue.find_missing(catalogue.DEFAULT) == catalogue.DEFAULT
+
+
+def test_a_run_with_kernels_of_the_users_needs_none_of_ours() -> None:
+    own = Path("/own/bzImage")
+    assert set(catalogue.needed(None, None)) == set(catalogue.DEFAULT)
+    assert catalogue.needed(own, None) == ("rootfs", "guest", "kernel-b", "modules-b")
+    assert catalogue.needed(own, own) == ("rootfs", "guest")
 
 
 def test_users_file_that_is_no_kernel_is_a_plan_error(

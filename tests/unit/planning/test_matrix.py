@@ -243,7 +243,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], 
     def install(outcomes: Mapping[str, str]) -> Runs:
         made: Runs = []
 
-        def prepare(scenario_args: Any, results: Path) -> tuple[str, Path]:
+        def prepare(_app: object, scenario_args: Any, results: Path) -> tuple[str, Path]:
             values = {key: value for key, value, _ in scenario_args.overrides}
             if outcomes[values["mechanism"]] == "refused":
                 raise PlanError("no kernel for it")
