@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
 from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import PhysAddr
@@ -16,8 +17,10 @@ from liveupdate.faults.base import Moment
 from liveupdate.faults.device import DROP_AFTER, DROPPED
 from liveupdate.faults.table import FAULTS
 from liveupdate.formats import keep_dma
+from liveupdate.model.scenario import DeviceSpec
 from liveupdate.run.testbed import Testbed
 from liveupdate.transport.physmem import PhysMem, RamRange
+from tests.support import evidence_builder as make
 from tests.support.keep_dma_record import make_record
 
 PAGE = 4096
@@ -39,7 +42,7 @@ class Bed:
         self.host = SimpleNamespace(ram=ram, ram_fd=fd, console=console)
         self.own_machine = self.host
         self.senders = {"nic0": SimpleNamespace(next_number=1000, lost=frozenset())}
-        self.plan = SimpleNamespace(devices=(SimpleNamespace(name="nic0"),))
+        self.plan = replace(make.make_plan(), devices=(DeviceSpec(name="nic0"),))
 
     def close(self) -> None:
         self.host.ram.close()

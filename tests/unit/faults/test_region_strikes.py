@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
 from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import PhysAddr
@@ -17,6 +18,7 @@ from liveupdate.model.plan import Region
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.run.testbed import Testbed
 from liveupdate.transport.physmem import PhysMem, RamRange
+from tests.support import evidence_builder as make
 
 PAGE = 4096
 SIZE = 64 * PAGE
@@ -36,7 +38,9 @@ def ram() -> Iterator[tuple[PhysMem, int]]:
 def strike(fault: str, mechanism: str, ram: tuple[PhysMem, int], start: int | None) -> None:
     bed = SimpleNamespace(
         own_machine=SimpleNamespace(ram=ram[0], ram_fd=ram[1]),
-        plan=SimpleNamespace(mechanism=mechanism, region=Region(start=start, size_bytes=SIZE)),
+        plan=replace(
+            make.make_plan(), mechanism=mechanism, region=Region(start=start, size_bytes=SIZE)
+        ),
     )
     struck = FAULTS[fault].strike
     assert struck is not None

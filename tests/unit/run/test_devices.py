@@ -62,7 +62,7 @@ class FakeBed:
             "error": error,
             "account": ACCOUNT,
         }
-        self.plan = SimpleNamespace(devices=(DeviceSpec(name="nic0"),))
+        self.plan = replace(make.make_plan(), devices=(DeviceSpec(name="nic0"),))
         self.host = SimpleNamespace(
             agent=SimpleNamespace(mark=lambda: 0, events=lambda since: events)
         )
@@ -135,7 +135,8 @@ def test_machine_that_is_gone_gives_nothing_back_and_that_is_said() -> None:
     said: list[StepEvent] = []
     steps = Steps()
     steps.subscribe(said.append)
-    bed = SimpleNamespace(plan=SimpleNamespace(devices=("nic0",)), call=call)
+    plan = replace(make.make_plan(), devices=(DeviceSpec(name="nic0"),))
+    bed = SimpleNamespace(plan=plan, call=call)
     stop_devices(cast(Testbed, bed), steps)
     assert said[-1].name == "devices-not-given-back"
 

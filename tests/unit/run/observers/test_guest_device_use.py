@@ -7,14 +7,16 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
 from liveupdate.core.steps import Steps
 from liveupdate.model.evidence import Echo
-from liveupdate.model.scenario import DeviceSpec
+from liveupdate.model.scenario import DeviceSpec, Observation
 from liveupdate.run.observers import guest_device_use
 from liveupdate.run.observers.guest_device_use import GuestUseWatch
 from liveupdate.run.testbed import Testbed
 from liveupdate.transport.agent_link import AgentEvent
+from tests.support import evidence_builder as make
 
 NIC = DeviceSpec(name="nic0", guest="vm0", tier="quiesce")
 
@@ -64,7 +66,7 @@ def make_watch(events: list[AgentEvent]) -> GuestUseWatch:
     bed = SimpleNamespace(
         host=SimpleNamespace(agent=agent),
         own_machine=SimpleNamespace(feeds={"nic0": "wire of nic0"}, namespaces={}),
-        plan=SimpleNamespace(devices=(NIC,), observe=SimpleNamespace(echo_interval_s=0.01)),
+        plan=replace(make.make_plan(observe=Observation(echo_interval_s=0.01)), devices=(NIC,)),
     )
     return GuestUseWatch(cast(Testbed, bed), NIC, "vm0", Steps())
 
