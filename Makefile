@@ -25,12 +25,10 @@ run: setup ## set up, then show a guest surviving a kexec; RUN='...' is passed o
 
 test: ## everything: set up for tests, lint, all tests, real machines too
 	liveupdate/setup.sh --tests
-	$(MAKE) lint
-	$(PY) -m pytest -m unit -n auto $(PYTEST)
-	$(PY) -m pytest -m 'component or vm' $(PYTEST)
+	$(MAKE) check
+	$(PY) -m pytest -m vm $(PYTEST)
 
-check: lint ## what needs neither root, network nor images: linters, unit and component tests
-	$(PY) -m pytest $(PYTEST)
+check: lint unit component ## what needs neither root, network nor images, in 90 s
 
 # Linters and pytest are no part of what a run needs, so `make run` leaves them out.
 tools:
@@ -48,11 +46,13 @@ lint: tools ## ruff, mypy, import-linter, shellcheck, ansible-lint
 	else shellcheck $(SHELLS); fi
 	cd ansible && PATH="$(abspath $(VENV))/bin:$$PATH" ansible-lint --offline -q
 
-unit: tools ## pure tests, under 10 s
-	$(PY) -m pytest -m unit $(PYTEST)
+# one process for each CPU
+unit: tools ## pure tests
+	$(PY) -m pytest -m unit -n auto $(PYTEST)
 
+# most of the time these wait
 component: tools ## a local sshd, fake peers, a QEMU without a guest
-	$(PY) -m pytest -m component $(PYTEST)
+	$(PY) -m pytest -m component -n 4 $(PYTEST)
 
 vm: tools images ## the real thing: hosts under update with guests
 	$(PY) -m pytest -m vm $(PYTEST)
