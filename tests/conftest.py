@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Marks every test with the name of its top directory: unit, component, vm or lab."""
+"""Marks every test with the name of its top directory: unit, component, vm or lab.
+
+At the end says which files took how long (the table of docs/testing.md), those over a second.
+"""
 
 from __future__ import annotations
 
 import signal
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -35,3 +39,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         top = item.path.relative_to(_ROOT).parts[0]
         if top in _MARKERS:
             item.add_marker(top)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    took: defaultdict[str, float] = defaultdict(float)
+    tests: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                file = report.nodeid.partition("::")[0]
+                took[file] += report.duration
+                tests[file] += report.when == "call"
+    slow = sorted(((spent_s, file) for file, spent_s in took.items() if spent_s >= 1), reverse=True)
+    if slow:
+        terminalreporter.section("time by file")
+    for spent_s, file in slow:
+        terminalreporter.line(f"{spent_s:7.1f} s  {tests[file]:4} tests  {file}")
