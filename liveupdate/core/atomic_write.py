@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a file so that it is there whole or not at all, also after a crash."""
+"""Writes a file so that it exists whole or not at all, also after a crash."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make what was renamed in a directory outlive a power cut.
+    """Make a rename in a directory survive a power cut.
 
     :raises OSError: the directory cannot be opened or synced.
     """

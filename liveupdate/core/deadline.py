@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A point on the monotonic clock that is passed down, never re-started on the way."""
+    """A point on the monotonic clock that callers pass down; it is never restarted on the way."""
 
     what: str
     timeout_s: float
@@ -35,10 +35,11 @@ class Deadline:
 
     @property
     def expired(self) -> bool:
+        """Whether the deadline has passed."""
         return self.clock() >= self.expires_at
 
     def exceeded(self, last: str | None = None) -> DeadlineExceeded:
-        """Make the error that says what was waited for; the caller raises it."""
+        """Make the error that names the wait; the caller raises it."""
         return DeadlineExceeded(self.what, self.timeout_s, last)
 
 

@@ -9,7 +9,7 @@
     ├── BuildError           an image could not be built        exit 3
     ├── CommandFailed        an external command failed         exit 3
     ├── LaunchError          a machine did not start            exit 3
-    ├── StateError           called at the wrong time           exit 3 (a bug of ours)
+    ├── StateError           called at the wrong time           exit 3 (a bug here)
     ├── RemoteError          the agent understood and refused   by the caller
     ├── OutcomeUnknown       asked, and the answer was cut off  exit 3
     ├── LostMachine          the machine is gone                exit 3
@@ -53,7 +53,7 @@ class BuildError(LiveUpdateError):
 
 
 class CommandFailed(LiveUpdateError):
-    """An external command ended with a status that was not asked for."""
+    """An external command ended with an unexpected status."""
 
     def __init__(self, argv: tuple[str, ...], returncode: int, tail: str) -> None:
         self.argv = argv
@@ -64,11 +64,11 @@ class CommandFailed(LiveUpdateError):
 
 
 class LaunchError(LiveUpdateError):
-    """A machine did not start; carries what its process said."""
+    """A machine did not start; the message has its process's output."""
 
 
 class StateError(LiveUpdateError):
-    """A method was called in a state in which it makes no sense."""
+    """A method was called in a state that does not allow it."""
 
     def __init__(self, message: str, *, state: str, required: str) -> None:
         super().__init__(f"{message}: state is '{state}', required '{required}'")
@@ -86,7 +86,7 @@ class RemoteError(LiveUpdateError):
 
 
 class OutcomeUnknown(LiveUpdateError):
-    """A request was sent and the line was cut before the answer came."""
+    """A request was sent, and the connection ended before the answer."""
 
 
 class LostMachine(LiveUpdateError):
@@ -109,4 +109,4 @@ class DeadlineExceeded(LiveUpdateError):
 
 
 class EvidenceError(LiveUpdateError):
-    """Stored evidence is missing, cut short or not what it says it is."""
+    """Stored evidence is missing, cut short or not what it claims to be."""

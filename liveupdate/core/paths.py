@@ -53,24 +53,28 @@ def _xdg(env: Mapping[str, str], variable: str, fallback: str) -> Path:
 
 
 def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """Built images and warm states; content-addressed, may be deleted at any time."""
+    """Return the directory of built images and warm states; content-addressed, may be deleted at
+    any time.
+    """
     return _xdg(env, "XDG_CACHE_HOME", ".cache") / "liveupdate"
 
 
 def config_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """What the user says of their lab: ``machines/NAME.toml``."""
+    """Return the directory of the user's descriptions of lab machines, ``machines/NAME.toml``."""
     return _xdg(env, "XDG_CONFIG_HOME", ".config") / "liveupdate"
 
 
 def results_dir(option: Path | None = None) -> Path:
-    """Where run directories go: ``option``, or ``runs`` under the working directory."""
+    """Return the directory for run directories: ``option``, or ``runs`` in the working
+    directory.
+    """
     return (option if option is not None else Path("runs")).absolute()
 
 
 def runtime_dir(env: Mapping[str, str] = os.environ, *, tmp: Path = Path("/tmp")) -> Path:
-    """Make (0700) and return the directory of sockets; short, for the sake of ``sun_path``.
+    """Make (0700) and return the directory of sockets; short, because of ``sun_path``.
 
-    :raises PlanError: it exists and belongs to somebody else, or is open to others.
+    :raises PlanError: it belongs to another user, or others may enter it.
     """
     base = env.get("XDG_RUNTIME_DIR", "")
     if base and Path(base).is_absolute() and os.access(base, os.W_OK | os.X_OK):
@@ -79,10 +83,10 @@ def runtime_dir(env: Mapping[str, str] = os.environ, *, tmp: Path = Path("/tmp")
         path = tmp / f"liveupdate-{os.getuid()}"
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
-    # /tmp is everybody's: a directory or link planted there must not get our sockets
+    # every user can write to /tmp: a directory or link planted there must not get the sockets
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise PlanError(
-            f"'{path}' is not a directory of ours with mode 0700",
+            f"'{path}' is not a directory of this user with mode 0700",
             hint="remove it, or set XDG_RUNTIME_DIR",
         )
     return path

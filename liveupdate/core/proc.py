@@ -30,7 +30,7 @@ from liveupdate.core.errors import CommandFailed
 
 log = logging.getLogger(__name__)
 
-#: taken over from our own environment; all else (MAKEFLAGS, CFLAGS, KBUILD_*…) would leak
+#: inherited from this process's environment; all else (MAKEFLAGS, CFLAGS, KBUILD_*…) would leak
 _ENV_KEPT = (
     "PATH", "HOME", "USER", "LOGNAME", "TMPDIR",
     "http_proxy", "https_proxy", "ftp_proxy", "no_proxy",
@@ -58,7 +58,9 @@ PIPE = subprocess.PIPE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
-    """A command that has ended. ``stdout`` and ``stderr`` are "" when they went to a file."""
+    """A command that has ended. ``stdout`` and ``stderr`` are "" when they were written to a
+    file.
+    """
 
     argv: tuple[str, ...]
     returncode: int
@@ -114,7 +116,7 @@ _SPAWNER = _Spawner()
 
 
 def make_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Make a child's environment: a few variables of ours, the C locale, and ``extra``."""
+    """Make a child's environment: a few inherited variables, the C locale, and ``extra``."""
     env = {name: os.environ[name] for name in _ENV_KEPT if name in os.environ}
     env.setdefault("PATH", _DEFAULT_PATH)
     # Administration tools live here, and a user's PATH on Debian does not name them.
@@ -167,7 +169,7 @@ def run(
             raise deadline.exceeded(shlex.join(command)) from error
     code = child.popen.returncode
     if tree and code > 128:
-        # The leader is a shell, which tells of a signal as 128 + N.
+        # The leader is a shell, which reports a signal as 128 + N.
         code = 128 - code
     text = [(stream or b"").decode(errors="replace") for stream in (out, err)]
     log.debug("exit %d: %s", code, command[0])
@@ -257,7 +259,7 @@ class Child:
         return self.popen.wait()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the whole process group; does nothing once the group is gone."""
+        """Send a signal to the whole process group; does nothing when the group has ended."""
         if self.popen.returncode is not None and read_start_time(self.pid) is not None:
             # Reaped, and its number is in use again: so the group is gone, for the kernel does not
             # hand out a number that is still a group's.
@@ -273,7 +275,7 @@ class Child:
         self.popen.wait()
 
     def close(self) -> None:
-        """Kill what still runs and release the descriptors. Idempotent."""
+        """Kill processes that still run and release the descriptors. Idempotent."""
         self.kill()
         for stream in (self.popen.stdout, self.popen.stderr):
             if stream is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEvent:
-    """One thing that happened: ``kind`` is start, stop, failed or note. Times: CLOCK_MONOTONIC."""
+    """One event; ``kind`` is start, stop, failed or note. Times: CLOCK_MONOTONIC."""
 
     kind: str
     name: str
@@ -24,12 +24,13 @@ Subscriber = Callable[[StepEvent], None]
 
 
 class Steps:
-    """Fan step events out to subscribers; knows nothing about rendering."""
+    """Sends step events to subscribers; knows nothing about rendering."""
 
     def __init__(self) -> None:
         self._subscribers: list[Subscriber] = []
 
     def subscribe(self, subscriber: Subscriber) -> None:
+        """Add a subscriber, which gets every later event."""
         self._subscribers.append(subscriber)
 
     def _emit(self, event: StepEvent) -> None:
@@ -37,7 +38,7 @@ class Steps:
             subscriber(event)
 
     def note(self, name: str, **fields: object) -> None:
-        """Say that something was seen, without a duration."""
+        """Report an observation that has no duration."""
         self._emit(StepEvent(kind="note", name=name, at_ns=time.monotonic_ns(), fields=fields))
 
     @contextmanager

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Builds kernels, disks and the guests' payload, and caches them."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Content-addressed cache of built things.
 
-An entry is a directory ``KIND/DIGEST`` that appears whole, by rename(2), or not at all. Two
-builders of the same entry: the second waits on the first's flock(2) and then takes its result. The
-kernel drops the lock of a builder that died, however it died. Must not know what is built.
+An entry is a directory ``KIND/DIGEST`` that appears whole, by rename(2), or not at all. Of two
+builders of the same entry, the second waits for the first's flock(2) and then uses its result. The
+kernel drops the lock of a builder that died in any way. Must not know what is built.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def tree_sha256(root: Path, pattern: str = "*") -> str:
 
 
 class SourcesChanged(BuildError):
-    """What goes into an image was edited while it was being built."""
+    """The inputs of an image changed while it was being built."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"the sources of '{name}' changed while it was being built")
@@ -69,7 +69,7 @@ class Entry:
     digest: str
     path: Path
     size_bytes: int
-    #: seconds since the epoch, of the last :meth:`Cache.find` that came upon it
+    #: seconds since the epoch, of the last :meth:`Cache.find` that returned it
     used_at: float
     #: what it was made from, as given to :meth:`Cache.build`
     inputs: Mapping[str, str]
@@ -82,7 +82,7 @@ class Cache:
         self.root = root
 
     def path_of(self, kind: str, digest: str) -> Path:
-        """Where an entry is, or would be."""
+        """Return where an entry is, or would be."""
         return self.root / kind / digest
 
     def find(self, kind: str, digest: str) -> Path | None:
@@ -108,7 +108,8 @@ class Cache:
         :param builder: fills the empty directory it is given. When it raises, nothing is left.
         :param again: reads the inputs once more when the builder is done.
         :param waiting: called once when another process builds the same entry just now.
-        :raises SourcesChanged: the inputs are not what they were: nobody can say what was built.
+        :raises SourcesChanged: the inputs changed during the build, so it is unknown what was
+            built.
         """
         digest = digest_of(inputs)
         if found := self.find(kind, digest):
@@ -119,7 +120,7 @@ class Cache:
             final = self.path_of(kind, digest)
             final.parent.mkdir(parents=True, exist_ok=True)
             for stale in final.parent.glob(f".{digest}-*"):
-                # Of a builder that was killed: it would hold the lock if it lived.
+                # Left by a builder that was killed: it would hold the lock if it lived.
                 shutil.rmtree(stale, ignore_errors=True)
             scratch = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=final.parent))
             try:
@@ -129,7 +130,7 @@ class Cache:
                 _write_synced(scratch / _INFO, json.dumps(dict(inputs), indent=1).encode())
                 scratch.chmod(0o755)
                 if final.exists():
-                    # Left by a gc that was cut off: it takes the entry.json away first.
+                    # Left by a gc that was interrupted: it removes entry.json first.
                     shutil.rmtree(final)
                 scratch.rename(final)
             finally:
@@ -190,7 +191,7 @@ class Cache:
                 shutil.rmtree(scratch, ignore_errors=True)
                 return size
         except OSError:
-            # Somebody is building it, or there never was a lock and it is not ours.
+            # Another process builds it, or there was never a lock and it is no entry.
             return 0
 
     def _entry(self, info: Path) -> Entry:

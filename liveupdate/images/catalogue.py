@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All images by name: build, list, resolve for a run, collect garbage. Logic of ``images`` verbs.
+"""All images by name: build, list, resolve for a run, collect garbage. Used by the ``images``
+verbs.
 
-Nothing is remembered about what is current: an image's digest follows from its sources in the
-checkout and the compiler, so an image is there or has to be built.
+Nothing is stored about what is current: an image's digest follows from its sources in the checkout
+and the compiler, so an image exists or has to be built.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ class ImageInfo:
     path: Path
     size_bytes: int
     used_at: datetime.datetime
-    #: it is what a run would take now
+    #: a run would use it now
     is_current: bool
     detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """What :func:`gc` did."""
+    """What :func:`gc` removed."""
 
     removed: int
     freed_bytes: int
@@ -69,8 +70,8 @@ def build(
     """Build images that are not in the cache yet.
 
     :param which: names out of :data:`DEFAULT` and :data:`TESTS`; none means :data:`DEFAULT`.
-    :param kernel_tree: the user's own kernel source, taken for the kernels in place of Debian's;
-        modules are for ours only, and left out then.
+    :param kernel_tree: the user's own kernel source, used in place of Debian's; modules are not
+        built for it.
     :return: the images' files, in the order of ``which``.
     :raises BuildError: with the last lines of the tool that failed.
     """
@@ -127,7 +128,7 @@ def need_compiler() -> str:
 
 
 def _link(cache: Cache, name: str, path: Path) -> None:
-    """Keep ``by-name/NAME`` pointing at what was built last; for people, nothing reads it."""
+    """Let ``by-name/NAME`` point at the last build; for people, no code reads it."""
     directory = cache.root / "by-name"
     directory.mkdir(parents=True, exist_ok=True)
     # two builders may get here at the same time
@@ -190,7 +191,7 @@ def find_missing(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def find_selftests() -> Path:
-    """Return the directory of the programs that test our modules.
+    """Return the directory of the programs that test the kernel modules.
 
     :raises PlanError: they have not been built.
     """
@@ -201,13 +202,13 @@ def find_selftests() -> Path:
 
 
 def _with_modules(entries: dict[str, Path], variant: str) -> KernelImage:
-    """Return a kernel of ours together with the modules that are built for it."""
+    """Return a built kernel together with the modules for it."""
     image = kernel.read_image_json(entries[f"kernel-{variant}"])
     return replace(image, modules=str(entries[f"modules-{variant}"]))
 
 
 def read_kernel(path: Path) -> KernelImage:
-    """Read the facts of the user's own bzImage; they are kept, for unpacking takes a second.
+    """Read the facts of the user's own bzImage; they are cached, because unpacking takes a second.
 
     :raises PlanError: the file cannot be read or is no kernel.
     """
@@ -236,7 +237,8 @@ def read_kernel(path: Path) -> KernelImage:
 def resolve(outgoing: Path | None, incoming: Path | None) -> ImageSet:
     """Return the images of a run.
 
-    :param outgoing: the user's own bzImage to start with, or None for ours; ``incoming`` likewise.
+    :param outgoing: the user's own outgoing bzImage, or None for the built one; ``incoming``
+        likewise.
     :raises PlanError: something has not been built, or is no kernel.
     """
     cache = open_cache()
@@ -249,7 +251,7 @@ def resolve(outgoing: Path | None, incoming: Path | None) -> ImageSet:
     first = read_kernel(outgoing) if outgoing else _with_modules(entries, "a")
     second = read_kernel(incoming) if incoming else _with_modules(entries, "b")
     root = entries["rootfs"]
-    # Guests keep our kernel when the host gets the user's: theirs need not have virtio.
+    # Guests keep the built kernel when the host gets the user's, which may lack virtio.
     guest_kernel = entries["kernel-a"] / "bzImage" if "kernel-a" in entries else Path(first.path)
     return ImageSet(
         outgoing=first,
@@ -264,7 +266,7 @@ def resolve(outgoing: Path | None, incoming: Path | None) -> ImageSet:
 
 
 def make_kit(images: ImageSet) -> Path:
-    """Return the kit disk for these images, built when it is not there yet.
+    """Return the kit disk for these images; build it if necessary.
 
     :raises BuildError: the agent does not compile.
     """
@@ -308,9 +310,9 @@ def _describe(entry: Path) -> str:
 
 
 def gc(*, keep_days: float = KEEP_DAYS, everything: bool = False) -> Collected:
-    """Remove what no run has used for ``keep_days``; what is current stays.
+    """Remove images that no run has used for ``keep_days``; current ones stay.
 
-    :param everything: remove all, current images and the kernel's build trees, too.
+    :param everything: remove all, also current images and the kernel's build trees.
     """
     cache = open_cache()
     before = len(cache.entries())

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make kernel-check``: is the series bisectable, and does every variant keep its options?
 
-Each patch is applied in turn to the pinned source; checkpatch.pl --strict has to be content with
-it; and the directories it touches are compiled, its own objects with W=1 and no warning allowed,
-once with the option of the series and once without. A fix (``fixes/``) has no option and is in both
-builds. Then each variant is configured. Fails with the name of the patch or option.
+Each patch is applied in turn to the pinned source. checkpatch.pl --strict must find nothing. The
+directories it touches are compiled, its own objects with W=1 and no warning allowed, once with the
+option of the series and once without. A fix (``fixes/``) has no option and is in both builds. Then
+each variant is configured. The check fails with the name of the patch or option.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from liveupdate.images import catalogue, kernel, source
 
 #: patches below it correct a defect of Linux: all variants have them, no option turns them off
 FIXES = "fixes/"
-#: Every patch says where it comes from and whether it is meant for the kernel.
+#: Every patch names its origin and whether it is meant for the kernel.
 REQUIRED_HEADERS = ("From", "Subject", "Patch-mainline", "Forwarded")
 OBJECTS_S = 1200.0
 STYLE_S = 60.0
@@ -56,7 +56,7 @@ def check_fix(name: str, text: str) -> None:
 
 
 def touched_files(text: str, src: Path) -> tuple[Path, ...]:
-    """Return the C files which a patch touches, as far as they are there."""
+    """Return the C files that a patch touches and that exist."""
     names = re.findall(r"^\+\+\+ b/(\S+\.c)\b", text, re.MULTILINE)
     return tuple(Path(name) for name in names if (src / name).exists())
 
@@ -109,9 +109,9 @@ def check_kernels(directory: Path, steps: Steps) -> None:
 
 
 def check_style(name: str, patch: Path, src: Path) -> None:
-    """Have the kernel's own checkpatch.pl look at a patch.
+    """Check a patch with the kernel's own checkpatch.pl.
 
-    :raises BuildError: it is not content.
+    :raises BuildError: it finds something.
     """
     argv = ["perl", str(src / "scripts/checkpatch.pl"), "--strict", "--terse", "--no-tree"]
     # The source is a tarball without history, so no commit of a "Fixes:" line can be found.
@@ -123,7 +123,7 @@ def check_style(name: str, patch: Path, src: Path) -> None:
 
 
 def compile_touched(name: str, files: tuple[Path, ...], src: Path, out: Path) -> None:
-    """Compile the directories of ``files``, and those themselves with every warning an error.
+    """Compile the directories of ``files``, and the files with every warning an error.
 
     :raises BuildError: something does not compile.
     """
@@ -136,7 +136,7 @@ def compile_touched(name: str, files: tuple[Path, ...], src: Path, out: Path) ->
         if directories:
             deadline = Deadline.after(OBJECTS_S, f"directories of {name}")
             proc.run([*make, *directories], deadline=deadline, tree=True)
-        # What the configuration leaves out has got no object.
+        # Files that the configuration leaves out have no object.
         mine = [str(file.with_suffix(".o")) for file in files]
         mine = [each for each in mine if (out / each).exists()]
         if mine:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count lines of kernel code: of C files, and of what patches add. Comments and blanks are none."""
+"""Counts lines of kernel code in C files and patches, without comments and blanks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from liveupdate.core.errors import BuildError
 
-#: tests are no part of what a mechanism needs
+#: a mechanism does not need its tests
 _TESTS = re.compile(r"kunit|test")
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _SUFFIXES = (".c", ".h", ".S", ".patch")
@@ -18,7 +18,7 @@ _SUFFIXES = (".c", ".h", ".S", ".patch")
 def count_lines(root: Path, patterns: Sequence[str]) -> int:
     """Count the lines of all files below ``root`` that the patterns match, each file once.
 
-    :raises BuildError: a pattern matches nothing: the count would be of something else.
+    :raises BuildError: a pattern matches nothing, so the count would be wrong.
     """
     files: set[Path] = set()
     for pattern in patterns:

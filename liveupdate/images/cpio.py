@@ -73,10 +73,10 @@ def compress(archive: bytes) -> bytes:
 
 
 def make_initramfs(init: bytes) -> bytes:
-    """Uncompressed archive of a guest with ``init`` as its only program.
+    """Return the uncompressed archive of a guest with ``init`` as its only program.
 
-    The console node has to be in it: the kernel opens the first process's standard streams
-    before anybody can mount devtmpfs.
+    It contains the console node, because the kernel opens the first process's standard streams
+    before devtmpfs can be mounted.
     """
     return pack_cpio(
         (

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host as an operator has it: Debian trixie with systemd, apt and sshd. For tests only.
 
-Nothing of ours is in it but SSH keys: agent, kernel, command line and kexec-tools are what Ansible
-or an operator puts there. It has no network to the outside, so its only package source is a
-directory of its own, with kexec-tools and what it depends on. Must not know kernels or machines.
+From this project it has SSH keys only; Ansible or an operator installs agent, kernel, command line
+and kexec-tools. It has no network to the outside, so its only package source is a directory of its
+own, with kexec-tools and its dependencies. Must not know kernels or machines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from liveupdate.images import ext4, rootfs
 from liveupdate.images.cache import Cache, file_sha256
 from liveupdate.images.source import MIRROR
 
-#: not kexec-tools: somebody has to have something to install
+#: without kexec-tools: a test has to install them
 PACKAGES = (
     "systemd", "systemd-sysv", "udev", "apt", "python3", "python3-apt", "openssh-server", "kmod",
     "iproute2", "qemu-system-x86", "e2fsprogs",
@@ -40,7 +40,7 @@ LinkLocalAddressing=no
 """
 #: for kernels, packages and journals that come later
 SPARE_BYTES = 256 * MIB
-#: bump when the code below changes what comes out
+#: increase when the code below changes the image
 RECIPE = "1"
 
 # Runs in mmdebstrap's shell with the new root as $1; a repository of one directory, see
@@ -69,7 +69,7 @@ touch "$1/etc/.updated" "$1/var/.updated"
 
 
 def mmdebstrap_argv(target: Path) -> tuple[str, ...]:
-    """Command that makes the tarball."""
+    """Return the command that makes the tarball."""
     pin = rootfs.PIN.replace("\n", "\\n")
     prepare = (
         'mkdir -p "$1/etc/apt/preferences.d"; '
@@ -95,7 +95,7 @@ def _one_line(script: str) -> str:
 
 
 def inputs() -> dict[str, str]:
-    """Return everything but the archive's own state that decides the image."""
+    """Return everything that decides the image, except the archive's own state."""
     return {
         "name": "debian-host",
         "argv": json.dumps(mmdebstrap_argv(Path("-"))),

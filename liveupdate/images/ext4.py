@@ -19,7 +19,7 @@ from liveupdate.core.errors import BuildError
 from liveupdate.core.units import MIB
 
 MAKE_S = 300.0
-#: 2026-01-01, seconds since the epoch: what all that we make is stamped with
+#: 2026-01-01, seconds since the epoch: the time stamp of all files
 FIXED_TIME_S = 1767225600
 _ENV = {"E2FSPROGS_FAKE_TIME": str(FIXED_TIME_S)}
 _NAMESPACE = uuid.UUID("6f0a9d5e-3b0e-4c5e-9a0e-8d1f6b1c2a77")
@@ -27,7 +27,9 @@ _BLOCK = 4096
 
 
 def image_bytes(tree: Path, spare_bytes: int) -> int:
-    """Size of an image that holds ``tree``: whole blocks per file, tables, and ``spare_bytes``."""
+    """Return the size of an image that holds ``tree``: whole blocks per file, tables, and
+    ``spare_bytes``.
+    """
     blocks = 0
     inodes = 0
     for directory, folders, files in os.walk(tree):
@@ -40,7 +42,7 @@ def image_bytes(tree: Path, spare_bytes: int) -> int:
 
 
 def mke2fs_argv(tree: Path, image: Path, label: str, size_bytes: int) -> tuple[str, ...]:
-    """Command that makes the image of a tree."""
+    """Return the command that makes the image of a tree."""
     identity = uuid.uuid5(_NAMESPACE, label)
     return (
         "mke2fs", "-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-m", "0",
@@ -96,7 +98,7 @@ def add_files(
     deadline = Deadline.after(MAKE_S, f"the files of {image.name}")
     proc.run(["debugfs", "-w", "-f", script, image], deadline=deadline, env=_ENV)
     script.unlink()
-    # debugfs says nothing with its exit status: read back what was written.
+    # The exit status of debugfs means nothing: read back what was written.
     check = image.with_suffix(".check")
     for here, name in files:
         proc.run(["debugfs", "-R", f"dump {name} {check}", image], deadline=deadline)

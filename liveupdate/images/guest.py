@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guests' initramfs with our payload as PID 1, made by ``guest-images/guest/Makefile``."""
+"""The guests' initramfs with the payload as PID 1, made by ``guest-images/guest/Makefile``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from liveupdate.images.cache import Cache, file_sha256, tree_sha256
 
 BUILD_S = 300.0
 IMAGE = "initramfs.cpio.gz"
-#: what the Makefile packs the archive with
+#: the program that packs the archive for the Makefile
 _PACKER = Path(__file__).with_name("cpio.py")
 
 
@@ -28,7 +28,7 @@ def guest_inputs(guest_dir: Path, compiler: str) -> dict[str, str]:
 
 
 def guest_argv(guest_dir: Path, objects: Path, python: str) -> tuple[str, ...]:
-    """Command that builds the payload and packs it."""
+    """Return the command that builds the payload and packs it."""
     return ("make", "-C", str(guest_dir), f"O={objects}", f"PYTHON={python}")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the kernels: source + series + config fragments -> bzImage, cached by what went in.
+"""Builds the kernels: source + series + config fragments -> bzImage, cached by its inputs.
 
 Variants share one source tree and one object directory, so that all but the first are built
 incrementally. The user's own tree is built out of tree and never written to. Must not know
@@ -33,9 +33,9 @@ from liveupdate.model.plan import KernelImage
 BUILD_S = 3600.0
 CONFIG_S = 300.0
 PROGRESS_S = 15.0
-#: what kbuild calls the list of exported symbols that modules are linked against
+#: kbuild's name of the list of exported symbols that modules are linked against
 SYMBOLS = "Module.symvers"
-#: held by whoever writes to the source tree or its objects
+#: lock of a process that writes to the source tree or its objects
 TREE_LOCK = "kernel-tree"
 #: Fixed, so that the same input gives the same image on any machine and day.
 BUILD_ENV: Mapping[str, str] = {
@@ -62,7 +62,7 @@ class Variant:
 VARIANTS = (
     Variant(name="a", localversion="-lu-a"),
     Variant(name="b", localversion="-lu-b"),
-    # for tests: the LUO of the incoming kernel speaks another version
+    # for tests: the LUO of the incoming kernel has another version
     Variant(
         name="skew",
         localversion="-lu-skew",
@@ -80,7 +80,7 @@ VARIANTS = (
 def find_variant(name: str) -> Variant:
     """Return a variant by name.
 
-    :raises BuildError: there is none of that name.
+    :raises BuildError: no variant has that name.
     """
     for variant in VARIANTS:
         if variant.name == name:
@@ -106,7 +106,7 @@ def load_fragments(directory: Path, names: tuple[str, ...]) -> kconfig.Fragment:
 
 
 def compiler_version() -> str:
-    """Return what the compiler and the linker call themselves; "none" when there is none."""
+    """Return the version lines of compiler and linker; "none" when they are missing."""
     deadline = Deadline.after(30.0, "gcc --version")
     said = []
     for program in ("gcc", "ld"):
@@ -117,7 +117,7 @@ def compiler_version() -> str:
 
 
 def inputs_of(kernel_dir: Path, variant: Variant, compiler: str) -> dict[str, str]:
-    """Return everything that decides what the image of a variant will be."""
+    """Return everything that decides the image of a variant."""
     pin = source.read_base(kernel_dir / "BASE")
     patches = (*source.read_series(kernel_dir / "series"), *variant.patches)
     config = load_fragments(kernel_dir, variant.fragments)
@@ -133,12 +133,12 @@ def inputs_of(kernel_dir: Path, variant: Variant, compiler: str) -> dict[str, st
 
 
 def config_argv(src: Path, objects: Path, allconfig: Path) -> tuple[str, ...]:
-    """Command that writes ``.config``: the fragments over allnoconfig."""
+    """Return the command that writes ``.config``: the fragments over allnoconfig."""
     return ("make", "-C", str(src), f"O={objects}", f"KCONFIG_ALLCONFIG={allconfig}", "allnoconfig")
 
 
 def make_argv(src: Path, objects: Path, localversion: str, jobs: int) -> tuple[str, ...]:
-    """Command that builds the image."""
+    """Return the command that builds the image."""
     return (
         "make", "-C", str(src), f"O={objects}", f"-j{jobs}", f"LOCALVERSION={localversion}",
         "bzImage",
@@ -157,7 +157,7 @@ class KernelBuilder:
         """Return the cache entry of a variant: ``bzImage``, ``config``, ``image.json``, and
         ``Module.symvers`` for modules.
 
-        :raises BuildError: source, patch, config or compiler trouble; names the culprit.
+        :raises BuildError: naming the source, patch, option or file that failed.
         """
         compiler = compiler_version()
         while True:
@@ -166,7 +166,7 @@ class KernelBuilder:
             def builder(scratch: Path, inputs: Mapping[str, str] = inputs) -> None:
                 with self._cache.locked(TREE_LOCK, waiting=self._say_waiting):
                     tree, config = self._prepare(variant)
-                    # What is in the tree now is what will be built; the lock may have taken long.
+                    # The tree is built as it is now; waiting for the lock may have taken long.
                     if inputs_of(self._dir, variant, compiler) != inputs:
                         raise SourcesChanged(inputs["name"])
                     self._make(
@@ -181,15 +181,15 @@ class KernelBuilder:
     def build_tree(self, tree: Path, variant: Variant) -> Path:
         """Build a variant from the user's own source ``tree``, which is only read.
 
-        Its objects stay in the cache; make(1) decides what has to be built again.
+        Its objects stay in the cache; make(1) decides what to rebuild.
 
-        :raises BuildError: it is no kernel source, has been built in, or cannot be configured.
+        :raises BuildError: it is no kernel source, contains build results, or cannot be configured.
         """
         if not (tree / "Kbuild").is_file() or not (tree / "arch/x86/Kconfig").is_file():
             raise BuildError(f"'{tree}' is not the top of a kernel source tree")
         if (tree / ".config").exists() or (tree / "include/config").exists():
             raise BuildError(
-                f"'{tree}' has been built in, which stands in the way of a build outside of it",
+                f"'{tree}' contains build results, which prevent a build outside of it",
                 hint=f"run 'make -C {tree} mrproper', or give a fresh worktree",
             )
         name = hashlib.sha256(os.fsencode(tree.resolve())).hexdigest()[:16]
@@ -313,7 +313,7 @@ class KernelBuilder:
 
 
 def first_errors(log: str, limit: int = 15) -> str:
-    """Return the lines of a build log that say what went wrong; the last lines when none do."""
+    """Return the error lines of a build log; the last lines when there are none."""
     lines = log.splitlines()
     wrong = [line for line in lines if re.search(r"error:|\*\*\*|undefined reference|FAILED", line)]
     return "\n".join(wrong[:limit] or lines[-limit:])

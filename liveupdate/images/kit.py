@@ -43,7 +43,7 @@ def kit_inputs(images: ImageSet, agent_dir: Path = AGENT_DIR) -> dict[str, str]:
 
 
 def module_dirs(images: ImageSet) -> dict[str, Path]:
-    """Return where our modules are, by the release of the kernel that they are for."""
+    """Return the directories of the kernel modules, by the release of their kernel."""
     kernels = (images.outgoing, images.incoming)
     return {kernel.release: Path(kernel.modules) for kernel in kernels if kernel.modules}
 
@@ -53,8 +53,8 @@ def build_kit(
 ) -> Path:
     """Return the kit's image for a set of images; takes well under a second.
 
-    :param python: the rootfs's interpreter as kept by :mod:`liveupdate.images.rootfs`; the agent
-        goes without bytecode when it is None, and starts later for it.
+    :param python: the rootfs's interpreter as kept by :mod:`liveupdate.images.rootfs`; None: the
+        agent has no bytecode and starts more slowly.
     """
     inputs = kit_inputs(images, agent_dir)
 
@@ -88,9 +88,10 @@ def build_kit(
 
 
 def compile_argv(agent: Path, python: Path) -> tuple[str, ...]:
-    """Command that compiles the agent with the rootfs's own interpreter and C library.
+    """Return the command that compiles the agent with the rootfs's own interpreter and C library.
 
-    Bytecode that is never checked against the source: a stat(2) per module is time of the blackout.
+    The bytecode is never checked against the source: a stat(2) per module would be time of the
+    blackout.
     """
     return (
         str(python / "bin/ld-linux-x86-64.so.2"), "--library-path", str(python / "bin"),

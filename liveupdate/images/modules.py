@@ -42,7 +42,7 @@ def modules_inputs(
 
 
 def prepare_argv(src: Path, objects: Path, localversion: str, jobs: int) -> tuple[str, ...]:
-    """Command that makes a configured tree ready for modules of others."""
+    """Return the command that prepares a configured tree for out-of-tree modules."""
     return (
         "make", "-C", str(src), f"O={objects}", f"-j{jobs}", f"LOCALVERSION={localversion}",
         "modules_prepare",
@@ -52,7 +52,7 @@ def prepare_argv(src: Path, objects: Path, localversion: str, jobs: int) -> tupl
 def modules_argv(
     modules_dir: Path, kdir: Path, out: Path, localversion: str, jobs: int, *words: str
 ) -> tuple[str, ...]:
-    """Command that builds the modules; ``words`` are more of make's variables."""
+    """Return the command that builds the modules; ``words`` are more of make's variables."""
     return (
         "make", "-C", str(modules_dir), f"-j{jobs}", f"KDIR={kdir}", f"OUT={out}",
         f"LOCALVERSION={localversion}", *words,
@@ -101,7 +101,7 @@ class ModulesBuilder:
                 self._steps.note(f"{change}, beginning anew")
 
     def prepare(self, variant: kernel.Variant, kernel_entry: Path) -> Path:
-        """Return a configured tree that modules for a variant can be built in; its lock is held.
+        """Return a configured tree in which modules for a variant can be built; its lock is held.
 
         :raises BuildError: it is not the tree of the kernel in ``kernel_entry``.
         """
@@ -131,7 +131,7 @@ class ModulesBuilder:
         return objects
 
     def make(self, variant: kernel.Variant, kdir: Path, out: Path, *words: str) -> str:
-        """Build all modules below ``out``; return what make said.
+        """Build all modules below ``out``; return make's output.
 
         :param words: more of make's variables.
         :raises BuildError: with the first errors.
@@ -143,7 +143,7 @@ class ModulesBuilder:
         return self._run(argv, BUILD_S, "the modules")
 
     def _check_kernel(self, variant: kernel.Variant, entry: Path) -> None:
-        """See that what is in the kernel's directory is still what the image was built from."""
+        """Check that the kernel's directory is still what the image was built from."""
         compiler = kernel.compiler_version()
         now = digest_of(kernel.inputs_of(self._kernel_dir, variant, compiler))
         if now != entry.name:
@@ -167,7 +167,7 @@ class ModulesBuilder:
 
 
 def objects_of(tree: BuildTree) -> Path:
-    """Where a tree has what modules are built with."""
+    """Return where a tree has the objects that modules are built with."""
     return tree.root / "m"
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make modules-check``: are our kernel modules and their tests as Linux wants its own code?
+"""``make modules-check``: do the kernel modules and their tests meet Linux's own rules?
 
-checkpatch.pl --strict has to be content with every file; every module has to compile with W=1 and
-sparse (C=1) without a word about our files. What is about the kernel's own headers is counted and
-not held against us: Debian's sparse 0.6.4 is older than what they use, and needs one word explained
-(:data:`CHECKER`). Fails with the first things found.
+checkpatch.pl --strict must find nothing in any file. Every module must compile with W=1 and sparse
+(C=1) with no message about the modules' files. Messages about the kernel's own headers are counted
+and ignored: Debian's sparse 0.6.4 is older than what they use, and needs one word explained
+(:data:`CHECKER`).
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ _MOST = 20
 
 
 def style_files(root: Path) -> tuple[Path, ...]:
-    """Return the C files and headers that checkpatch.pl is to look at."""
+    """Return the C files and headers for checkpatch.pl."""
     return tuple(sorted(path for path in root.rglob("*.[ch]") if not path.match("*.mod.c")))
 
 
 def complaints(said: str, modules_dir: Path) -> tuple[list[str], int]:
-    """Sort what compiler and sparse said: lines about our files, and how many about others.
+    """Sort the output of compiler and sparse: lines about the modules' files, and the number of
+    others.
 
     :param said: output of make; paths are absolute, or relative to the modules' directory.
     """
@@ -63,9 +64,9 @@ def _is_of_header(path: Path, number: int, said: str) -> bool:
 
 
 def check_style(src: Path, root: Path) -> None:
-    """Have the kernel's own checkpatch.pl look at all files, with the options in the directory.
+    """Check all files with the kernel's own checkpatch.pl, with the options in the directory.
 
-    :raises BuildError: it is not content.
+    :raises BuildError: it finds something.
     """
     files = style_files(root)
     conf = (root / ".checkpatch.conf").read_text()
@@ -108,7 +109,7 @@ def check_modules(sources: Path, steps: Steps) -> None:
     if ours:
         raise BuildError("warnings:\n" + "\n".join(ours[:_MOST]))
     if others:
-        steps.note(f"{others} warnings about the kernel's own headers, which are not ours")
+        steps.note(f"{others} warnings about the kernel's own headers, ignored")
 
 
 def main() -> int:

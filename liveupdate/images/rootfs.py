@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The root file system of the host under update: Debian trixie, QEMU from backports, our init.
+"""The root file system of the host under update: Debian trixie, QEMU from backports, and init.c.
 
-Two stages, cached each: Debian's packages (a minute and the network), then our init and the SSH
-keys (a second). Root is needed for neither: mmdebstrap uses user namespaces then, and fakeroot
-keeps the owners. Must not know kernels or machines.
+It is built in two stages, each cached: Debian's packages (a minute and the network), then init and
+the SSH keys (a second). Neither needs root: without it, mmdebstrap uses user namespaces, and
+fakeroot keeps the owners. Must not know kernels or machines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PACKAGES = (
     # makes the file system on reserved memory
     "e2fsprogs",
 )  # fmt: skip
-#: nothing in here is ever read by the host under update
+#: the host under update never reads these directories
 EXCLUDED = (
     "/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*",
     "/usr/share/lintian/*", "/usr/share/bash-completion/*", "/usr/share/zsh/*",
@@ -57,12 +57,12 @@ PrintLastLog no
 Subsystem sftp internal-sftp
 """
 BOOTSTRAP_S = 1200.0
-#: bump when the code below changes what comes out
+#: increase when the code below changes the image
 RECIPE = "1"
 
 
 def mmdebstrap_argv(target: Path) -> tuple[str, ...]:
-    """Command that makes the tarball of Debian's packages."""
+    """Return the command that makes the tarball of Debian's packages."""
     pin = PIN.replace("\n", "\\n")
     # The hook gets the new root as $1 and runs in mmdebstrap's own shell.
     hook = (
@@ -85,7 +85,7 @@ def mmdebstrap_argv(target: Path) -> tuple[str, ...]:
 
 
 def base_inputs() -> dict[str, str]:
-    """Return everything but the archive's own state that decides the first stage."""
+    """Return everything that decides the first stage, except the archive's own state."""
     return {"name": "rootfs-base", "recipe": RECIPE, "argv": json.dumps(mmdebstrap_argv(Path("-")))}
 
 
@@ -144,9 +144,10 @@ def make_file_system(
     *,
     keep_tree: bool = False,
 ) -> Path:
-    """Turn mmdebstrap's tarball, which goes, into an image and a list ``packages`` beside it.
+    """Turn mmdebstrap's tarball into an image and a list ``packages`` beside it; the tarball is
+    removed.
 
-    :param keep_tree: leave the unpacked tree where the returned path says.
+    :param keep_tree: keep the unpacked tree at the returned path.
     """
     tree = scratch / "tree"
     tree.mkdir()
@@ -188,7 +189,9 @@ def parse_packages(status: str) -> str:
 
 
 def _copy_python(tree: Path, target: Path) -> None:
-    """Keep the interpreter of the rootfs: only it can compile bytecode for itself."""
+    """Keep the interpreter of the rootfs: bytecode must be compiled by the interpreter that runs
+    it.
+    """
     (interpreter,) = (tree / "usr/bin").glob("python3.[0-9][0-9]")
     libraries = tree / "usr/lib/x86_64-linux-gnu"
     (target / "bin").mkdir(parents=True)
@@ -244,7 +247,9 @@ def build_rootfs(cache: Cache, host_dir: Path, compiler: str, steps: Steps) -> P
 
 
 def init_argv(origin: Path, target: Path) -> tuple[str, ...]:
-    """Command that compiles our init; static, so that nothing is linked in the blackout."""
+    """Return the command that compiles init.c; static, so that nothing is linked in the
+    blackout.
+    """
     return (
         "gcc", "-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror",
         f"-ffile-prefix-map={origin.parent}=.", "-o", str(target), str(origin),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's source: Debian's ``linux-source`` package, pinned in ``guest-images/kernel/BASE``.
 
-apt does the fetching and the checking of signatures, with sources, lists and archives of its own
-in a private directory: the machine's apt configuration is neither read nor changed, and root is
-not needed. Must not know configs or variants.
+apt fetches it and checks signatures, with sources, lists and archives of its own in a private
+directory: the machine's apt configuration is neither read nor changed, and root is not needed. Must
+not know configs or variants.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ABI = re.compile(rb'#define\s+\w*COMPATIBLE\w*\s+"([a-z-]+-v\d+)"')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """The pin: which source our series and fragments are made for."""
+    """The pin: the source that series and fragments are made for."""
 
     package: str
     version: str
@@ -63,7 +63,7 @@ def read_base(path: Path) -> Base:
 
 
 def apt_options(state: Path) -> tuple[str, ...]:
-    """Options that keep apt inside ``state``, see apt.conf(5)."""
+    """Return options that keep apt inside ``state``, see apt.conf(5)."""
     # fmt: off
     return (
         "-o", f"Dir::Etc::sourcelist={state}/sources.list",
@@ -94,12 +94,12 @@ def parse_candidates(madison: str, pin: Base) -> tuple[tuple[str, str], ...]:
 
 
 def _version_key(version: str) -> tuple[int, ...]:
-    # Enough to order kernels of one suite; ~ and + only tell rebuilds of one version apart.
+    # Enough to order kernels of one suite; ~ and + only distinguish rebuilds of one version.
     return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
 def read_abi(tree: Path) -> tuple[str, ...]:
-    """Return the compatible strings which a kernel source announces for KHO and LUO, sorted."""
+    """Return the compatible strings that a kernel source announces for KHO and LUO, sorted."""
     found = {
         match.decode()
         for path in tree.glob(ABI_HEADERS)
@@ -112,9 +112,9 @@ def fetch_source(pin: Base, target: Path, *, say: Callable[[str], None]) -> tupl
     """Unpack the pinned source to ``target``, or the newest of the same ABI when the pin is gone.
 
     :param target: must not exist; its parent holds the download meanwhile.
-    :param say: told when something other than the pin is taken.
+    :param say: called when something other than the pin is used.
     :return: package and version of what was unpacked.
-    :raises BuildError: nothing fits, or a download is not what the pin says.
+    :raises BuildError: no source fits, or a download differs from the pin.
     """
     if not KEYRING.exists():
         raise BuildError(
@@ -179,7 +179,7 @@ def _download(
 
 
 def _unpack(deb: Path, target: Path) -> None:
-    """Unpack the one tarball that the package holds; ``target`` gets its top directory."""
+    """Unpack the one tarball of the package; ``target`` gets its top directory."""
     deadline = Deadline.after(UNPACK_S, f"unpacking of {deb.name}")
     shell = deb.parent / "deb-root"
     proc.run(["dpkg-deb", "--extract", deb, shell], deadline=deadline)
@@ -211,7 +211,7 @@ def read_series(path: Path) -> tuple[str, ...]:
 def apply_patches(tree: Path, directory: Path, patches: tuple[str, ...]) -> None:
     """Apply patches in order.
 
-    :raises BuildError: naming the patch that does not apply, with what patch(1) said.
+    :raises BuildError: naming the patch that does not apply, with the output of patch(1).
     """
     for name in patches:
         command = ["patch", "-p1", "--forward", "--fuzz=0", "--batch", "--no-backup-if-mismatch"]

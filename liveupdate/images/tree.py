@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one kernel source tree that all variants are built in, and which patches it holds just now.
+"""The one kernel source tree in which all variants are built, and the patches applied to it.
 
-Kept between builds, so that a variant that differs by one patch or option costs a few objects and
-a link instead of a whole build. Must not know configs or compilers.
+It is kept between builds, so that a variant that differs by one patch or option costs a few objects
+and a link instead of a whole build. Must not know configs or compilers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ class BuildTree:
 
     @property
     def src(self) -> Path:
+        """Directory of the patched source."""
         return self.root / "src"
 
     @property
     def objects(self) -> Path:
+        """Directory of the objects (``O=``)."""
         return self.root / "o"
 
     @property
@@ -48,10 +50,10 @@ class BuildTree:
         return self.src.is_dir() and not self._dirty.exists()
 
     def prepare(self, pin: source.Base, *, say: Callable[[str], None]) -> None:
-        """Fetch the source tree when there is none that can be trusted."""
+        """Fetch the source tree unless there is one that can be trusted."""
         if self.is_ready():
             return
-        # Cut off half-way through a patch: only a fresh tree is known to be right.
+        # Interrupted within a patch: only a fresh tree is known to be right.
         for stale in (self.src, self._applied, self._dirty):
             if stale.is_dir():
                 shutil.rmtree(stale)
@@ -64,7 +66,7 @@ class BuildTree:
         fresh.rename(self.src)
 
     def apply(self, directory: Path, patches: tuple[str, ...]) -> None:
-        """Make the tree hold exactly these patches; files that do not change keep their times.
+        """Apply exactly these patches; files that do not change keep their times.
 
         :raises BuildError: a patch does not apply.
         """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A resolved scenario back to TOML, so that a run directory says what was asked for, whole.
+"""Writes a resolved scenario as TOML, so that a run directory records the whole request.
 
-``parse_scenario(dump_scenario(s)) == s`` but for the origins.
+``parse_scenario(dump_scenario(s)) == s``, except for the origins.
 """
 
 from __future__ import annotations

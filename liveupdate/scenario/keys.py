@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every key a scenario may have, as a table: the loader, the dumper and docs/scenario.md follow it.
+"""Every key that a scenario may have, as a table; the loader, the dumper and docs/scenario.md
+follow it.
 
-Defaults stand in :mod:`liveupdate.model.scenario` and nowhere else.
+The defaults are in :mod:`liveupdate.model.scenario` only.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Key:
     #: a size must be a multiple of this
     step: int = 1
     choices: tuple[str, ...] = ()
-    #: "none" takes the value away
+    #: "none" removes the value
     nullable: bool = False
 
 

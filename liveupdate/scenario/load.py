@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scenario file and command line overrides to a frozen :class:`Scenario`.
+"""From a scenario file and command line overrides to a frozen :class:`Scenario`.
 
-Every complaint is a :class:`ScenarioError` that names ``file:line`` or the option. Knows no
-machine: whether a kernel, mechanism or fault exists is the planner's to say.
+Every complaint is a :class:`ScenarioError` that names ``file:line`` or the option. It knows no
+machine: the planner decides whether a kernel, mechanism or fault exists.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def set_override(text: str) -> Override:
 def load_scenario(
     path: Path | None, overrides: Sequence[Override] = (), *, cwd: Path | None = None
 ) -> Scenario:
-    """Read a scenario file (``None``: all defaults) and put ``overrides`` on top.
+    """Read a scenario file (``None``: all defaults) and apply ``overrides``.
 
-    :raises ScenarioError: the file cannot be read, or anything in it or in an override is wrong.
+    :raises ScenarioError: the file cannot be read, or a value in it or in an override is wrong.
     """
     here = cwd if cwd is not None else Path.cwd()
     if path is None:
@@ -114,13 +114,13 @@ def parse_scenario(
     cwd: Path | None = None,
     name: str = "default",
 ) -> Scenario:
-    """Make a scenario of TOML ``text``.
+    """Make a scenario from TOML ``text``.
 
     :param where: name of the file, for messages.
     :param base: directory that relative paths in ``text`` are relative to.
     :param cwd: the same for paths in ``overrides``.
-    :param name: the scenario's name when it gives none.
-    :raises ScenarioError: anything is wrong.
+    :param name: the scenario's name if the file gives none.
+    :raises ScenarioError: a value is wrong.
     """
     try:
         document = tomllib.loads(text)
@@ -136,7 +136,7 @@ def parse_scenario(
 
 
 def where(scenario: Scenario, key: str) -> str:
-    """Say where the value of ``key`` (such as ``host.memory``) came from."""
+    """Return where the value of ``key`` (such as ``host.memory``) came from."""
     return scenario.origins.get(key, "default scenario")
 
 
@@ -153,7 +153,7 @@ def _toml_error(error: ValueError, where: str) -> ScenarioError:
 def _split(
     document: Mapping[str, object], lines: KeyLines, where: str, base: Path
 ) -> tuple[dict[str, _Table], _Arrays]:
-    """Sort the document into known tables; unknown keys and misshapen tables end here."""
+    """Sort the document into known tables; unknown keys and tables of the wrong kind are errors."""
     tables: dict[str, _Table] = {section: {} for section in SECTIONS}
     arrays: _Arrays = {name: [] for name in ARRAYS}
 
@@ -207,7 +207,7 @@ def _split(
 def _apply(
     tables: dict[str, _Table], arrays: _Arrays, overrides: Sequence[Override], cwd: Path
 ) -> None:
-    """Put overrides on top. ``guests=N`` goes first, so that keys of new guests can be set."""
+    """Apply overrides. ``guests=N`` goes first, so that keys of new guests can be set."""
     guests = arrays["guest"]
     seen: dict[str, str] = {}
     for override in overrides:
@@ -267,7 +267,7 @@ def _select(array: str, entries: list[_Table], name: str, option: str) -> list[_
 
 
 def _resize(guests: list[_Table], leaf: Leaf) -> None:
-    """Cut the list of guests, or go on with copies of its last one."""
+    """Shorten the list of guests, or extend it with copies of its last one."""
     wanted = convert_value(_GUESTS, leaf)
     assert isinstance(wanted, int)
     last = guests[-1]
@@ -342,7 +342,7 @@ def _check_name(what: str, leaf: Leaf, taken: set[str]) -> str:
 
 
 def _check_device(spec: DeviceSpec, table: _Table, others: Sequence[DeviceSpec]) -> None:
-    """Check what only several keys, or several devices, together tell."""
+    """Check what several keys, or several devices, decide together."""
     if spec.ring % 8:
         # RDLEN counts in 128 bytes, which are 8 descriptors (82576 datasheet, 8.10.4)
         raise ScenarioError(
@@ -363,7 +363,7 @@ def _check_device(spec: DeviceSpec, table: _Table, others: Sequence[DeviceSpec])
 
 
 def _check_guest(spec: GuestSpec, table: _Table) -> None:
-    """Check what only several keys together tell."""
+    """Check what several keys decide together."""
 
     def fail(key: str, message: str, hint: str | None = None) -> None:
         leaf = table.get(key, table["name"])

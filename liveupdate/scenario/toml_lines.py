@@ -20,7 +20,7 @@ _QUOTES = ('"""', "'''", '"', "'")
 
 @dataclass(frozen=True, slots=True)
 class KeyLines:
-    """Where each key of a document stands, counted from 1."""
+    """The line of each key of a document, counted from 1."""
 
     lines: Mapping[KeyPath, int]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One value of a scenario, from TOML or from the command line, to what its key asks for."""
+"""Converts one value of a scenario, from TOML or from the command line, to the type of its key."""
 
 from __future__ import annotations
 

@@ -61,5 +61,5 @@ def test_planted_link_does_not_get_our_sockets(tmp_path: Path) -> None:
     fallback = runtime_dir({}, tmp=tmp_path)
     fallback.rmdir()
     fallback.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(PlanError, match="not a directory of ours"):
+    with pytest.raises(PlanError, match="not a directory of this user"):
         runtime_dir({}, tmp=tmp_path)
