@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Decoders and encoders, one format per module, each with its source. No I/O."""

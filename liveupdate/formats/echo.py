@@ -126,8 +126,8 @@ def match_echoes(
 ) -> tuple[Echo, ...]:
     """Pair the requests sent to one guest with its replies, in the order of their numbers.
 
-    The first reply counts; requests, replies to nobody and replies with another ``sender_ns``
-    do not.
+    The first reply counts. Other requests, replies without a request and replies with another
+    ``sender_ns`` do not.
 
     :param sent: sequence number to host time of sending.
     :param replies: host time of arrival and frame.

@@ -19,7 +19,7 @@ from liveupdate.model.costs import KeptTables
 MAGIC = 0x31414D445045454B
 VERSION = 1
 HEADER_BYTES = 96
-#: a field that is there to be printed: the checksum covers it, and nobody acts upon it
+#: a field that is only printed: the checksum covers it, and no code uses it
 PRESERVE_NS_AT = 56
 #: a record is bounded by the kernel; what claims more is none
 MAX_BYTES = 64 << 20

@@ -53,6 +53,7 @@ class ConfigSpace:
     data: bytes
 
     def read(self, offset: int, size: int) -> int:
+        """Return the little-endian value of ``size`` bytes at ``offset``."""
         return int.from_bytes(self.data[offset : offset + size], "little")
 
     @property
@@ -109,7 +110,7 @@ class ConfigSpace:
 def decode_config(data: bytes) -> ConfigSpace:
     """Check that a function answered.
 
-    :raises ConfigSpaceError: too short, or all ones: nobody is there.
+    :raises ConfigSpaceError: too short, or all ones: there is no function.
     """
     if len(data) < CONFIG_BYTES:
         raise ConfigSpaceError(f"{len(data)} bytes of {CONFIG_BYTES}", where="config space")

@@ -4,7 +4,7 @@
 One event per line: its name, a space, its text; with ``-msg timestamp=on`` a thread id and a time
 stand before it. Names and texts are those of QEMU's ``hw/i386/trace-events``,
 ``hw/pci/trace-events``, ``hw/net/trace-events`` and ``hw/core/trace-events`` (10.0). Other lines
-may stand in the same file and are none of ours.
+may be in the same file and are ignored.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def decode_line(line: str, host_ns: int) -> DeviceEvent | None:
     """Decode one line; None: not one of :data:`EVENTS`.
 
     :param host_ns: when it was read.
-    :raises QemuTraceError: it names an event of ours and does not go on like one.
+    :raises QemuTraceError: it names a known event, and its text is not that of the event.
     """
     match = _LINE.fullmatch(line.rstrip("\r\n"))
     if match is None or match[1] not in _DECODERS:

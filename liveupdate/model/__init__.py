@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The values that the rooms exchange, and their JSON."""

@@ -58,7 +58,7 @@ class CostFacts(Value, frozen=True, kw_only=True):
     #: what the mechanism takes of its memory beside what is in it; None: it cannot tell
     metadata_bytes: int | None
     rams: tuple[RamFacts, ...]
-    #: None: nobody fragmented this kernel's memory
+    #: None: this kernel's memory was not fragmented on purpose
     fragment: FragmentFacts | None
     #: None: not tried on this kernel
     hugetlb: HugetlbFacts | None = None

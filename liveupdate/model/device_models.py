@@ -18,4 +18,4 @@ GUEST_KINDS = (*FED_KINDS, "nvme")
 """What our payload in a guest uses through its kernel's own drivers, when it is passed through."""
 
 NAMESPACE_BYTES = 16 << 20
-"""Size of what is behind an NVMe controller of ours."""
+"""Size of the disk behind an emulated NVMe controller, in bytes."""

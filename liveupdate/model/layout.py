@@ -48,6 +48,7 @@ def console(boot: int) -> str:
 
 
 def hop_dir(hop: int) -> str:
+    """Directory of the evidence of a hop."""
     return f"{EVIDENCE}/hop-{hop}"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user asked for: frozen, made from TOML by :mod:`liveupdate.scenario.load`."""
+"""The user's request: frozen, made from TOML by :mod:`liveupdate.scenario.load`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class DeviceSpec(Value, frozen=True, kw_only=True):
 
     name: str
     kind: str = "igb"
-    #: the guest whose own drivers use it; None: a driver of ours on the host does
+    #: the guest whose own drivers use it; None: the agent's driver on the host does
     guest: str | None = None
     #: continuous: its DMA goes on through the kexec; quiesce: its driver lets go of it before
     tier: str = "continuous"
@@ -104,7 +104,7 @@ class Observation(Value, frozen=True, kw_only=True):
 
 
 class Budget(Value, frozen=True, kw_only=True):
-    """What the user will accept; None means no bound."""
+    """Limits that the user sets; None means no limit."""
 
     blackout_s: float | None = None
     #: rate error of the guest's clock after the update, parts per million

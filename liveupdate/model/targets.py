@@ -109,10 +109,10 @@ _TABLE = (
         "liveupdate.target.libvirt.entry",
         (*_ALL, Capability.PROCESS),
         {
-            Capability.MONITOR_CUT: "libvirtd holds the monitor, and a machine ends with our"
+            Capability.MONITOR_CUT: "libvirtd holds the monitor, and a machine ends with the"
             " connection to it",
             Capability.DEVICES: "devices are not part of the domain",
-            Capability.SAVE: "a saved host is loaded into a QEMU command line of ours only",
+            Capability.SAVE: "a saved host is loaded into a QEMU started by target 'qemu' only",
         },
         "optional",
         "a libvirt URI",
@@ -126,11 +126,11 @@ _TABLE = (
             Capability.MONITOR: "there is no monitor",
             Capability.MONITOR_CUT: "there is no monitor",
             Capability.WIRE: "there is no wire to the guests",
-            Capability.DEVICES: "nobody feeds its devices",
-            Capability.PROCESS: "the machine is not ours to kill, and its disks are not seen from"
+            Capability.DEVICES: "it has no device that the control host feeds",
+            Capability.PROCESS: "the machine is no process here, and its disks are not seen from"
             " outside",
             Capability.CLOCK: "a guest's clock is read late, over SSH",
-            Capability.MADE: "a machine of a lab has the memory, disks and IOMMU that it has",
+            Capability.MADE: "a lab machine's memory, disks and IOMMU are fixed",
             Capability.SAVE: "the machine is reset before each run",
         },
         "required",

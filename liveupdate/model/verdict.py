@@ -29,7 +29,7 @@ CHECK_IDS = (
 
 
 class Outcome(Enum):
-    """FAIL: the system under test broke its promise. ERROR: we could not find out."""
+    """FAIL: the system under test violated a guarantee. ERROR: the tool could not find out."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -41,7 +41,9 @@ _WORST_FIRST = (Outcome.ERROR, Outcome.FAIL, Outcome.PASS, Outcome.SKIP)
 
 
 def reduce(outcomes: Iterable[Outcome]) -> Outcome:
-    """Worst wins, ERROR before FAIL before PASS before SKIP; nothing at all is ERROR."""
+    """Return the worst outcome: ERROR before FAIL before PASS before SKIP; ERROR for none at
+    all.
+    """
     seen = set(outcomes)
     return next((outcome for outcome in _WORST_FIRST if outcome in seen), Outcome.ERROR)
 
@@ -97,6 +99,7 @@ class Verdict:
 
     @property
     def exit_code(self) -> ExitCode:
+        """The exit status of the CLI for this verdict."""
         if self.timed_out:
             return ExitCode.TIMEOUT
         if self.rolled_back:

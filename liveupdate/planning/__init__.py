@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Turns a scenario into a plan, or refuses it before anything starts. Pure."""

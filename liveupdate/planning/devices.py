@@ -26,7 +26,7 @@ IOMMU_APPEND: Mapping[tuple[str, bool], str] = MappingProxyType(
 
 
 def check_devices(scenario: Scenario, mechanism: Requirements) -> None:
-    """Refuse devices that cannot be had.
+    """Refuse devices that the machine or the mechanism does not support.
 
     :raises ScenarioError: they contradict the IOMMU or the mechanism.
     """
@@ -40,14 +40,14 @@ def check_devices(scenario: Scenario, mechanism: Requirements) -> None:
         place = where(scenario, f"device.{device.name}.name")
         if iommu.kind == "none":
             raise ScenarioError(
-                f"device '{device.name}': nothing translates its addresses without an IOMMU",
+                f"device '{device.name}': without an IOMMU its addresses are not translated",
                 where=place,
                 hint='set iommu.kind = "intel"',
             )
         if iommu.kind != "intel" and device.tier == "continuous":
             raise ScenarioError(
-                f"device '{device.name}': our kernels keep the tables of an IOMMU of kind 'intel',"
-                f" not of kind '{iommu.kind}', so tier 'continuous' is not to be had",
+                f"device '{device.name}': the kernels keep the tables of an IOMMU of kind 'intel',"
+                f" not of kind '{iommu.kind}', so tier 'continuous' is not supported",
                 where=place,
                 hint='set its tier = "quiesce", or iommu.kind = "intel"',
             )
@@ -55,8 +55,8 @@ def check_devices(scenario: Scenario, mechanism: Requirements) -> None:
             _check_guests_own(scenario, device)
         elif device.tier == "quiesce" and device.kind == "nvme":
             raise ScenarioError(
-                f"device '{device.name}': our driver of an nvme does not ask again for reads that"
-                " were in flight, so tier 'quiesce' is not to be had",
+                f"device '{device.name}': the agent's nvme driver does not repeat reads that"
+                " were in flight, so tier 'quiesce' is not supported",
                 where=place,
             )
         if Offer.MEMFD in mechanism.lacks:
@@ -69,18 +69,22 @@ def check_devices(scenario: Scenario, mechanism: Requirements) -> None:
 
 
 def _check_guests_own(scenario: Scenario, device: DeviceSpec) -> None:
-    """Refuse a device that its guest could not use, or not let go of."""
+    """Refuse a device that its guest could not use or not release."""
     guest = next((each for each in scenario.guests if each.name == device.guest), None)
     others = [each for each in scenario.devices if each.guest == device.guest]
     wrong: tuple[str, str, str | None] | None = None
     if guest is None:
         wrong = "guest", f"there is no guest '{device.guest}'", None
     elif device.tier != "quiesce":
-        # The mappings are the VMM's, and it knows nothing of taking over a device that runs.
+        # The mappings are the VMM's, which cannot take over a running device.
         said = "a guest's own device stops for the update"
         wrong = "tier", said, 'set its tier = "quiesce"'
     elif not guest.kind.payload:
-        wrong = "guest", f"'{guest.name}' is an image of yours, and only our payload sleeps", None
+        wrong = (
+            "guest",
+            f"'{guest.name}' is an image of yours, and only the shipped payload sleeps",
+            None,
+        )
     elif device.kind not in GUEST_KINDS:
         said = f"no guest has a driver for kind '{device.kind}'"
         wrong = "kind", said, f"one of {', '.join(GUEST_KINDS)}"

@@ -24,7 +24,7 @@ def check_fault(scenario: Scenario, fault: Fault, mechanism: Requirements, targe
     reason = not_of_mechanism(fault, mechanism)
     if reason is not None:
         raise ScenarioError(
-            f"fault '{fault.name}' says nothing about mechanism '{mechanism.name}'",
+            f"fault '{fault.name}' does not affect mechanism '{mechanism.name}'",
             where=place,
             hint=reason,
         )
@@ -63,7 +63,7 @@ def _no_device(scenario: Scenario) -> str | None:
 def _no_frames(scenario: Scenario) -> str | None:
     first = scenario.devices[0]
     if first.kind not in FED_KINDS:
-        return f"drops frames, and nobody sends any to device '{first.name}' of kind '{first.kind}'"
+        return f"drops frames, and none are sent to device '{first.name}' of kind '{first.kind}'"
     return None
 
 
@@ -77,7 +77,9 @@ def _no_guest_card(scenario: Scenario) -> str | None:
 
 
 def _no_payload(scenario: Scenario) -> str | None:
-    return None if scenario.guests[0].kind.payload else "needs our payload in the first guest"
+    return (
+        None if scenario.guests[0].kind.payload else "needs the shipped payload in the first guest"
+    )
 
 
 def _no_digests(scenario: Scenario) -> str | None:

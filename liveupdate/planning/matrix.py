@@ -50,13 +50,13 @@ class Cell:
 
     @property
     def whole(self) -> Cell:
-        """The same in memory that nobody fragmented."""
+        """The same cell without fragmented memory."""
         return replace(self, fragment=0.0)
 
     def overrides(self) -> tuple[tuple[str, str, str], ...]:
-        """Key, value and option of what it asks of a scenario.
+        """Return key, value and option of what the cell sets in a scenario.
 
-        The host boots anew, for only then there is an allocation to be timed.
+        The host boots again, because only then there is an allocation to measure.
         """
         found = [
             ("mechanism", self.mechanism, "--mechanisms"),
@@ -147,7 +147,7 @@ ALL_COLUMNS = (*COLUMNS, WHOLE_BEFORE, WHOLE_AFTER)
 #: checks whose verdicts are rows of their own
 CHECKS = ("memory.content", "memory.placement", "guest.liveness")
 
-#: figures of which it is said how they grow with the guest's size
+#: figures for which the table shows the growth with the guest's size
 SLOPES = ("allocate", "prepare", "blackout", "restore", "metadata")
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scenario, images and facts about the control host to a :class:`Plan`.
+"""From scenario, images and facts about the control host to a :class:`Plan`.
 
-Pure: no I/O, no environment. Whatever can be refused before anything is started is refused here, in
-one line that names where the wish came from. A wish that is wrong by itself is a
-:class:`ScenarioError`; one that this machine or these kernels cannot fulfil a :class:`PlanError`,
-so that ``--bisect`` skips such a kernel and does not call it bad.
+Pure: no I/O, no environment. Everything that can be refused before anything starts is refused here,
+in one line that names where the value came from. A value that is wrong by itself is a
+:class:`ScenarioError`; one that this machine or these kernels cannot fulfil is a
+:class:`PlanError`, so that ``--bisect`` skips such a kernel instead of calling it bad.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ HOST_LEAST_BYTES = 512 * MIB
 MIN_HOST_BYTES = 2 * GIB
 #: a VMM's own memory beside the RAM of its guest
 VMM_BYTES = 64 * MIB
-#: what the control host must keep for itself: QEMU's own memory and ours
+#: what the control host must keep for itself: memory of QEMU and of this process
 CONTROL_BYTES = 256 * MIB
 #: logs, reports and traces of a run
 RUN_BYTES = 64 * MIB
@@ -101,9 +101,9 @@ class MachineFacts:
 
 
 def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Plan:
-    """Resolve everything; nothing after this reads a default or the environment.
+    """Resolve everything; no code after this reads a default or the environment.
 
-    :raises ScenarioError: an unknown mechanism or fault, or wishes that contradict each other.
+    :raises ScenarioError: an unknown mechanism or fault, or values that contradict each other.
     :raises PlanError: the kernels or the control host cannot do it.
     """
     mechanism, target, fault = check_scenario(scenario)
@@ -196,8 +196,8 @@ def check_scenario(scenario: Scenario) -> tuple[Requirements, Target, Fault | No
 def fill_append(append: str, tsc_khz: int | None) -> str:
     """Put the calibration into a :class:`Hop`'s append.
 
-    :param tsc_khz: as the outgoing kernel has it; ``None`` when it could not be asked: then the
-        words that depend on it are left out, and the incoming kernel calibrates for itself.
+    :param tsc_khz: as the outgoing kernel has it; ``None`` when it is unknown: then the words that
+        depend on it are left out, and the incoming kernel calibrates by itself.
     """
     if tsc_khz is not None:
         skewed = tsc_khz * 103 // 100
@@ -268,7 +268,7 @@ def _fault(scenario: Scenario, mechanism: Requirements, target: Target) -> Fault
 def _check_target(
     scenario: Scenario, target: Target, mechanism: Requirements, region: Region | None
 ) -> None:
-    """Refuse what the target cannot have.
+    """Refuse what the target does not support.
 
     :raises ScenarioError: devices, another IOMMU or memory set aside.
     """
@@ -315,12 +315,12 @@ def _check_room(scenario: Scenario, machine: MachineFacts, memory_bytes: int) ->
     if machine.run_free_bytes < disk:
         raise PlanError(
             f"--results: {format_size(disk)} needed, {format_size(machine.run_free_bytes)} is free",
-            hint="make room, or choose another directory with --results",
+            hint="free some space, or choose another directory with --results",
         )
 
 
 def _check_lab(scenario: Scenario, machine: MachineFacts) -> None:
-    """A machine of a lab has the disks it has, and our payload needs one."""
+    """Refuse guests that a lab machine has no disk for, or whose image is not on it."""
     needed = len(scenario.guests)
     if len(machine.guest_disks) < needed:
         raise PlanError(
@@ -329,7 +329,7 @@ def _check_lab(scenario: Scenario, machine: MachineFacts) -> None:
             hint="use fewer guests",
         )
     if not all(guest.kind.payload for guest in scenario.guests):
-        raise PlanError(f"{machine.place}: a guest's own image is not copied to a machine of a lab")
+        raise PlanError(f"{machine.place}: a guest's own image is not copied to a lab machine")
 
 
 def _hop(
@@ -406,7 +406,7 @@ def _drop(append: str, names: tuple[str, ...]) -> str:
 def _skips(
     scenario: Scenario, mechanism: Requirements, target: Target
 ) -> tuple[tuple[str, str], ...]:
-    """Checks that nothing in this scenario can answer, with the reason."""
+    """Return the checks that cannot be answered in this scenario, with the reason."""
     skips: list[tuple[str, str]] = []
     if not scenario.devices:
         skips += [(check, NO_IOMMU) for check in IOMMU_CHECKS]
@@ -421,7 +421,9 @@ def _skips(
         reason = f"mechanism '{mechanism.name}' does without KHO, which counts the generations"
         skips.append(("handover.generation", reason))
     if not any(kind.journal for kind in kinds):
-        skips.append(("guest.storage", "no guest runs our payload, which keeps the journal"))
+        skips.append(
+            ("guest.storage", "no guest runs the shipped payload, which keeps the journal")
+        )
     if not any(kind.clock for kind in kinds):
         skips.append(("guest.clock", "no guest can be asked for its clock"))
     if not any(kind.answers for kind in kinds):

@@ -21,6 +21,7 @@ def fill_region(append: str, region: Region | None) -> str:
 
 
 def region_bytes(scenario: Scenario, mechanism: Requirements) -> int | None:
+    """Return the size of the region in bytes; None: the mechanism sets no memory aside."""
     if mechanism.region_spare_bytes is None:
         return None
     guests = sum(guest.memory_bytes for guest in scenario.guests)

@@ -111,7 +111,7 @@ fault.strike(bed)
     )
     assert said.splitlines() == [
         "default scenario: target 'ssh' cannot inject 'guest-nmi': there is no monitor",
-        "default scenario: fault 'guest-nmi' needs our payload in the first guest",
+        "default scenario: fault 'guest-nmi' needs the shipped payload in the first guest",
         "payload {'guest': 'vm0', 'command': {'cmd': 'nmi'}}",
     ]
 

@@ -297,7 +297,7 @@ def test_fault_that_nothing_could_see_is_refused() -> None:
     with pytest.raises(ScenarioError, match="observe.memory is false"):
         plan(Scenario(fault="flip-bit", observe=Observation(memory=False)))
     own = GuestSpec(name="vm0", image="/x", liveness="agent")
-    with pytest.raises(ScenarioError, match="needs our payload"):
+    with pytest.raises(ScenarioError, match="needs the shipped payload"):
         plan(Scenario(fault="clock-jump", guests=(own,)))
 
 
@@ -428,7 +428,7 @@ def test_guests_own_device_that_makes_no_sense_is_refused(
 
 def test_guests_own_device_needs_our_payload_one_journal_and_no_fault() -> None:
     user = GuestSpec(name="vm0", image="disk.raw", liveness="agent")
-    with pytest.raises(ScenarioError, match="only our payload sleeps"):
+    with pytest.raises(ScenarioError, match="only the shipped payload sleeps"):
         plan(Scenario(guests=(user,), devices=(OWN,)))
     disks = tuple(replace(OWN, name=f"disk{number}", kind="nvme") for number in (0, 1))
     with pytest.raises(ScenarioError, match="keeps a journal on one"):
@@ -470,7 +470,7 @@ def test_memory_that_is_mapped_for_a_device_is_part_of_the_hosts() -> None:
 
 def test_frames_can_only_be_dropped_on_their_way_to_who_is_sent_any() -> None:
     reader = replace(NIC, kind="nvme")
-    with pytest.raises(ScenarioError, match="nobody sends any to device 'nic0' of kind 'nvme'"):
+    with pytest.raises(ScenarioError, match="none are sent to device 'nic0' of kind 'nvme'"):
         plan(Scenario(devices=(reader,), fault="drop-frames"))
 
 
