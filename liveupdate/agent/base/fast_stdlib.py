@@ -109,7 +109,7 @@ def _load_codec() -> tuple[Callable[[str], object], Callable[[object], str]]:
             value, end = scan(text, 0)
             if end == len(text):
                 return value
-        # SystemError: up to 3.12 the scanner takes json.decoder for already imported
+        # SystemError: up to 3.12 the scanner expects json.decoder to be imported
         except (StopIteration, SystemError):
             pass
         return _slow_loads(text)  # which can say what is wrong
@@ -143,7 +143,10 @@ def encode_json(value: object) -> bytes:
 
 
 def connect_unix(path: str) -> Socket:
-    """Connect to a unix stream socket; ``OSError`` when nobody listens."""
+    """Connect to a unix stream socket.
+
+    :raises OSError: no process listens.
+    """
     sock = Socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
     sock.connect(path)
     return sock
@@ -169,7 +172,7 @@ def listen_unix(path: str) -> Socket:
 
 
 def run_program(argv: list[str]) -> tuple[int, str]:
-    """Run a program to its end; return its status and the last of what it said."""
+    """Run a program to its end; return its status and the end of its output."""
     reader, writer = os.pipe()
     try:
         pid = os.posix_spawn(
@@ -219,6 +222,7 @@ class Task:
             self._done.release()
 
     def join(self) -> None:
+        """Wait for the end of the function; re-raise its exception."""
         with self._done:
             pass
         if self._error is not None:
@@ -226,7 +230,7 @@ class Task:
 
 
 def run_parallel(funcs: Iterable[Callable[[], None]]) -> list[Exception | None]:
-    """Run all at once, wait for all; return what each raised, in order."""
+    """Run all functions at once, wait for all; return the exception of each, in order."""
     tasks = [Task(func) for func in funcs]
     errors: list[Exception | None] = []
     for task in tasks:

@@ -15,6 +15,10 @@ _HUGE_BYTES = 2 << 20
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Free the pages of a range of a file; it reads as zeros afterwards.
+
+    :raises OSError: the file system cannot.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     mode = _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE
     if libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)):
@@ -25,8 +29,8 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 def move_page(ram: int, page: int) -> tuple[int, int]:
     """Give page ``page`` of memfd ``ram`` another frame with the same content.
 
-    Returns the frame numbers before and after. A punched page is the next one the allocator hands
-    out, so something else takes it first; if it belongs to a huge folio, that is moved whole.
+    Returns the frame numbers before and after. The allocator would hand out a punched page next, so
+    another page takes it first; a page of a huge folio is moved together with the folio.
     """
     size = os.fstat(ram).st_size
     before = page_frames(ram, size)[page]

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 MAX_LINE_BYTES = 8 << 20
-#: chatter from guests stops here, what the protocol needs a good deal later
+#: events of guests stop here; the protocol's own lines have much more room
 SOFT_LIMIT_BYTES = 2 << 20
 HARD_LIMIT_BYTES = 64 << 20
 
 
 class WireError(ValueError):
-    """A line that is no call; ``seq`` when at least that could be made out."""
+    """A line that is no call; ``seq`` if at least that could be read."""
 
     def __init__(self, message: str, seq: int | None = None) -> None:
         super().__init__(message)
@@ -83,6 +83,7 @@ def parse_call(line: bytes) -> tuple[int, str, dict[str, object]]:
 
 
 def encode_reply(seq: int, ok: dict[str, object]) -> bytes:
+    """Encode the answer to call ``seq``."""
     return encode_json({"re": seq, "ok": ok}) + b"\n"
 
 
@@ -92,23 +93,24 @@ def encode_error(seq: int | None, kind: str, message: str) -> bytes:
 
 
 def encode_event(number: int, name: str, data: dict[str, object]) -> bytes:
+    """Encode an event with its number in this boot and CLOCK_BOOTTIME."""
     return encode_json({"n": number, "event": name, "t_ns": now_ns(), "data": data}) + b"\n"
 
 
 class Outbox:
-    """Bytes waiting for a reader that may be slow or absent; never blocks, never grows for ever."""
+    """Bytes waiting for a reader that may be slow or absent; it never blocks and is bounded."""
 
     __slots__ = ("_chunks", "_offset", "dropped", "pending_bytes")
 
     def __init__(self) -> None:
-        #: a bare newline ends whatever the previous kernel's agent was cut off in
+        #: a bare newline ends the line in which the previous kernel's agent was cut off
         self._chunks: list[bytes] = [b"\n"]
         self._offset = 0
         self.pending_bytes = 1
         self.dropped = 0
 
     def put(self, data: bytes, *, droppable: bool = False) -> bool:
-        """Queue a whole line; False when there was no room and it is lost."""
+        """Queue a whole line; False: there was no room and it is dropped."""
         limit = SOFT_LIMIT_BYTES if droppable else HARD_LIMIT_BYTES
         if self.pending_bytes + len(data) > limit:
             self.dropped += 1
@@ -118,7 +120,7 @@ class Outbox:
         return True
 
     def rewind(self) -> None:
-        """Begin the line that was cut off anew: there is another reader."""
+        """Start the interrupted line again, because there is another reader."""
         self.pending_bytes += self._offset
         self._offset = 0
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this host and its kernel say of themselves (inside view, ``model.evidence.KernelFacts``)."""
+"""What this host and its kernel report of themselves (inside view,
+``model.evidence.KernelFacts``).
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,7 @@ _METADATA = struct.Struct("<I65sI")
 
 
 def boot_id() -> str:
+    """Return the kernel's random boot id, lower-case hex with dashes."""
     return read_text("/proc/sys/kernel/random/boot_id")
 
 
@@ -35,9 +38,10 @@ def boot_id() -> str:
 
 
 def find_disk(serial: str) -> str:
-    """Return the device node of the virtio-blk disk with that serial; /dev paths are kept.
+    """Return the device node of the virtio-blk disk with that serial; a /dev path is returned as it
+    is.
 
-    :raises FileNotFoundError: listing the serials there are.
+    :raises FileNotFoundError: listing the serials that exist.
     """
     if serial.startswith("/dev/"):
         return serial
@@ -120,9 +124,9 @@ def last_messages(about: str, most: int = 3) -> str:
 
 
 def quick_generation() -> int | None:
-    """Return how many kexecs this handover chain has seen, from debugfs; None: cannot say.
+    """Return how many kexecs this handover chain has seen, from debugfs; None: unknown.
 
-    One read; the kernel log, which ``facts`` goes by, takes some hundred.
+    One read; reading the kernel log, which ``facts`` does, takes some hundred.
     """
     try:
         fd = os.open(f"{KHO_DEBUGFS}/in/sub_fdts/kexec-metadata", os.O_RDONLY | os.O_CLOEXEC)
@@ -139,7 +143,9 @@ def quick_generation() -> int | None:
 
 
 def generation() -> int | None:
-    """Return the quickest answer there is; None: neither debugfs nor the log can be read."""
+    """Return the number of kexecs from the fastest source; None: neither debugfs nor the log can
+    be read.
+    """
     quick = quick_generation()
     if quick is not None:
         return quick
@@ -150,9 +156,9 @@ def generation() -> int | None:
 
 
 def tsc_khz() -> int | None:
-    """Return the TSC frequency KVM gives to guests, kHz; None when /dev/kvm cannot be asked.
+    """Return the TSC frequency that KVM gives to guests, kHz; None: /dev/kvm cannot be used.
 
-    Asked of a throw-away VM. A vCPU is the older place to ask at; the frequency is the same.
+    Reads it from a temporary VM. Older kernels offer it on a vCPU; the frequency is the same.
     """
     fds: list[int] = []
     try:
@@ -195,7 +201,7 @@ def scratch_bytes() -> int | None:
 def facts(preserved_bytes: int) -> dict[str, object]:
     """Return the fields of ``KernelFacts``.
 
-    :param preserved_bytes: what the agent has in sessions; the kernel has no face for it.
+    :param preserved_bytes: what the agent has in sessions; the kernel does not report it.
     """
     with open("/sys/kernel/notes", "rb") as notes:
         build = build_id(notes.read(1 << 16))
@@ -224,7 +230,7 @@ _PAGEMAP_STEP = 32 << 20
 def page_frames(fd: int, size: int, offset: int = 0) -> list[int]:
     """Return the page frame number of each page of a file, from this process's pagemap.
 
-    Populates holes: ask after ``prepare``, which fills them anyway.
+    It populates holes, so call it after ``prepare``, which fills them anyway.
 
     :param size: how many bytes from ``offset`` on.
     """
@@ -239,7 +245,7 @@ def page_frames(fd: int, size: int, offset: int = 0) -> list[int]:
                 piece = range(at, min(at + _PAGEMAP_STEP, size), 4096)
                 found = _read_pagemap(pagemap, start + at, len(piece))
                 if 0 in found:
-                    # nobody populates a mapping of memory without struct pages but who touches it
+                    # a mapping of memory without struct pages is populated by touching it only
                     for page in piece:
                         area[page]
                     found = _read_pagemap(pagemap, start + at, len(piece))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hold single pages of this process where they are, by lending them to pipes (vmsplice(2)).
+"""Holds single pages of this process in place by lending them to pipes (vmsplice(2)).
 
-A page in a pipe has a reference more than its mappings account for, so the kernel can neither move
-it (compaction, CMA) nor free it, even when it is not mapped any more.
+A page in a pipe has one reference more than its mappings, so the kernel can neither move it
+(compaction, CMA) nor free it, even when it is not mapped any more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 PAGE_BYTES = 4096
-#: a pipe's slots are pages; /proc/sys/fs/pipe-max-size allows so many to anybody
+#: a pipe's slots are pages; /proc/sys/fs/pipe-max-size allows every user so many
 PIPE_PAGES = 256
 
 
@@ -65,7 +65,7 @@ class Pins:
         self.count += len(addresses)
 
     def close(self) -> None:
-        """Let all of them go."""
+        """Release all pages."""
         for fd in self._pipes:
             os.close(fd)
         self._pipes.clear()

@@ -5,7 +5,7 @@
 
     start            bind vfio-pci, open, map its memfd, set it to work
     prepare          preserve the memfd, select the device to be kept
-    freeze           look no more; the device goes on
+    freeze           stop reading the ring; the device continues
                      --- kexec ---
     restore          count what has landed, open without a reset, map the same, adopt, go on
 
@@ -47,14 +47,14 @@ PAGE_BYTES = 4096
 EXTRA_MAX = 2 << 30
 #: pages are touched so far apart that neighbours in the file are none in memory
 _STRIDE = 40503
-#: between two looks at what a device did
+#: seconds between two polls of a device
 POLL_S = 0.01
 #: a poll thread that does not stop
 STOP_S = 5.0
 
 TIERS = ("continuous", "quiesce")
 
-#: what the steps of a device fail with
+#: exceptions of the steps of a device
 ERRORS = (PinError, VfioError, *JOB_ERRORS, OSError)
 
 
@@ -87,7 +87,7 @@ class DeviceSpec:
             raise SpecError(f"device: 'extra' is {extra!r}, whole pages, at most {EXTRA_MAX} bytes")
         #: bytes that are mapped for it and that it never touches
         self.extra = extra
-        #: what a test wants to go wrong in the incoming kernel
+        #: fault to apply in the incoming kernel, for tests
         self.fault = str(raw.get("fault") or "")
         stream = raw.get("stream")
         if not isinstance(stream, str) or not stream.isdecimal() or int(stream) >= 1 << 64:
@@ -95,6 +95,7 @@ class DeviceSpec:
         self.stream = int(stream)
 
     def to_json(self) -> dict[str, object]:
+        """Return the fields as JSON, for the manifest."""
         fields = {key: getattr(self, key) for key in self.__slots__}
         return {**fields, "stream": str(self.stream)}
 
@@ -118,15 +119,16 @@ class Device:
         self._bar: mmap | None = None
         self._stray: mmap | None = None
         self.session: PreservedSet | None = None
-        #: why it does not work; None: it does
+        #: why it does not work; None: it works
         self.error: str | None = None
-        #: why its DMA will not go on through the next kexec; None: it will, or nobody asked yet
+        #: why its DMA will not continue through the next kexec; None: it will, or is not known yet
         self.not_kept: str | None = None
         self._stopping = False
         self._idle = _thread.allocate_lock()
         self._poller: Task | None = None
 
     def tell(self, event: str, **data: object) -> None:
+        """Send an event about this device, with its name."""
         self._emit(event, {"device": self.spec.name, **data})
 
     @property
@@ -136,6 +138,7 @@ class Device:
 
     @property
     def preserved_bytes(self) -> int:
+        """Bytes of its memory that are in a preserved set now."""
         return self.size if self.session is not None else 0
 
     # --- first start
@@ -176,7 +179,7 @@ class Device:
         return self._bar
 
     def stop(self) -> str | None:
-        """Stop it, close it, and give it back; return the driver that it has then."""
+        """Stop it, close it, and give it back; return its driver after that."""
         self._halt()
         try:
             if self.error is None:
@@ -231,7 +234,7 @@ class Device:
     def prepare(self, luo: Mechanism) -> int:
         """Preserve the ring, and select the device; return how long the kernel took, ns.
 
-        A kernel that cannot keep DMA is no reason not to go on: what comes of it is observed.
+        The hop continues with a kernel that cannot keep DMA: the result is observed.
 
         :raises: one of :data:`ERRORS`.
         """
@@ -249,7 +252,8 @@ class Device:
         return now_ns() - began
 
     def freeze(self) -> None:
-        """Look no more. The device goes on: what it does from now on has landed by itself.
+        """Stop reading the ring. The device continues: what it does from now on lands without the
+        agent.
 
         :raises: one of :data:`ERRORS`.
         """
@@ -275,7 +279,7 @@ class Device:
         self._poll()
 
     def _let_go(self) -> None:
-        """Close it, which unmaps everything and resets it; its memory stays."""
+        """Close the device, which unmaps everything and resets it; its memory stays."""
         self._job.close()
         for part in (self._bar, self._vfio):
             if part is not None:
@@ -283,7 +287,7 @@ class Device:
         self._bar = self._vfio = None
 
     def _resume(self) -> None:
-        """Start it anew with what is in its memory."""
+        """Start it again with the content of its memory."""
         assert self._memory is not None
         self._job.find(self._memory)
         bar = self._open(self._pin.take())
@@ -302,7 +306,7 @@ class Device:
     def restore(self, luo: Mechanism) -> tuple[int, int]:
         """Take it over from the previous kernel; return tokens retrieved and the time it took, ns.
 
-        :raises: one of :data:`ERRORS`; nothing is undone, as what is left is evidence.
+        :raises: one of :data:`ERRORS`; nothing is undone, because the state is evidence.
         """
         began = now_ns()
         self.session = luo.retrieve(self.spec.session)
@@ -321,7 +325,7 @@ class Device:
         if self.spec.fault == "reset-device":
             self.spec.fault = ""
             self._pin.reset()
-        # Before anything of this kernel touches the device: nobody but the device did this.
+        # Before this kernel touches the device: only the device itself did this.
         landed = self._job.landed()
         self.tell(
             "device-landed",
@@ -355,13 +359,13 @@ class Device:
     # --- either
 
     def release(self) -> None:
-        """Close the session: an outgoing one is given up, an incoming one finished."""
+        """Close the session: an outgoing one is dropped, an incoming one finished."""
         session, self.session = self.session, None
         if session is not None:
             session.let_go()
 
     def frames(self) -> tuple[int, list[int]]:
-        """Return what this host says of its mappings: the first IOVA, and the frame of each page.
+        """Return this host's view of its mappings: the first IOVA, and the frame of each page.
 
         :raises OSError: pagemap cannot be read.
         """
@@ -370,7 +374,7 @@ class Device:
     # --- faults
 
     def map_unpreserved(self) -> None:
-        """Map memory that will not outlive this kernel."""
+        """Map memory that this kernel does not preserve; for a fault."""
         if self._vfio is None:
             raise VfioError(f"device '{self.spec.name}' is not open")
         fd = os.memfd_create("lu-unpreserved", os.MFD_CLOEXEC)
@@ -381,13 +385,13 @@ class Device:
         self._vfio.map_memory(mapping)
 
     def release_page(self) -> None:
-        """Take a page out of the memory that the device is allowed to write to."""
+        """Free a page of the memory that the device may write to; for a fault."""
         from ..base.fault_tools import punch_hole
 
         punch_hole(self._fd, self._job.size - PAGE_BYTES, PAGE_BYTES)
 
     def status(self) -> dict[str, object]:
-        """Tell how it is. ``account`` is None when there is no memory."""
+        """Return its state. ``account`` is None when there is no memory."""
         account = self._job.account
         return {
             "bdf": self.spec.bdf,
@@ -434,7 +438,7 @@ def start_devices(raw: object, emit: Emit, taken: set[str]) -> dict[str, Device]
 
 
 def stop_devices(devices: dict[str, Device]) -> dict[str, object]:
-    """Give all back; say which driver each has, or what went wrong."""
+    """Give all back; return the driver of each, or what went wrong."""
     said: dict[str, object] = {}
     for name, device in devices.items():
         try:

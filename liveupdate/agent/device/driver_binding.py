@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take a PCI device from its driver for vfio-pci, and give it back.
+"""Takes a PCI device from its driver for vfio-pci, and gives it back.
 
-Paths: Documentation/ABI/testing/sysfs-bus-pci of Linux; ``liveupdate_keep_dma`` is our series'.
+Paths: Documentation/ABI/testing/sysfs-bus-pci of Linux; ``liveupdate_keep_dma`` is from the series
+in guest-images/kernel/patches.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _KEEP = "liveupdate_keep_dma"
 
 
 class PinError(Exception):
-    """A device that cannot be had; says why."""
+    """A device that cannot be taken, with the reason."""
 
 
 def find(kind: str, taken: set[str], sysfs: str = "/sys") -> str:
-    """Return the address of the first device of a kind that is not taken.
+    """Return the address of the first free device of a kind.
 
     :raises PinError: there is none.
     """
@@ -60,8 +61,8 @@ class Pin:
     def group(self) -> str:
         """Number of its IOMMU group.
 
-        :raises PinError: it has none, or is not alone in it: whoever holds a group holds every
-            device in it, so taking one would take the others from their drivers, too.
+        :raises PinError: it has none, or is not alone in it: opening a group takes every device in
+            it from its driver.
         """
         try:
             link = os.readlink(f"{self._path}/iommu_group")
@@ -91,7 +92,7 @@ class Pin:
     def take(self) -> str:
         """Bind it to vfio-pci; return the number of its group.
 
-        :raises PinError: it cannot be had; it has its driver again then.
+        :raises PinError: it cannot be taken; it has its driver again then.
         """
         group = self.group
         self._bind(VFIO)
@@ -137,7 +138,7 @@ class Pin:
             raise PinError(f"device {self.bdf}: '{word}' refused: {err.strerror}") from None
 
     def reset(self) -> None:
-        """Have the kernel reset the function, whoever is using it."""
+        """Let the kernel reset the function, even if it is in use."""
         self._write("reset", "1")
 
     def _write(self, name: str, value: str) -> None:

@@ -50,15 +50,20 @@ class Edu:
             raise JobError(f"identification {found:#x} is not an edu's")
 
     def close(self) -> None:
+        """Release the registers, so that they can be unmapped."""
         self._registers.release()
         self._view.release()
 
     @property
     def is_busy(self) -> bool:
+        """Whether a transfer is in progress."""
         return bool(self._registers[_COMMAND >> 2] & _RUN)
 
     def wait(self) -> None:
-        """:raises JobError: the transfer does not end."""
+        """Wait for the end of a transfer.
+
+        :raises JobError: it does not end.
+        """
         end = time.monotonic() + TRANSFER_S
         while self.is_busy:
             if time.monotonic() > end:
@@ -81,9 +86,9 @@ class Edu:
 
 
 class Copy(Job):
-    """Frame after frame through the device. When nobody looks, one is on its way to memory.
+    """Sends frame after frame through the device. Over the kexec one frame is on its way to memory.
 
-    ``Account.next`` is 1 while the device puts the frame that is expected, else it fetches it.
+    ``Account.next`` is 1 while the device writes the expected frame to memory, else it fetches it.
     """
 
     size = TARGET_AT + SLOTS * SLOT_BYTES
@@ -97,28 +102,37 @@ class Copy(Job):
 
     @property
     def account(self) -> Account | None:
+        """The account of the frames that came back; None: there is no memory."""
         return self._account
 
     def lay_out(self, memory: mmap) -> None:
+        """Begin with memory that is all zeros."""
         self._memory = memory
         self._account = Account(SLOTS, self._spec.stream)
         self._store()
 
     def find(self, memory: mmap) -> None:
+        """Take the account over.
+
+        :raises RingError: no frame was on its way, or the account is damaged.
+        """
         self._memory = memory
         self._account = decode_account(memory[:RING_AT])
         if (self._account.entries, self._account.next) != (SLOTS, 1):
             raise RingError("no frame was left on its way")
 
     def start(self, bar: mmap) -> None:
+        """Start with the first frame."""
         self._edu = Edu(bar)
         self._fetch()
 
     def adopt(self, bar: mmap) -> None:
+        """Wait for the transfer that the previous kernel's agent started."""
         self._edu = Edu(bar)
         self._edu.wait()
 
     def poll(self) -> None:
+        """Enter a frame that came back, and start the next transfer."""
         edu, account = self._edu, self._account
         if edu is None or account is None or edu.is_busy:
             return
@@ -129,6 +143,7 @@ class Copy(Job):
         self._fetch()
 
     def leave(self) -> None:
+        """Start the transfer of one frame to memory and leave it in progress."""
         edu, account = self._edu, self._account
         assert edu is not None
         assert account is not None
@@ -140,14 +155,17 @@ class Copy(Job):
         self._put()
 
     def rest(self) -> None:
+        """Let the last frame come back, then stop."""
         self.leave()
         self.stop()
 
     def resume(self, bar: mmap) -> None:
+        """Use the device again; the last frame has come back and is entered by the next poll."""
         # the last frame has come back and is not entered yet
         self._edu = Edu(bar)
 
     def landed(self) -> Landed:
+        """Return whether the frame that was on its way is in memory."""
         assert self._account is not None
         found = Landed()
         probe = Account(SLOTS, self._spec.stream)
@@ -159,10 +177,12 @@ class Copy(Job):
         return found
 
     def stop(self) -> None:
+        """Wait for the end of the transfer in progress."""
         if self._edu is not None:
             self._edu.wait()
 
     def close(self) -> None:
+        """Release registers and memory."""
         if self._edu is not None:
             self._edu.close()
         self._edu = self._account = self._memory = None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device is made to do with its memory, one kind of job per kind of device.
+"""The work of a device in its memory, one kind of job per kind of device.
 
 All keep their account in the first 64 KiB of their memory, which the device cannot reach, so that
-the next kernel's agent goes on counting where this one stopped.
+the next kernel's agent continues the count.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class JobError(Exception):
-    """The device does not do as it is told."""
+    """The device does not do what it was told."""
 
 
-#: what a job fails with
+#: exceptions of a job
 ERRORS = (JobError, NicError, RingError)
 
 
@@ -36,21 +36,21 @@ class Job:
         raise NotImplementedError
 
     def find(self, memory: mmap) -> None:
-        """Take over what the previous kernel's agent left in memory.
+        """Take over the memory that the previous kernel's agent left.
 
-        :raises RingError: it cannot be what it is said to be.
+        :raises RingError: its content is not valid.
         """
         raise NotImplementedError
 
     def start(self, bar: mmap) -> None:
         """Reset the device and set it to work.
 
-        :raises JobError, NicError: it does not come up.
+        :raises JobError, NicError: it does not start.
         """
         raise NotImplementedError
 
     def adopt(self, bar: mmap) -> None:
-        """Go on with a device that has been at work all the time.
+        """Continue with a device that has been at work all the time.
 
         :raises JobError, NicError: it has not.
         """
@@ -61,32 +61,33 @@ class Job:
         raise NotImplementedError
 
     def leave(self) -> None:
-        """Do what has to be done before nobody looks any more."""
+        """Do the last work before the ring goes unread."""
 
     def rest(self) -> None:
-        """Make the device stop so that :meth:`resume` can go on where it was."""
+        """Stop the device so that :meth:`resume` can continue from its state."""
         raise NotImplementedError
 
     def resume(self, bar: mmap) -> None:
-        """Set a device to work again that has rested, and was reset since.
+        """Set a device to work again that was at rest and was reset since.
 
-        :raises JobError, NicError: it does not come up.
+        :raises JobError, NicError: it does not start.
         """
         raise NotImplementedError
 
     def landed(self) -> Landed:
-        """Look at what the device has done that was not entered yet, and change nothing."""
+        """Return what the device has finished and what was not entered yet; change nothing."""
         raise NotImplementedError
 
     @property
     def account(self) -> Account | None:
+        """The account of its frames; None: there is no memory."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Make the device stop."""
+        """Stop the device."""
 
     def close(self) -> None:
-        """Let go of memory and registers, so that they can be unmapped."""
+        """Release memory and registers, so that they can be unmapped."""
         raise NotImplementedError
 
 
@@ -101,54 +102,71 @@ class Receive(Job):
         self._nic: Nic | None = None
 
     def lay_out(self, memory: mmap) -> None:
+        """Make a new ring."""
         self._ring = Ring.create(memory, self._spec.entries, self._spec.stream, self._iova)
 
     def find(self, memory: mmap) -> None:
+        """Take the ring over.
+
+        :raises RingError: there is none with this number of descriptors.
+        """
         self._ring = Ring.find(memory, self._iova)
         if self._ring.account.entries != self._spec.entries:
             raise RingError(f"a ring of {self._ring.account.entries} descriptors")
 
     def start(self, bar: mmap) -> None:
+        """Reset the card and let it receive into the ring."""
         assert self._ring is not None
         self._nic = Nic(self._spec.kind, bar)
         length = self._spec.entries * DESCRIPTOR_BYTES
         self._nic.start(self._iova + RING_AT, length, self._ring.tail)
 
     def adopt(self, bar: mmap) -> None:
+        """Continue with a card that has been receiving.
+
+        :raises NicError: its receiver or its link is off.
+        """
         assert self._ring is not None
         self._nic = Nic(self._spec.kind, bar)
         if not self._nic.is_receiving():
             raise NicError("receiver or link is off")
-        # Always: frames that found no room wait for it, and so does a device that was told nothing.
+        # Always: frames without room wait for it, and so does a device that has no new tail.
         self._nic.set_tail(self._ring.tail)
 
     def rest(self) -> None:
+        """Stop the card and enter what had arrived."""
         self.stop()
-        self.poll()  # what had come in by then
+        self.poll()  # what had arrived by then
 
     def resume(self, bar: mmap) -> None:
+        """Start at the first descriptor, as the reset card does."""
         assert self._ring is not None
         self._ring.rewind()
         self.start(bar)
 
     def poll(self) -> None:
+        """Enter the frames that arrived, and return their descriptors to the card."""
         ring, nic = self._ring, self._nic
         while ring is not None and nic is not None and ring.poll():
             nic.set_tail(ring.tail)
 
     def landed(self) -> Landed:
+        """Return the frames in the ring that were not entered yet."""
         assert self._ring is not None
         return self._ring.landed()
 
     @property
     def account(self) -> Account | None:
+        """The account of the ring; None: there is no ring."""
         return self._ring.account if self._ring is not None else None
 
     def stop(self) -> None:
+        """Stop receiving."""
         if self._nic is not None:
             self._nic.stop()
 
     def close(self) -> None:
+        """Release registers and ring."""
         for part in (self._nic, self._ring):
             if part is not None:
                 part.close()

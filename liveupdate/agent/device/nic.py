@@ -65,7 +65,7 @@ _POLL_S = 0.005
 
 
 class NicError(Exception):
-    """The device does not do as it is told."""
+    """The device does not do what it was told."""
 
 
 class Nic:
@@ -78,6 +78,7 @@ class Nic:
         self._registers = self._view.cast("I")
 
     def close(self) -> None:
+        """Release the registers, so that they can be unmapped."""
         self._registers.release()
         self._view.release()
 
@@ -97,7 +98,7 @@ class Nic:
     def start(self, ring_iova: int, ring_bytes: int, tail: int) -> None:
         """Reset the device, bring its link up and let it receive.
 
-        :raises NicError: it does not come up.
+        :raises NicError: it does not start.
         """
         self._write(self._at.mask, 0xFFFFFFFF)
         self._write(_CTRL, self._read(_CTRL) | _CTRL_RESET)
@@ -121,11 +122,12 @@ class Nic:
         self._write(self._at.queue + _RDT, tail)
 
     def stop(self) -> None:
+        """Switch the receiver off."""
         self._write(_RCTL, 0)
         self._write(self._at.queue + _RXDCTL, 0)
         self._read(_STATUS)  # posted writes arrive before a read returns
 
     def is_receiving(self) -> bool:
-        """Tell whether link and receiver are still on."""
+        """Whether link and receiver are on."""
         on = self._read(_RCTL) & _RCTL_ENABLE and self._read(_STATUS) & _STATUS_LINK_UP
         return bool(on)

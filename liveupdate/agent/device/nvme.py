@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Just enough of a driver for an NVMe controller to have many reads in flight, by polling.
 
-Block n of the namespace holds frame n of the control host, which also decides how fast they can be
-read; so reads that were handed in before a kexec complete all the way through it. Registers,
+Block n of the namespace holds frame n of the control host, which also limits how fast they can be
+read; so reads that were submitted before a kexec complete all the way through it. Registers,
 commands and completions: NVM Express base specification 1.4, chapters 3 to 6.
 """
 
@@ -62,7 +62,7 @@ _DATA_BYTES = 512
 #: blocks of the namespace that hold a frame, read round and round
 BLOCKS = 4096
 
-#: what the account does not hold: reads handed in, completed and entered; and which slots are done
+#: not in the account: reads submitted, completed and entered; and which slots are done
 _STATE_AT = 4096
 _STATE = Struct("<QQQI")
 _COUNTS = Struct("<QQQ")
@@ -84,6 +84,7 @@ class Nvme:
             raise JobError("doorbells with a stride of their own")
 
     def close(self) -> None:
+        """Release the registers, so that they can be unmapped."""
         self._registers.release()
         self._view.release()
 
@@ -92,6 +93,7 @@ class Nvme:
 
     @property
     def is_ready(self) -> bool:
+        """Whether the controller is ready (CSTS.RDY)."""
         return self._registers[_CSTS >> 2] & (_READY | _FATAL) == _READY
 
     def _wait(self, wanted: int) -> None:
@@ -104,7 +106,7 @@ class Nvme:
     def start(self, iova: int) -> None:
         """Reset it and give it its admin queues.
 
-        :raises JobError: it does not get ready.
+        :raises JobError: it does not become ready.
         """
         self.stop()
         self._write(_AQA, _ADMIN_ENTRIES - 1 << 16 | _ADMIN_ENTRIES - 1)
@@ -115,11 +117,11 @@ class Nvme:
         self._wait(_READY)
 
     def ring(self, queue: int, tail: int) -> None:
-        """Tell of commands up to ``tail`` in a submission queue."""
+        """Ring the doorbell of a submission queue: commands up to ``tail`` are there."""
         self._write(_DOORBELLS + 8 * queue, tail)
 
     def take(self, queue: int, head: int) -> None:
-        """Tell of completions that were taken up to ``head``."""
+        """Ring the doorbell of a completion queue: completions up to ``head`` were taken."""
         self._write(_DOORBELLS + 8 * queue + 4, head)
 
     def stop(self) -> None:
@@ -129,7 +131,7 @@ class Nvme:
 
 
 class Read(Job):
-    """Reads in flight, as many as the queue holds, all the time.
+    """Keeps as many reads in flight as the queue holds.
 
     Read n asks for block n modulo :data:`BLOCKS`, into slot n modulo the queue's size, which is
     also its command identifier. Completions may overtake each other; they are entered in order.
@@ -148,14 +150,20 @@ class Read(Job):
 
     @property
     def account(self) -> Account | None:
+        """The account of the frames read; None: there is no memory."""
         return self._account
 
     def lay_out(self, memory: mmap) -> None:
+        """Begin with memory that is all zeros."""
         self._memory = memory
         self._account = Account(self._entries, self._spec.stream)
         self._store()
 
     def find(self, memory: mmap) -> None:
+        """Take account and reads in flight over.
+
+        :raises RingError: their checksum or their number does not match.
+        """
         self._memory = memory
         self._account = decode_account(memory[:RING_AT])
         issued, completed, entered, crc = _STATE.unpack_from(memory, _STATE_AT)
@@ -167,6 +175,7 @@ class Read(Job):
         self._issued, self._completed, self._entered = issued, completed, entered
 
     def start(self, bar: mmap) -> None:
+        """Reset the controller, create its queues and submit the first reads."""
         self._nvme = Nvme(bar)
         self._nvme.start(self._iova)
         size = self._entries - 1 << 16 | 1
@@ -175,6 +184,10 @@ class Read(Job):
         self._issue()
 
     def adopt(self, bar: mmap) -> None:
+        """Continue with a controller that has been at work.
+
+        :raises JobError: it is not ready.
+        """
         self._nvme = Nvme(bar)
         if not self._nvme.is_ready:
             raise JobError("the controller is not ready any more")
@@ -213,6 +226,7 @@ class Read(Job):
     # --- reads
 
     def poll(self) -> None:
+        """Take completions, enter frames in order, and submit more reads."""
         memory, nvme = self._memory, self._nvme
         if memory is None or nvme is None:
             return
@@ -229,6 +243,7 @@ class Read(Job):
         self._issue()
 
     def landed(self) -> Landed:
+        """Return the completions that were not taken yet."""
         found = Landed()
         numbers = [self._number(cid) for cid, _status in self._completions()]
         found.found = len(numbers)
@@ -238,7 +253,7 @@ class Read(Job):
         return found
 
     def _completions(self) -> Iterator[tuple[int, int]]:
-        """Give identifier and status of each completion that was not taken yet."""
+        """Yield identifier and status of each completion that was not taken yet."""
         assert self._memory is not None
         for count in range(self._completed, self._issued):
             index, turn = count % self._entries, count // self._entries
@@ -248,11 +263,11 @@ class Read(Job):
             if status & 1 == turn & 1:
                 return
             if cid >= self._entries:
-                raise JobError(f"command {cid:#x} was completed and never handed in")
+                raise JobError(f"command {cid:#x} was completed and never submitted")
             yield cid, status >> 1
 
     def _number(self, cid: int) -> int:
-        """Number of the newest read with that identifier."""
+        """Return the number of the newest read with that identifier."""
         last = self._issued - 1
         return last - (last - cid) % self._entries
 
@@ -276,7 +291,7 @@ class Read(Job):
             self._entered += 1
 
     def _issue(self) -> None:
-        """Hand in as many reads as there is room for."""
+        """Submit as many reads as there is room for."""
         assert self._nvme is not None
         # a queue that is full would look empty
         while self._issued - self._entered < self._entries - 1:
@@ -297,16 +312,26 @@ class Read(Job):
         _STATE.pack_into(self._memory, _STATE_AT, *counts, _checksum(counts, done))
 
     def rest(self) -> None:
-        raise JobError("reads in flight are not given back and asked for again")
+        """Refuse: reads in flight are not repeated.
+
+        :raises JobError: always.
+        """
+        raise JobError("reads in flight cannot be given back and repeated")
 
     def resume(self, bar: mmap) -> None:
-        raise JobError("reads in flight are not asked for again")
+        """Refuse: reads in flight are not repeated.
+
+        :raises JobError: always.
+        """
+        raise JobError("reads in flight cannot be repeated")
 
     def stop(self) -> None:
+        """Disable the controller, which ends all commands."""
         if self._nvme is not None:
             self._nvme.stop()
 
     def close(self) -> None:
+        """Release registers and memory."""
         if self._nvme is not None:
             self._nvme.close()
         self._nvme = self._account = self._memory = None

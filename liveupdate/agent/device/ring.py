@@ -48,11 +48,11 @@ _GAP = Struct("<QQ")
 
 
 class RingError(ValueError):
-    """A ring that cannot be what it is said to be; says why."""
+    """A ring whose content is not valid, with the reason."""
 
 
 def make_frame(stream: int, number: int) -> bytes:
-    """Make a frame that was sent by nobody, for a device that copies memory."""
+    """Make a frame of the host itself, for a device that copies memory."""
     start = bytes(12) + _ETHERTYPE + _FRAME_MAGIC + _NUMBERS.pack(stream, number)
     padded = start.ljust(FRAME_BYTES - _CRC.size, b"\0")
     return padded + _CRC.pack(crc32(padded))
@@ -64,7 +64,7 @@ def size_for(entries: int) -> int:
 
 
 class Account:
-    """What was received since the beginning. Numbers count from 0, and every one is to come once.
+    """The frames received since the beginning. Numbers count from 0; each must arrive once.
 
     ``received`` counts good frames, repeats left out; ``expected`` is the next number in order.
     """
@@ -84,6 +84,7 @@ class Account:
         self.gaps: list[tuple[int, int]] = []
 
     def encode(self) -> bytes:
+        """Return the account as bytes, with magic and checksum."""
         body = _FIELDS.pack(
             self.entries, self.next, self.stream, self.received, self.missing, self.duplicate,
             self.reordered, self.damaged, self.foreign, self.first, self.expected, len(self.gaps),
@@ -92,13 +93,13 @@ class Account:
         return _HEADER.pack(_MAGIC, crc32(body)) + body
 
     def to_json(self) -> dict[str, object]:
-        """Return what the control host wants to know."""
+        """Return the fields that the control host needs."""
         counts: dict[str, object] = {name: getattr(self, name) for name in self.COUNTS}
         gaps = [list(gap) for gap in self.gaps]
         return {**counts, "first": self.first, "expected": self.expected, "gaps": gaps}
 
     def take(self, frame: bytes, *, is_flawed: bool = False) -> None:
-        """Enter one frame, as it lay in its buffer."""
+        """Enter one frame, as it was in its buffer."""
         number = self.check(frame, is_flawed=is_flawed)
         if number is not None:
             self.enter(number)
@@ -140,9 +141,9 @@ class Account:
 
 
 def decode_account(data: bytes) -> Account:
-    """Read an account back.
+    """Decode an account.
 
-    :raises RingError: it was not left by :meth:`Account.encode`.
+    :raises RingError: :meth:`Account.encode` did not write it.
     """
     magic, crc = _HEADER.unpack_from(data)
     if magic != _MAGIC:
@@ -164,7 +165,7 @@ def decode_account(data: bytes) -> Account:
 
 
 class Landed:
-    """What was found done in a ring before anybody of this kernel had touched its device."""
+    """What was finished in a ring before this kernel touched its device."""
 
     __slots__ = ("first", "found", "is_full", "last")
 
@@ -198,7 +199,7 @@ class Ring:
 
     @classmethod
     def find(cls, memory: mmap, iova: int) -> Ring:
-        """Take over the ring that is there.
+        """Take over the existing ring.
 
         :raises RingError: there is none, or none that fits.
         """
@@ -209,27 +210,28 @@ class Ring:
 
     @property
     def tail(self) -> int:
-        """What the device's tail register must read: it may fill all descriptors but this one."""
+        """The value for the device's tail register: it may fill all descriptors but this one."""
         return (self.account.next - 1) % self.account.entries
 
     def close(self) -> None:
-        """Let go of the memory, so that it can be unmapped."""
+        """Release the memory, so that it can be unmapped."""
         self._words.release()
         self._view.release()
 
     def rewind(self) -> None:
-        """Begin at the first descriptor again, as a device that was reset does."""
+        """Start at the first descriptor again, as a device that was reset does."""
         self.account.next = 0
         for index in range(self.account.entries):
             self._arm(index)
         self.store()
 
     def store(self) -> None:
+        """Write the account into the memory."""
         data = self.account.encode()
         self._memory[: len(data)] = data
 
     def landed(self) -> Landed:
-        """Look at what the device has finished, and change nothing."""
+        """Return what the device has finished; change nothing."""
         found = Landed()
         account = self.account
         index = account.next

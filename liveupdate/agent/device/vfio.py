@@ -48,19 +48,21 @@ class VfioError(Exception):
 
 
 class VfioDevice:
-    """An open device. Closing it stops and resets it, unless the kernel goes away first."""
+    """An open device. Closing it stops and resets it, unless the kernel ends first."""
 
     def __init__(self, fds: list[int], ioas: int = -1) -> None:
-        """:param ioas: of iommufd, which is the first of ``fds`` then."""
+        """:param ioas: id of iommufd's address space; iommufd is the first of ``fds`` then."""
         #: container or iommufd first, the device last
         self._fds = fds
         self._ioas = ioas
 
     @property
     def fd(self) -> int:
+        """File descriptor of the device."""
         return self._fds[-1]
 
     def close(self) -> None:
+        """Close device and container or iommufd."""
         while self._fds:
             os.close(self._fds.pop())
 
@@ -79,7 +81,7 @@ class VfioDevice:
         return size, offset
 
     def map_bar(self) -> mmap:
-        """Map the registers in BAR 0; they have to be closed before the device is."""
+        """Map the registers in BAR 0; close the mapping before the device."""
         from mmap import MAP_SHARED, PROT_READ, PROT_WRITE, mmap
 
         size, offset = self._region(_BAR0)
@@ -92,7 +94,7 @@ class VfioDevice:
         return int.from_bytes(raw, "little")
 
     def enable(self) -> None:
-        """Let it answer to memory accesses and master the bus."""
+        """Let it answer to memory accesses and be bus master."""
         _size, offset = self._region(_CONFIG)
         value = self.command() | _MEMORY_AND_MASTER
         os.pwrite(self.fd, value.to_bytes(2, "little"), offset + _COMMAND)
@@ -112,10 +114,10 @@ class Mapping:
 def open_device(access: str, pin: Pin, group: str, mapping: Mapping) -> VfioDevice:
     """Open a device that is bound to vfio-pci, with a mapping in place.
 
-    On a device whose DMA was kept this neither resets it nor changes its translation: that is left
-    to who adopts it, or to iommufd, which attaches a domain that is complete.
+    A device whose DMA was kept is neither reset nor attached to other tables here: adopting does
+    that, or iommufd, which attaches a complete domain.
 
-    :raises VfioError, OSError: it cannot be; nothing is open then.
+    :raises VfioError, OSError: it cannot be opened; nothing is open then.
     """
     fds: list[int] = []
     ioas = -1

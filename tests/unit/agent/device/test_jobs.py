@@ -291,7 +291,7 @@ def test_completion_out_of_nowhere_ends_the_job(reader: NvmeMachine) -> None:
     reader.limit = 0
     reader.job.start(reader.bar)
     struct.pack_into("<QHHHH", reader.memory, nvme._CQ_AT, 0, 0, 0, ENTRIES, 1)
-    with pytest.raises(JobError, match="never handed in"):
+    with pytest.raises(JobError, match="never submitted"):
         reader.job.poll()
 
 
