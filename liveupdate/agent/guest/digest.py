@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of a guest's pages, taken by the host itself: the inside view, when there is no other.
+"""Digests of a guest's pages, taken by the host itself: the inside view, where there is no other.
 
-BLAKE2b with 8 bytes: what the standard library has that is quick and wide enough. They are compared
-with each other only, never with the digests that are taken from outside.
+BLAKE2b with 8 bytes is fast, wide enough, and in the standard library. These digests are compared
+with each other only, never with those that are taken from outside.
 """
 
 from __future__ import annotations

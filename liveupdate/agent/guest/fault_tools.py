@@ -25,7 +25,7 @@ def apply_after_pause(guest: Guest, faults: list[dict[str, object]]) -> None:
 
 
 def apply_after_retrieve(guest: Guest) -> None:
-    """Apply those of the guest's faults that come between retrieving it and starting its VMM."""
+    """Apply the guest's faults that belong between retrieving it and starting its VMM."""
     for fault in guest.faults:
         page = fault.get("page")
         if fault.get("fault") == "move-page" and isinstance(page, int):
@@ -38,6 +38,7 @@ def apply_after_retrieve(guest: Guest) -> None:
 
 
 def apply_after_resume(guest: Guest) -> None:
+    """Apply the guest's faults that belong after its resume."""
     for fault in guest.faults:
         if fault.get("fault") == "kill-vmm":
             guest.vmm.kill()

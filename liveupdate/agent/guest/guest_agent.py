@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions to the QEMU guest agent of a guest that has one. Loaded when the first is asked."""
+"""Calls to a guest's QEMU guest agent. Loaded when it is first used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GuestAgentError(Exception):
 
 
 def ask_time(guest: Guest, timeout_s: float) -> int:
-    """Return a guest's clock, as its QEMU guest agent says, ns.
+    """Return a guest's clock, as its QEMU guest agent reports it, ns.
 
     :raises GuestAgentError: it does not answer, or has no port.
     """
@@ -30,7 +30,7 @@ def ask_time(guest: Guest, timeout_s: float) -> int:
         raise GuestAgentError("args", f"guest '{guest.spec.name}' has no guest agent port")
     sync = time.monotonic_ns() & 0x7FFFFFFF
     deadline = time.monotonic() + timeout_s
-    # guest-sync first: skips answers to a question that timed out earlier
+    # guest-sync first: it skips answers to a call that timed out earlier
     text = encode_json({"execute": "guest-sync", "arguments": {"id": sync}}) + b"\n"
     text += encode_json({"execute": "guest-get-time"}) + b"\n"
     buffer, synced = b"", False

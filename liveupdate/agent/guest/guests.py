@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guests on this host: their memory, their VMM, and starting, freezing and restoring one.
 
-A guest's RAM is the mechanism's and held by the agent; VMMs come and go around it.
+A mechanism provides a guest's RAM and the agent holds it; VMMs come and go around it.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ class Guest:
         self._watch = watch
         self.vmm = QemuVmm(spec)
         self.ram: Ram | None = None
-        #: how long its RAM took to be had; None: it came from the previous kernel
+        #: how long allocating its RAM took; None: it came from the previous kernel
         self.allocate_ns: int | None = None
         self.state = -1
         #: what it goes out with, or came in with until ``finish``
         self.session: PreservedSet | None = None
-        #: why it is not running; None: it should be
+        #: why it is not running; None: it should run
         self.error: str | None = None
         #: its vCPUs run, as far as we have let them
         self.running = False
         #: faults to apply on the incoming side
         self.faults: list[dict[str, object]] = []
-        #: it was sent to sleep, and nobody has woken it
+        #: it was sent to sleep and has not been woken
         self._sleeps = False
         #: the newest line of its payload
         self._said = "nothing"
@@ -65,6 +65,7 @@ class Guest:
         self._waking = _thread.allocate_lock()
 
     def tell(self, event: str, **data: object) -> None:
+        """Send an event about this guest, with its name."""
         self._emit(event, {"guest": self.spec.name, **data})
 
     # --- first start
@@ -72,7 +73,7 @@ class Guest:
     def start(self) -> None:
         """Boot it for the first time, on fresh memory.
 
-        :raises VmmError, MechanismError, OSError: when it cannot be; nothing of it is left then.
+        :raises VmmError, MechanismError, OSError: it cannot be started; nothing of it is left then.
         """
         try:
             disk = find_disk(self.spec.disk)
@@ -101,7 +102,7 @@ class Guest:
             os.close(tap)  # the VMM's copy keeps the tap alive, and no longer than the VMM
 
     def discard(self) -> dict[str, str | None]:
-        """Kill and forget it; return the driver that each of its devices has then."""
+        """Kill the guest and forget it; return the driver of each of its devices after that."""
         self.vmm.ending = True
         self.vmm.kill()
         self.vmm.wait_end(QUIT_S)
@@ -111,7 +112,7 @@ class Guest:
         return {each.name: each.pin.give_back() for each in self.spec.devices}
 
     def heard(self, line: str) -> None:
-        """Take a line of the payload; called by the thread that reads them."""
+        """Process a line of the payload; called by the thread that reads them."""
         self._said = line
         if line == AWAKE and self._waking.locked():
             self._waking.release()
@@ -151,7 +152,7 @@ class Guest:
         self._tell_digests("freeze")
         after_pause(self)
         size = self.vmm.save(self.state)
-        # PRESERVE_FD deals in whole pages and freezes the size
+        # PRESERVE_FD takes whole pages and fixes the size
         os.ftruncate(self.state, -(-size // PAGE_BYTES) * PAGE_BYTES)
         self.tell("saved", bytes=size)
         session.preserve(self.state, TOKEN_STATE)
@@ -159,7 +160,9 @@ class Guest:
         self.tell("preserved")
 
     def _send_to_sleep(self) -> None:
-        """Have its drivers stop their devices. What fails may still happen later."""
+        """Suspend the guest, so that its drivers stop their devices. After an error it may still
+        happen later.
+        """
         self._waking.acquire(blocking=False)
         self._sleeps, self._said = True, "nothing"
         self.tell("falling-asleep")
@@ -170,9 +173,9 @@ class Guest:
         self.tell("asleep")
 
     def _wake(self) -> None:
-        """Wake it up, and wait until it says so.
+        """Wake the guest, and wait for its report.
 
-        :raises VmmError: it does not.
+        :raises VmmError: it does not wake up.
         """
         self._waking.acquire(blocking=False)
         self.vmm.wake()
@@ -190,7 +193,7 @@ class Guest:
         self.tell("awake")
 
     def thaw(self) -> None:
-        """Undo ``freeze``: the guest goes on in the VMM it never left."""
+        """Undo ``freeze``: the guest continues in the VMM that it never left."""
         self.vmm.cont()
         if self._sleeps and self.vmm.query_status() == "suspended":
             self._wake()
@@ -199,7 +202,7 @@ class Guest:
         self.tell("resumed", rolled_back=True)
 
     def entry(self) -> GuestEntry:
-        """Return what the incoming agent has to know."""
+        """Return the guest's entry in the manifest."""
         return GuestEntry(self.spec, os.fstat(self.state).st_size, self.faults)
 
     # --- incoming
@@ -216,7 +219,7 @@ class Guest:
         return now_ns() - began
 
     def resume(self) -> None:
-        """Start a VMM around the retrieved memory and let the guest go on."""
+        """Start a VMM around the retrieved memory and let the guest run."""
         self._tell_digests("boot")
         self._run_saved()
         self.tell("resumed")
@@ -246,7 +249,7 @@ class Guest:
             self.tell("digests", moment=moment, first=first, digests=text)
 
     def release(self) -> None:
-        """Close the preserved set: an outgoing one is given up, an incoming one finished."""
+        """Close the preserved set: an outgoing one is dropped, an incoming one finished."""
         session, self.session = self.session, None
         if session is not None:
             session.let_go()

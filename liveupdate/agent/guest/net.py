@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bridge between the wire NIC and the guests' taps, by ioctl: each ``ip`` would cost an exec.
+"""The bridge between the guests' network card and their taps, by ioctl: each ``ip`` would cost an
+exec.
 
-Runs in the blackout. Nothing here has an address: only Ethernet frames pass.
+Runs in the blackout. The host has no address on it: it only passes Ethernet frames.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ class Network:
         self._sock: Socket | None = None
 
     def open_tap(self, name: str) -> int:
-        """Return a close-on-exec fd of a new tap in the bridge, up. It goes when the fd is closed.
+        """Return a close-on-exec fd of a new tap in the bridge, up. Closing the fd removes the tap.
 
-        :raises OSError: when the kernel refuses.
+        :raises OSError: the kernel refuses.
         """
         with self._lock:
             sock = self._sock or self._make_bridge()

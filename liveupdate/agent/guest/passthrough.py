@@ -38,7 +38,7 @@ class Assigned:
     __slots__ = ("access", "bdf", "kind", "name")
 
     def __init__(self, raw: object) -> None:
-        """:raises SpecError: when a field is wrong."""
+        """:raises SpecError: a field is wrong."""
         if not isinstance(raw, dict):
             raise SpecError("guest: a device must be an object")
         self.name = check_name(raw.get("name"))
@@ -52,14 +52,16 @@ class Assigned:
             raise SpecError(f"guest: a device's 'bdf' is {self.bdf!r}")
 
     def to_json(self) -> dict[str, object]:
+        """Return the fields as JSON, for the manifest."""
         return {key: getattr(self, key) for key in self.__slots__}
 
     @property
     def pin(self) -> Pin:
+        """Return the device with its driver, to bind it to vfio-pci or give it back."""
         return Pin(self.bdf)
 
     def status(self) -> dict[str, object]:
-        """Tell how it is, as :meth:`liveupdate.agent.device.devices.Device.status` does."""
+        """Return its state, as :meth:`liveupdate.agent.device.devices.Device.status` does."""
         pin = self.pin
         return {
             "bdf": self.bdf,
@@ -71,10 +73,10 @@ class Assigned:
 
 
 def stop_guests(guests: Iterable[Guest], errors: tuple[type[Exception], ...]) -> dict[str, object]:
-    """End the guests that have devices, and give these back: a VMM has them while it lives.
+    """End the guests that have devices, and give the devices back: a VMM holds them while it runs.
 
-    :param errors: what giving back may fail with.
-    :returns: of each device its driver, or what went wrong.
+    :param errors: exceptions that giving back may raise.
+    :returns: for each device its driver, or what went wrong.
     """
     said: dict[str, object] = {}
     for guest in guests:

@@ -43,6 +43,7 @@ class Qmp:
         self._id = 0
 
     def close(self) -> None:
+        """Close the connection. Idempotent."""
         self._sock.close()
 
     def greet(self, deadline: float) -> dict[str, object]:
@@ -55,11 +56,11 @@ class Qmp:
         return version if isinstance(version, dict) else {}
 
     def execute(self, command: str, args: dict[str, object], deadline: float) -> object:
-        """Run one command, return its ``return``."""
+        """Run one command and return its ``return``."""
         return self.batch([(command, args)], deadline)[-1]
 
     def batch(self, commands: Sequence[Command], deadline: float) -> list[object]:
-        """Send all commands in one go, then collect the answers.
+        """Send all commands at once, then collect the answers.
 
         :raises QmpError: for the first that was refused; the later ones have run, too.
         """

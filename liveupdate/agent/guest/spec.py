@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a guest is. Comes from the control host, and again, untrusted, out of the manifest."""
+"""The description of a guest. It comes from the control host, and again, untrusted, from the
+manifest.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,7 @@ class GuestSpec:
     )
 
     def __init__(self, raw: object) -> None:
-        """:raises SpecError: when a field is missing, of the wrong type or out of range."""
+        """:raises SpecError: a field is missing, of the wrong type or out of range."""
         if not isinstance(raw, dict):
             raise SpecError("guest: must be an object")
         self.name = check_name(raw.get("name"))
@@ -90,6 +92,7 @@ class GuestSpec:
         self.devices = _devices(raw.get("devices") or [])
 
     def to_json(self) -> dict[str, object]:
+        """Return the fields as JSON, for the manifest."""
         fields = {key: getattr(self, key) for key in self.__slots__}
         return {**fields, "devices": [each.to_json() for each in self.devices]}
 
@@ -100,18 +103,21 @@ class GuestSpec:
 
     @property
     def mac(self) -> str:
+        """MAC address of its network card."""
         return f"52:54:00:20:00:{self.index:02x}"
 
     @property
     def tap(self) -> str:
+        """Name of its tap."""
         return f"lu{self.index}"
 
     @property
     def pages(self) -> int:
+        """Number of pages of 4 KiB in its RAM."""
         return self.memory_bytes // 4096
 
     def kernel_append(self) -> str:
-        """Return the guest kernel's command line: ours first, what the caller added last."""
+        """Return the guest kernel's command line: the agent's words first, then the caller's."""
         return (
             "console=ttyS0 panic=-1 no_timer_check quiet "
             f"lu.pattern={self.pattern_bytes} lu.seed={self.seed} lu.name={self.name} "
@@ -121,7 +127,7 @@ class GuestSpec:
 
 
 class GuestEntry:
-    """One guest in the manifest: what the outgoing agent says of it to the incoming one."""
+    """One guest in the manifest: what the outgoing agent tells the incoming one about it."""
 
     __slots__ = ("faults", "spec", "state_bytes")
 
@@ -130,5 +136,5 @@ class GuestEntry:
     ) -> None:
         self.spec = spec
         self.state_bytes = state_bytes
-        #: what a test wants to go wrong on the incoming side, as given to ``inject``
+        #: faults of tests for the incoming side, as given to ``inject``
         self.faults = faults or []

@@ -39,7 +39,7 @@ _SAVE_SETUP: list[tuple[str, dict[str, object]]] = [
         {
             "capabilities": [
                 {"capability": "x-ignore-shared", "state": True},
-                # the end of a migration is told, not polled for
+                # the end of a migration is an event, not polled for
                 {"capability": "events", "state": True},
             ]
         },
@@ -48,7 +48,7 @@ _SAVE_SETUP: list[tuple[str, dict[str, object]]] = [
 
 
 class VmmError(Exception):
-    """The VMM did not do what it was asked; ``kind`` is what it was about."""
+    """The VMM did not do what it was told; ``kind`` names the request."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -68,13 +68,16 @@ class VmmFds:
         self.qga = qga
 
     def all(self) -> list[int]:
+        """Return all descriptors that exist."""
         fds = [self.ram.fd, self.tap, self.qmp, self.payload]
         return fds if self.qga is None else [*fds, self.qga]
 
 
 def build_argv(spec: GuestSpec, fds: VmmFds, disk: str, *, incoming: bool) -> list[str]:
-    """Return the VMM's command line. The device part depends on ``spec`` alone: the state of one
-    process must fit the next. Slots are given so that the order of options does not matter.
+    """Return the VMM's command line.
+
+    The devices depend on ``spec`` alone, because the state of one process must fit the next. Slots
+    are given, so that the order of options does not matter.
     """
     # fmt: off
     argv = [
@@ -86,7 +89,7 @@ def build_argv(spec: GuestSpec, fds: VmmFds, disk: str, *, incoming: bool) -> li
         "-cpu", "host",
         "-smp", str(spec.vcpus),
         "-m", f"{spec.memory_bytes // MIB}M",
-        # what a guest has no use for costs start-up time in the blackout; irqchip: KVM may have
+        # unused devices cost start-up time in the blackout; irqchip: KVM may have
         # been built without PIC and IO-APIC (CONFIG_KVM_IOAPIC), and SMM
         "-machine", "q35,memory-backend=ram,kernel-irqchip=split,smm=off,graphics=off,vmport=off,"
                     "smbus=off,sata=off,usb=off",
@@ -190,7 +193,7 @@ class QemuVmm:
         self.ram_fd = -1
         #: exit status (negative: signal), None while it runs
         self.status: int | None = None
-        #: its end was asked for: no news
+        #: its end was requested, so it needs no event
         self.ending = False
         self.version = ""
         self.payload: Socket | None = None
@@ -200,7 +203,7 @@ class QemuVmm:
     # --- life
 
     def spawn(self, ram: Ram, tap: int, disk: str, *, incoming: bool) -> None:
-        """Start the process; its sockets are connected when this returns, its monitor is not up."""
+        """Start the process; on return its sockets are connected, and its monitor is not yet up."""
         base = f"{RUN_DIR}/{self.spec.name}"
         names = ["qmp", "payload"] + (["qga"] if self.spec.qga else [])
         listeners = {name: listen_unix(f"{base}.{name}") for name in names}
@@ -246,7 +249,9 @@ class QemuVmm:
             self.qga = connect_unix(f"{base}.qga")
 
     def adopt(self, pid: int, ram_fd: int) -> None:
-        """Take over a process that an earlier agent started, and that nobody is connected to."""
+        """Take over a process that an earlier agent started and to which no process is
+        connected.
+        """
         self.pid, self.ram_fd = pid, ram_fd
         self.pidfd = os.pidfd_open(pid)
         self._connect()
@@ -264,10 +269,14 @@ class QemuVmm:
             self.version = f"{qemu.get('major')}.{qemu.get('minor')}.{qemu.get('micro')}"
 
     def check_adapter(self) -> str:
+        """Return the name of the adapter that fits this QEMU.
+
+        :raises VmmError: none does.
+        """
         return choose_adapter(self._execute("query-qmp-schema", {}))
 
     def quit(self) -> None:
-        """Ask it to end; does not wait."""
+        """Ask it to end; do not wait."""
         self.ending = True
         try:
             self._execute("quit", {})
@@ -275,13 +284,14 @@ class QemuVmm:
             self.kill()
 
     def kill(self) -> None:
+        """Kill the process (SIGKILL)."""
         if self.status is None and self.pidfd >= 0:
             import signal  # pulls in enum; never needed when all goes well
 
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def wait_end(self, timeout_s: float) -> None:
-        """Wait for the end of the process and collect it; killed when that takes too long."""
+        """Wait for the end of the process and reap it; kill it when that takes too long."""
         if self.pidfd < 0 or self.status is not None:
             return
         poller = select.poll()
@@ -291,7 +301,7 @@ class QemuVmm:
         self.reap()
 
     def reap(self) -> int:
-        """Collect the ended process; harmless when that was done before. Returns its status."""
+        """Reap the ended process and return its status. Idempotent."""
         if self.status is None:
             try:
                 _pid, status = os.waitpid(self.pid, 0)
@@ -301,7 +311,7 @@ class QemuVmm:
         return self.status
 
     def close(self) -> None:
-        """Close what belongs to an ended process."""
+        """Close the sockets and descriptors of an ended process."""
         for sock in (self.payload, self.qga):
             if sock is not None:
                 sock.close()
@@ -313,11 +323,13 @@ class QemuVmm:
         self.pidfd = -1
 
     def stderr_tail(self) -> str:
+        """Return the end of the VMM's stderr."""
         return _tail(f"{RUN_DIR}/{self.spec.name}.stderr")
 
     def last_words(self) -> str:
-        """Say what the VMM wrote last, and the guest on its console: with ``-no-reboot`` a guest
-        that panics is a VMM that ends in silence.
+        """Return the last output of the VMM, and of the guest on its console.
+
+        With ``-no-reboot`` a guest that panics is a VMM that ends and prints nothing.
         """
         said = self.stderr_tail() or "nothing"
         console = _tail(f"{RUN_DIR}/{self.spec.name}.serial") or "nothing"
@@ -326,19 +338,22 @@ class QemuVmm:
     # --- the guest in it
 
     def query_status(self) -> str:
+        """Return QEMU's run state, such as ``running``."""
         reply = self._execute("query-status", {})
         return str(reply.get("status")) if isinstance(reply, dict) else "unknown"
 
     def stop(self) -> None:
+        """Stop the vCPUs."""
         self._execute("stop", {})
 
     def cont(self) -> None:
+        """Let the vCPUs run."""
         self._execute("cont", {})
 
     def send_to_sleep(self) -> None:
         """Have the payload suspend the guest to RAM; return when it sleeps.
 
-        :raises VmmError: it does not, and may do so later.
+        :raises VmmError: it does not sleep, and may do so later.
         """
         line = b'{"cmd":"sleep"}\n'
         try:
@@ -353,7 +368,7 @@ class QemuVmm:
             raise VmmError("sleep", said) from err
 
     def reopen_payload(self) -> None:
-        """Connect to the payload's port anew; whoever reads the old connection finds it closed."""
+        """Connect to the payload's port again; the reader of the old connection sees its end."""
         import _socket
 
         old = self.payload
@@ -366,15 +381,15 @@ class QemuVmm:
         self.payload.setblocking(False)
 
     def wake(self) -> None:
-        """Wake a guest that sleeps; it is awake some time later."""
+        """Wake a sleeping guest; it is awake some time later."""
         self._execute("system_wakeup", {})
 
     def reset(self) -> None:
-        """Reset the guest, which ``-no-reboot`` would turn into the end of the VMM."""
+        """Reset the guest; with ``-no-reboot`` that ends the VMM."""
         self._batch([("set-action", {"reboot": "reset"}), ("system_reset", {})])
 
     def arm(self) -> None:
-        """Do in the brownout all of ``save`` that can be done ahead."""
+        """Do all of ``save`` that can be done ahead, in the brownout."""
         self._batch(_SAVE_SETUP)
 
     def save(self, state: int) -> int:

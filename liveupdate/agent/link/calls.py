@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The calls of the control host. Loaded by the call thread, off the path of a restore.
 
-Each method takes the call's ``args`` and returns its ``ok``, or that and a function to be run once
-the reply is on its way.
+Each method takes the call's ``args`` and returns its ``ok``, or that and a function to run once the
+reply has been sent.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LOADERS = {"file": "-s", "legacy": "-c"}
 
 
 class Calls:
-    """What the control host can ask for."""
+    """The calls that the control host can make."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -84,7 +84,7 @@ class Calls:
     def run(self, name: str, args: Args) -> tuple[Args, After]:
         """Carry out one call.
 
-        :raises CallError, HandoverError, VmmError, SpecError, OSError: when it cannot be.
+        :raises CallError, HandoverError, VmmError, SpecError, OSError: the call failed.
         """
         if name == "jump":
             self._handover.check_jump()
@@ -197,7 +197,7 @@ class Calls:
             raise CallError("args", f"'guests' must be a list of 1 to {GUESTS_MAX}")
         agent = self._agent
         specs = [GuestSpec(each) for each in raw]
-        # one whose VMM has ended may be started anew; until then it is there to be asked about
+        # a guest whose VMM has ended may be started again; until then its state can be queried
         wanted = {spec.name for spec in specs}
         dead = [
             g for g in agent.guests.values() if g.spec.name in wanted and g.vmm.status is not None
@@ -318,7 +318,7 @@ class Calls:
         return self._cost_calls
 
     def _kho_map(self, _args: Args) -> Args:
-        """Give KHO's root devicetree, "" when there is none to be seen, for who sees all RAM."""
+        """Return KHO's root devicetree, for a reader of all RAM; "" when it is not visible."""
         from binascii import b2a_base64
 
         try:
@@ -348,7 +348,7 @@ def _raise_first(errors: list[Exception | None]) -> None:
 
 
 def _kexec(*args: str) -> None:
-    """Run kexec-tools; what it says becomes the error's message."""
+    """Run kexec-tools; its output becomes the error's message."""
     status, text = run_program([host.KEXEC, *args])
     if status:
         raise HandoverError("kexec", f"kexec {args[0]} ended with {status}: {text}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent: one thread for all I/O, one that carries out calls in order, one per guest at work.
+"""The agent: one thread for all I/O, one that carries out calls in order, one per busy guest.
 
-Events go out from the thread in which the thing happened, at once; the port never blocks.
+The thread in which something happens sends its event, at once; the port never blocks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CALLS_QUEUED_MAX = 256
 VISITORS_MAX = 16
 GUEST_LINE_BYTES_MAX = 64 << 10
 READ_RAM_MAX = 64 << 10
-#: poll interval while the port is absent, has no reader, or has not taken all
+#: poll interval while the port is absent, has no reader, or has not taken all output
 RETRY_MS = 20
 
 
@@ -55,7 +55,7 @@ class Agent:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._port_registered = False
         self._splitter = framing.LineSplitter()
-        #: id of the update that the relay, or whoever is at the port, speaks for
+        #: id of the update for which the relay, or the reader of the port, speaks
         self.holder = ""
         self._visitors: dict[int, Visitor] = {}
         self._calls: list[tuple[int, str, dict[str, object], Visitor | None]] = []
@@ -85,7 +85,7 @@ class Agent:
     # --- start
 
     def start(self) -> None:
-        """Say hello and take over what the previous kernel left; returns at once."""
+        """Send hello and take over what the previous kernel left; returns at once."""
         recovered, entries = self.handover.recover()
         self.emit(
             "hello",
@@ -106,7 +106,7 @@ class Agent:
             self._go_on_watching()
         else:
             self._adopt()
-        # a session that could not be had is news, too
+        # a session that could not be retrieved is an event, too
         Task(self._restore if self.handover.sessions else self._tell_init)
         Task(self._serve)
 
@@ -115,7 +115,7 @@ class Agent:
             self.update.watch()
 
     def _adopt(self) -> None:
-        """Take guests back that an earlier agent of this boot has left running."""
+        """Take back guests that an earlier agent of this boot left running."""
         from ..update.adopt import STATE_PATH, adopt
 
         if os.path.exists(STATE_PATH):
@@ -131,7 +131,7 @@ class Agent:
         write_state(self)
 
     def _tell_init(self) -> None:
-        """Tell PID 1 that the guests run: what it kept back may start."""
+        """Tell PID 1 that the guests run: it may start the services it held back."""
         if self._ready_fd >= 0:
             os.write(self._ready_fd, b"\n")
             os.close(self._ready_fd)
@@ -139,12 +139,12 @@ class Agent:
     # --- the I/O thread
 
     def loop(self) -> None:
-        """Move bytes for ever."""
+        """Move bytes, without end."""
         self._epoll.register(self._wake, select.EPOLLIN)
         self._handlers[self._wake] = self._woken
         hung_up = is_listening = False
         while True:
-            # Nobody at the other end is said again at once, for ever: look again after a while.
+            # Without a reader poll() returns at once, every time: look again after a while.
             if not self._port_registered and not hung_up:
                 self._register_port()
                 if not is_listening and self.port.listener_fd >= 0:
@@ -210,8 +210,8 @@ class Agent:
     def _attach(self, seq: int, args: dict[str, object], visitor: Visitor | None) -> None:
         """Make a visitor the relay. With an id it speaks for that update, which takes the host.
 
-        One that speaks for the update that has the host already takes the place of a relay whose
-        line may be dead without anybody having noticed.
+        A visitor that speaks for the update that already has the host replaces a relay whose
+        connection may be dead without a sign.
         """
         holder = args.get("id")
         try:
@@ -255,7 +255,7 @@ class Agent:
             visitor.send(framing.encode_error(seq, "not-attached", said))
             return
         if name == "read_ram":
-            # not queued: it is how guests are watched while another call takes its time
+            # not queued: guests are watched this way while another call takes long
             self._read_ram(seq, args)
             return
         if len(self._calls) >= CALLS_QUEUED_MAX:
@@ -266,13 +266,13 @@ class Agent:
         os.eventfd_write(self._calls_ready, 1)
 
     def _read_ram(self, seq: int, args: dict[str, object]) -> None:
-        """Answer with bytes of a guest's RAM, for want of anybody who sees it from outside."""
+        """Answer with bytes of a guest's RAM, where it cannot be read from outside."""
         from binascii import b2a_base64
 
         offset, size = args.get("offset"), args.get("bytes")
         guest = self.guests.get(str(args.get("guest")))
         if guest is not None and not guest.running:
-            # what lies there now was written before the pause: no sign of life
+            # the content was written before the pause: no sign of life
             self._send(framing.encode_error(seq, "paused", f"guest '{guest.spec.name}' is paused"))
             return
         if (
@@ -313,7 +313,7 @@ class Agent:
     # --- guests
 
     def watch(self, guest: Guest) -> None:
-        """Follow the payload and the end of a guest's VMM; again when either is new."""
+        """Follow the payload and the end of a guest's VMM; call it again when either is new."""
         vmm, payload = guest.vmm, guest.vmm.payload
         if payload is not None:
             splitter = framing.LineSplitter(GUEST_LINE_BYTES_MAX)

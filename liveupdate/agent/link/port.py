@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The channel on this side: a virtio-serial port, which may have no reader, or come up late.
+"""The agent's end of the channel: a virtio-serial port, which may have no reader or appear late.
 
-A machine without that port is asked through a unix socket instead, by a relay that the control host
-starts over SSH. Whoever connects there is a visitor until the agent lets it be the relay: one at a
-time.
+A machine without that port is reached through a unix socket instead, by a relay that the control
+host starts over SSH. A client of the socket is a visitor until the agent makes it the relay, of
+which there is one at a time.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def find_port(name: str = PORT_NAME, root: str = "/sys/class/virtio-ports") -> s
 
 
 class Visitor:
-    """Somebody at the socket who is not the relay. Read by the main loop alone."""
+    """A client of the socket that is not the relay. Read by the main loop only."""
 
     __slots__ = ("sock", "splitter")
 
     def __init__(self, sock: Socket) -> None:
         self.sock = sock
-        #: a visitor is given less room than the relay
+        #: a visitor's queue is shorter than the relay's
         self.splitter = LineSplitter(VISITOR_LINE_BYTES_MAX)
 
     def send(self, line: bytes) -> None:
-        """Answer; one that does not read is left to itself."""
+        """Send an answer; it is dropped if the visitor does not read."""
         try:
             self.sock.settimeout(VISITOR_SEND_S)
             self.sock.sendall(line)
@@ -62,11 +62,12 @@ class Visitor:
             return b""
 
     def close(self) -> None:
+        """Close the connection."""
         self.sock.close()
 
 
 class Port:
-    """Sends from any thread without blocking; read by the main loop alone."""
+    """Sends from any thread without blocking; read by the main loop only."""
 
     def __init__(self) -> None:
         self.fd = -1
@@ -76,7 +77,7 @@ class Port:
         self._relay: Socket | None = None
 
     def try_open(self) -> bool:
-        """Open the port if it is there by now; without one, listen at the socket."""
+        """Open the port if it exists by now; on a machine without one, listen at the socket."""
         path = find_port()
         if path is None:
             self._listen()
@@ -97,11 +98,11 @@ class Port:
 
     @property
     def listener_fd(self) -> int:
-        """Descriptor that is readable when somebody is at the socket; -1: there is none."""
+        """Descriptor that is readable when a client waits at the socket; -1: there is none."""
         return self._listener.fileno() if self._listener is not None else -1
 
     def accept(self) -> Visitor | None:
-        """Let somebody in."""
+        """Accept a client as a visitor."""
         try:
             fd, _ = self._listener._accept()  # type: ignore[union-attr]  # not in the public class
         except (OSError, AttributeError):
@@ -110,6 +111,7 @@ class Port:
 
     @property
     def has_relay(self) -> bool:
+        """Whether a relay is connected."""
         return self.fd >= 0
 
     def promote(self, visitor: Visitor) -> None:
@@ -121,7 +123,7 @@ class Port:
         self.attach(visitor.sock.fileno())
 
     def hang_up(self) -> None:
-        """Forget a relay that has gone; a port stays, whoever reads it."""
+        """Forget a relay that has gone; a port stays, with any reader."""
         if self._relay is None:
             return
         with self._lock:
@@ -130,7 +132,7 @@ class Port:
             self._relay = None
 
     def attach(self, fd: int) -> None:
-        """Use ``fd``, which does not block, from now on."""
+        """Use ``fd``, a descriptor that does not block, from now on."""
         with self._lock:
             self.fd = fd
 
@@ -141,12 +143,13 @@ class Port:
             self._flush()
 
     def flush(self) -> None:
-        """Write what is queued as far as the other end takes it now."""
+        """Write as much of the queue as the other end takes now."""
         with self._lock:
             self._flush()
 
     @property
     def has_pending(self) -> bool:
+        """Whether output is queued."""
         return self._outbox.pending_bytes > 0
 
     def drain(self, timeout_s: float) -> None:
@@ -174,7 +177,7 @@ class Port:
         return int.from_bytes(count, "little")
 
     def read(self) -> bytes:
-        """Return what has arrived; empty: nothing, or nobody at the other end."""
+        """Return what has arrived; empty: nothing, or there is no other end."""
         try:
             return os.read(self.fd, READ_BYTES)
         except OSError:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guests that outlive the agent: what a new one has to know to take them back.
+"""Guests that outlive the agent: what a new agent has to know to take them back.
 
-VMMs are processes of their own and do not end with the agent; what ends with it are its sessions,
-so that an update under way is given up by the kernel itself. A file under /run says which process
-is which guest; a guest's RAM is opened through its VMM.
+VMMs are processes of their own and do not end with the agent. Its sessions do, so the kernel drops
+an update that was prepared. A file under /run says which process is which guest; a guest's RAM is
+opened through its VMM.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ STATE_PATH = f"{RUN_DIR}/guests.json"
 
 
 def start_time(pid: int) -> str:
-    """Return when a process was started, in clock ticks since boot; "": there is none.
+    """Return when a process was started, in clock ticks since boot; "": there is no such process.
 
-    A number may be used again, never with the same start.
+    A pid may be reused, but not with the same start time.
     """
     try:
         stat = read_text(f"/proc/{pid}/stat")
@@ -38,7 +38,7 @@ def start_time(pid: int) -> str:
 
 
 def write_state(agent: Holder) -> None:
-    """Note which process is which guest. Not being able to costs a later adoption, no more."""
+    """Record which process is which guest. A failure costs a later adoption only."""
     rows: list[dict[str, object]] = []
     for guest in agent.guests.values():
         if guest.ram is None or guest.error is not None:
@@ -60,7 +60,7 @@ def write_state(agent: Holder) -> None:
 
 
 def adopt(agent: Holder) -> None:
-    """Take back what an earlier agent of this boot has left running."""
+    """Take back the guests that an earlier agent of this boot left running."""
     try:
         with open(STATE_PATH, "rb") as file:
             state = decode_json(file.read(4 << 20))

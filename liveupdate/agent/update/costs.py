@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a mechanism costs, as far as this host can tell (``model.evidence.CostFacts``).
+"""What a mechanism costs, as far as this host can measure (``model.evidence.CostFacts``).
 
-Asked while guests run; loaded when it is asked for, off the path of a restore.
+Measured while guests run; loaded when it is needed, off the path of a restore.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAGE_BYTES = 4096
 
 
 def of_guest(guest: Guest) -> dict[str, object]:
-    """Return the fields of ``RamFacts``; None: it cannot be told here."""
+    """Return the fields of ``RamFacts``; None: they cannot be measured here."""
     found = mapped_pages(guest.vmm.pid)
     return {
         "guest": guest.spec.name,
@@ -57,8 +57,8 @@ def of_host(
 def mapped_pages(pid: int, root: str = KVM_DEBUGFS) -> dict[str, int]:
     """Return how many pages of each size KVM has in the page tables of a VMM's guest.
 
-    What the hardware walks, so it holds for every kind of memory, where smaps only knows some.
-    Empty: KVM cannot be asked.
+    These are the tables that the hardware walks, so the result holds for every kind of memory;
+    smaps knows only some. Empty: KVM does not show it.
     """
     try:
         names = [name for name in os.listdir(root) if name.partition("-")[0] == str(pid)]
@@ -121,7 +121,7 @@ def can_pin(ram: Ram) -> bool | None:
 
 
 def try_hugetlb(size: int, root: str = HUGEPAGES) -> dict[str, object]:
-    """Take as much memory from hugetlbfs, and give it back: what an allocation is compared with.
+    """Allocate as much memory from hugetlbfs, and free it: the reference for an allocation.
 
     :param size: in bytes, a multiple of 2 MiB.
     :return: the fields of ``HugetlbFacts``.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fragment this host's free memory: one page that cannot be moved in each block of 2 MiB.
+"""Fragments this host's free memory: one page that cannot be moved in each block of 2 MiB.
 
-Nearly all free memory is taken in single pages, one page of each block is held by a pipe, and the
-rest given back. What is free afterwards is as much as before, in pieces of less than 2 MiB.
+It takes nearly all free memory in single pages, keeps one page of each block in a pipe, and frees
+the rest. Afterwards as much memory is free as before, in pieces of less than 2 MiB.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _PFN_MASK = (1 << 55) - 1
 
 
 class FragmentError(Exception):
-    """The memory is not as fragmented as was wanted."""
+    """The memory is not as fragmented as requested."""
 
 
 def whole_blocks(buddyinfo: str) -> int:
-    """Return how many free blocks of 2 MiB there are: of larger orders, what they come to.
+    """Return how many free blocks of 2 MiB there are; larger orders count as several.
 
     :param buddyinfo: /proc/buddyinfo: ``Node N, zone NAME`` and free blocks of order 0, 1, ...
     """
@@ -52,7 +52,7 @@ def whole_blocks(buddyinfo: str) -> int:
 
 
 def choose(frames: memoryview, share: float) -> list[int]:
-    """Return an index into ``frames`` for each block of 2 MiB that is to be spoilt.
+    """Return an index into ``frames`` for each block of 2 MiB that is to be broken up.
 
     :param frames: entries of pagemap.
     :param share: of the blocks, spread evenly.
@@ -69,10 +69,11 @@ def choose(frames: memoryview, share: float) -> list[int]:
 
 
 def fragment(share: float) -> tuple[Pins, dict[str, object]]:
-    """Spoil ``share`` of the free blocks of 2 MiB. The pages stay held until the pins are closed.
+    """Break up ``share`` of the free blocks of 2 MiB. The pages stay held until the pins are
+    closed.
 
     :return: the pins, and the fields of ``model.evidence.FragmentFacts``.
-    :raises FragmentError: /proc/buddyinfo does not show what it should.
+    :raises FragmentError: /proc/buddyinfo does not show the expected result.
     """
     before = whole_blocks(read_text("/proc/buddyinfo"))
     free = mem_free_bytes(read_text("/proc/meminfo"))
@@ -124,7 +125,7 @@ def _populate(area: mmap, size: int) -> int:
 
 
 def spare_bytes(meminfo: str) -> int:
-    """Return what is free and not CMA's, which the kernel cannot use for itself."""
+    """Return the free memory that is not CMA's, which the kernel cannot use for itself."""
     cma = meminfo_bytes(meminfo, "CmaFree") if "CmaFree:" in meminfo else 0
     return mem_free_bytes(meminfo) - cma
 

@@ -44,7 +44,7 @@ _REBOOT_KEXEC = 0x45584543  # LINUX_REBOOT_CMD_KEXEC
 
 
 class HandoverError(Exception):
-    """A call that makes no sense now, or that the kernel refused."""
+    """A call that is not possible now, or that the kernel refused."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class HandoverError(Exception):
 
 
 class Handover:
-    """The preserved sets of this boot and what state they are in."""
+    """The preserved sets of this boot and their state."""
 
     def __init__(
         self,
@@ -95,11 +95,12 @@ class Handover:
         return self._mechanism
 
     def next_words(self) -> str:
-        """Return what the mechanism adds to the command line of a kernel that is loaded."""
+        """Return the mechanism's words for the command line of a kernel that is loaded."""
         return "" if self._mechanism is None else self._mechanism.next_words()
 
     def recover(self) -> tuple[bool, list[GuestEntry]]:
-        """Look for what the previous kernel left. Sends no event: ``hello`` has to be the first.
+        """Look for what the previous kernel left. Sends no event, because ``hello`` must be the
+        first.
 
         :return: whether there is a preserved set of an agent, and the guests in it.
         """
@@ -142,11 +143,11 @@ class Handover:
         try:
             self._update.take_over(self._record)
         except (OSError, ValueError) as err:
-            # not the guests' trouble: whoever asks for the record finds out
+            # no trouble of the guests: a caller who reads the record finds out
             self._emit("agent-error", {"call": "recover", "message": f"record: {err}"})
 
     def restore(self) -> None:
-        """Restore all guests at once; what fails is told and does not stop the others."""
+        """Restore all guests at once; a failure is an event and does not stop the others."""
         for session in self.sessions:
             if session["error"] is not None:  # no guest can be named
                 self._restore_failed("", "session", str(session["error"]))
@@ -215,7 +216,7 @@ class Handover:
         )
 
     def finish(self) -> dict[str, object]:
-        """Give the mechanism its preserved sets back; all is as before ``prepare``."""
+        """Return the preserved sets to the mechanism; the state is as before ``prepare``."""
         self._need("restored")
         problems: list[str] = []
         releases = [self._release, *(g.release for g in self._guests.values())]
@@ -233,10 +234,10 @@ class Handover:
     # --- outgoing
 
     def prepare(self) -> dict[str, object]:
-        """Preserve the memory of running guests. Takes its time: this is the brownout.
+        """Preserve the memory of running guests. May take long: this is the brownout.
 
-        :raises HandoverError: also when a guest is lost: an update that left it out in silence
-            would hide that.
+        :raises HandoverError: also when a guest is lost, because an update without it would hide
+            the loss.
         """
         self._need("idle")
         for guest in self._guests.values():
@@ -281,7 +282,7 @@ class Handover:
             self._update.save(self._record)
 
     def abandon(self) -> dict[str, object]:
-        """Preserve nothing any more; the guests go on."""
+        """Drop what was preserved; the guests run on."""
         self._need("prepared", "failed")
         self._give_up()
         return {}
@@ -293,7 +294,7 @@ class Handover:
             raise HandoverError("not-loaded", "no kernel is loaded; call load_kernel first")
 
     def jump(self) -> None:
-        """Freeze all guests and enter the loaded kernel. Returns only when that failed."""
+        """Freeze all guests and enter the loaded kernel. Returns only on failure."""
         guests = list(self._guests.values())
         errors = run_parallel([_bind(self._freeze_guest, guest) for guest in guests])
         failed = [(g, e) for g, e in zip(guests, errors, strict=True) if e is not None]
@@ -314,7 +315,7 @@ class Handover:
         # The VMMs stay: their vCPUs are stopped, the kexec ends them, and ending them here would be
         # time of the blackout. A refused reboot then finds the guests where they were.
         self._before_kexec()
-        # Last, so that what finds its way into a ring without us does so for as short as possible.
+        # Last, so that a ring goes unread for as short as possible.
         stopped = run_parallel([device.freeze for device in self._working()])
         for failure in filter(None, stopped):
             self._emit("freeze-failed", {"guest": "", "message": str(failure)})
@@ -335,10 +336,11 @@ class Handover:
         self._thaw(guests)
 
     def _take_leave(self) -> None:
-        """Say that the kernel is left, and seal our own preserved set.
+        """Announce that the kernel is left, and seal the agent's own preserved set.
 
-        Who watches from outside may count on it that from that word on nothing is written to what
-        is carried. Only the record of an update comes later, as it has to have the word itself.
+        An observer from outside may rely on it: after this event nothing is written to what is
+        carried over. Only the record of an update comes later, as it has to contain the event
+        itself.
         """
         if self._record < 0:
             self._seal()

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An update as its operator sees it: who holds this host, and what was seen meanwhile.
+"""An update as its operator sees it: who holds this host, and what was observed meanwhile.
 
-The lock keeps a second control host out. The record keeps every event and a look at every guest's
-tick page, so that what happened is known although nobody listened: the network may be gone, and so
-may the control host's process. Both go through the kexec in a file beside the manifest.
+The lock keeps a second control host out. The record keeps every event and samples of every guest's
+tick page, so that the facts are known even if no control host was connected: the network or the
+control host's process may be gone. Both go through the kexec in a file beside the manifest.
 
 The record's lines are JSON: events as on the wire, ``{"tick": GUEST, "t_ns", "page": hex}``,
 ``{"pong": GUEST, "t_ns", "realtime_ns"}``, ``{"watched": {"began_ns", "ended_ns",
 "longest_hole_ns"}}`` and ``{"dropped": N}``. Each has ``boot``: 0 before the kexec, 1 after it.
-Times: CLOCK_BOOTTIME of that boot. What the previous kernel left is untrusted, as all of the
+Times: CLOCK_BOOTTIME of that boot. What the previous kernel left is untrusted, as is all of the
 manifest.
 """
 
@@ -48,7 +48,7 @@ MAGIC = b"LURECRD1"
 #: magic, bytes of the body, crc32 of it, 0; the body: the lock, then the record's lines
 _HEADER = Struct("<8sQII")
 
-#: calls that change nothing; whoever can reach the socket may make them
+#: calls that change nothing; every client of the socket may make them
 READ_ONLY = frozenset(("ping", "facts", "guest_status", "device_status", "update_status", "survey"))
 
 
@@ -61,12 +61,12 @@ class UpdateError(Exception):
 
 
 class Lock:
-    """Who updates this host; comes from the control host, and again out of the manifest."""
+    """Who updates this host; it comes from the control host, and again from the manifest."""
 
     __slots__ = ("digest", "id", "owner", "since", "watch")
 
     def __init__(self, raw: object) -> None:
-        """:raises ValueError: it is none."""
+        """:raises ValueError: the fields are not those of a lock."""
         if not isinstance(raw, dict):
             raise ValueError("an update must be an object")
         self.id = _text(raw, "id", ID_MAX)
@@ -84,6 +84,7 @@ class Lock:
         self.watch: dict[str, int] = watch
 
     def to_json(self) -> dict[str, object]:
+        """Return the fields as JSON."""
         return {key: getattr(self, key) for key in self.__slots__}
 
 
@@ -115,9 +116,9 @@ class Update:
     # --- the lock
 
     def begin(self, args: dict[str, object]) -> dict[str, object]:
-        """Take the host for an update; again with the same id is fine.
+        """Lock the host for an update; idempotent for the same id.
 
-        :raises UpdateError: somebody else has it.
+        :raises UpdateError: another update holds it.
         """
         try:
             wanted = Lock({**args, "since": time.time_ns()})
@@ -130,7 +131,7 @@ class Update:
         return self.lock.to_json()
 
     def check(self, holder: str) -> None:
-        """Refuse whoever does not hold the host.
+        """Refuse a caller that does not hold the host.
 
         :raises UpdateError: ``locked``, naming who does.
         """
@@ -142,7 +143,7 @@ class Update:
             )
 
     def end(self) -> None:
-        """Let go of the host and forget the record."""
+        """Release the host and forget the record."""
         self.unwatch()
         self.lock = None
         with self._guard:
@@ -151,7 +152,7 @@ class Update:
     # --- the record
 
     def note(self, name: str, line: bytes) -> None:
-        """Keep an event's line as it goes out; from any thread. What guests say is not kept."""
+        """Keep an event's line as it is sent; from any thread. Events of guests are not kept."""
         if self.lock is None or name == "guest-line":
             return
         entry = line.rstrip()[:-1] + b',"boot":%d}' % self.boot
@@ -181,9 +182,9 @@ class Update:
         return lines
 
     def read(self, start: int, limit: int) -> dict[str, object]:
-        """Return lines from number ``start`` on, about ``limit`` bytes; 0 takes it as it is now.
+        """Return lines from number ``start`` on, about ``limit`` bytes; 0 takes a snapshot first.
 
-        ``next`` is the number to go on with, ``last`` whether there is no more.
+        ``next`` is the number to continue with, ``last`` whether there is no more.
         """
         if start == 0:
             with self._guard:
@@ -235,9 +236,9 @@ class Update:
             view, at = view[done:], at + done
 
     def take_over(self, fd: int) -> None:
-        """Go on with the update that the previous kernel was left in, as ``save`` wrote it.
+        """Continue the update that the previous kernel was left in, as ``save`` wrote it.
 
-        :raises ValueError: it is not what that would have made.
+        :raises ValueError: ``save`` did not write it.
         """
         header = os.pread(fd, _HEADER.size, 0)
         if len(header) != _HEADER.size:
@@ -257,7 +258,7 @@ class Update:
     # --- looking at guests
 
     def watch(self, offsets: object = None) -> None:
-        """Begin to look at the guests; an update that came through the kexec knows where.
+        """Start to watch the guests; an update that came through the kexec knows where.
 
         :raises UpdateError: ``offsets`` is not {guest: offset}.
         """
@@ -274,7 +275,7 @@ class Update:
             Task(self._look_on)
 
     def unwatch(self) -> None:
-        """Look no more, without waiting for a look under way; what was seen stays."""
+        """Stop watching, without waiting for a sample in progress; all samples are kept."""
         self._watching = False
 
     def _look_on(self) -> None:

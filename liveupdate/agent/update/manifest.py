@@ -29,7 +29,7 @@ _STATE_BYTES_MAX = 1 << 30
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be believed; says what is wrong with it."""
+    """A manifest that is not valid, with the reason."""
 
 
 def size_for(guests: int) -> int:
@@ -66,7 +66,7 @@ def encode(
 def decode(data: bytes) -> tuple[str, list[GuestEntry], list[object]]:
     """Return ``(boot_id of the outgoing kernel, guests, specs of devices)``.
 
-    :raises ManifestError: when anything about it is not as ``encode`` would have made it.
+    :raises ManifestError: ``encode`` did not write it.
     """
     if len(data) < _HEADER.size:
         raise ManifestError(f"{len(data)} bytes are too short for a header")
@@ -123,6 +123,10 @@ def write(
     guests: list[GuestEntry],
     devices: list[dict[str, object]] | None = None,
 ) -> None:
+    """Write a manifest into its memfd.
+
+    :raises ManifestError: it does not fit.
+    """
     os.pwrite(fd, encode(boot_id, guests, os.fstat(fd).st_size, devices), 0)
 
 

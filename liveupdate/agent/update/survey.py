@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator has to know of this host before its kernel is replaced. Facts only.
+"""The facts about this host that an operator needs before its kernel is replaced.
 
-Read with the rights of the agent, which is root: other users' processes are seen.
+Read with the rights of the agent, which is root: other users' processes are visible.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..guest.guests import Guest
     from .holder import Holder
 
-#: what of a guest's description matters to whoever plans an update
+#: the fields of a guest's description that matter for planning an update
 SPEC_KEYS = ("disk", "image", "memory_bytes", "name", "pattern_bytes", "qga", "vcpus")
 #: QEMU's word for a vCPU that KVM cannot go on with; why is on its stderr only
 BROKEN = "internal-error"
