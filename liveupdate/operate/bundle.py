@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evidence of a run as one file for a change ticket, with the digest of every file in it.
 
-A gzip'ed tar. Its first member, ``manifest.json``, names every other one with size and sha256; the
-digest of the whole file is what goes into the ticket. A bundle is untrusted input to whoever
-judges it: sizes are bounded, names checked, and nothing is unpacked that the manifest lacks.
+A gzip'ed tar. Its first member, ``manifest.json``, names every other member with size and sha256;
+the digest of the whole file goes into the ticket. A bundle is untrusted input when it is judged:
+sizes are bounded, names checked, and only members in the manifest are unpacked.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Bundle:
 
 
 def bundle_path(run_dir: Path) -> Path:
-    """Where a run's bundle is: beside the run directory."""
+    """Return the path of a run's bundle: beside the run directory."""
     return run_dir.with_name(run_dir.name + SUFFIX)
 
 
 def is_bundle(path: Path) -> bool:
-    """Tell a bundle from a run directory."""
+    """Whether a path is a bundle and not a run directory."""
     return path.is_file()
 
 
@@ -93,7 +93,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def unpack(bundle: Path, directory: Path) -> Path:
     """Check a bundle and unpack it below ``directory``; return the run directory.
 
-    :raises EvidenceError: it is not as it was made; nothing in it is to be believed.
+    :raises EvidenceError: it was altered, or is no bundle; none of it can be trusted.
     """
     try:
         with tarfile.open(bundle, mode="r:gz") as tar:
@@ -155,10 +155,10 @@ def _read_manifest(data: bytes, bundle: Path) -> tuple[dict[str, tuple[int, str]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvidenceError(f"'{bundle}': its manifest cannot be read: {error!r}") from error
     if len(files) > MAX_FILES or sum(size for size, _ in files.values()) > MAX_TOTAL_BYTES:
-        raise EvidenceError(f"'{bundle}' has more in it than any run")
+        raise EvidenceError(f"'{bundle}' contains more than any run")
     for name in (run, *files):
         if not _is_safe(name) or (name is run and "/" in run):
-            raise EvidenceError(f"'{bundle}' has a name in it that leads elsewhere: {name!r}")
+            raise EvidenceError(f"'{bundle}' contains a name that leads out of it: {name!r}")
     return files, run
 
 

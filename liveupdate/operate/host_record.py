@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the host's agent recorded of an update, as evidence in the control host's time. Pure.
 
-Format: liveupdate/agent/update/lock_record.py. The host is not trusted: what is not as it should be
-is counted and left out, and then missing.
+Format: liveupdate/agent/update/lock_record.py. The host is not trusted: a line that is not valid is
+counted and left out, and its evidence is then missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BEFORE, AFTER = 0, 1
 
 @dataclass(slots=True)
 class HostRecord:
-    """The record, taken apart. Times are CLOCK_MONOTONIC of the control host."""
+    """The decoded record. Times are CLOCK_MONOTONIC of the control host."""
 
     events: list[AgentEvent] = field(default_factory=list)
     ticks: dict[str, list[Tick]] = field(default_factory=dict)
@@ -31,14 +31,15 @@ class HostRecord:
     lost: int = 0
 
     def first(self, name: str) -> AgentEvent | None:
+        """Return the first event of that name; None: there is none."""
         return next((event for event in self.events if event.name == name), None)
 
 
 def read_record(lines: Iterable[str], offsets: Mapping[int, int]) -> HostRecord:
-    """Take a record apart.
+    """Decode a record.
 
-    :param offsets: for :data:`BEFORE` and :data:`AFTER`, what to add to a time of that boot; lines
-        of a boot whose offset is not known are lost.
+    :param offsets: for :data:`BEFORE` and :data:`AFTER`, the offset to add to a time of that boot;
+        lines of a boot without a known offset are dropped.
     """
     told = HostRecord()
     looked: list[Watched] = []
@@ -105,7 +106,7 @@ def _integer(value: object) -> int:
 
 
 def _join(looked: list[Watched]) -> Watched | None:
-    """Both kernels' watches as one: while there is no agent, there is no guest that runs."""
+    """Join both kernels' watches: while there is no agent, no guest runs."""
     if not looked:
         return None
     return Watched(

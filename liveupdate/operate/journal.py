@@ -37,6 +37,7 @@ class Record:
 
     @property
     def step(self) -> str:
+        """The step that the record is about; "" for a kind without one."""
         return str(self.data.get("step", ""))
 
 
@@ -57,7 +58,7 @@ class ClockPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """What a journal, or any beginning of one, amounts to."""
+    """The state that a journal, or any beginning of one, describes."""
 
     begin: Mapping[str, object] | None = None
     path: str = "forward"
@@ -69,7 +70,7 @@ class State:
     error: str = ""
     facts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     clocks: Mapping[str, ClockPair] = field(default_factory=dict)
-    #: the jump was asked for, or may have been
+    #: the jump was requested, or may have been
     is_past: bool = False
     outcome: str | None = None
     exit_code: int | None = None
@@ -77,15 +78,15 @@ class State:
 
     @property
     def host_boot_id(self) -> str:
-        """The boot of the host in which the update began, "": it has not taken the host yet."""
+        """The boot of the host in which the update began; "": it has not taken the host yet."""
         return str(self.facts.get("lock", {}).get("boot_id", ""))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostView:
-    """What the host says of itself now.
+    """What the host reports of itself now.
 
-    ``update``: id of the update that holds it, "" none; ``owner``: whose that is.
+    ``update``: id of the update that holds it, "" none; ``owner``: its owner.
     """
 
     boot_id: str
@@ -101,7 +102,7 @@ class HostView:
 
 
 def status_view(answer: Mapping[str, object]) -> HostView:
-    """Read the agent's ``update_status``; what it does not say is as if there were none."""
+    """Decode the agent's ``update_status``; a missing field counts as absent."""
     update = answer.get("update")
     held = update if isinstance(update, dict) else {}
     since = held.get("since")
@@ -130,15 +131,15 @@ class Move:
 
 
 def encode(record: Record) -> str:
-    """One line, without its newline."""
+    """Encode one line, without its newline."""
     row = {"v": VERSION, "n": record.n, "utc": record.utc, "kind": record.kind, **record.data}
     return json.dumps(row, separators=(",", ":"), ensure_ascii=True)
 
 
 def decode(data: bytes) -> tuple[Record, ...]:
-    """Read a journal.
+    """Decode a journal.
 
-    :raises EvidenceError: it is not one, or of another version.
+    :raises EvidenceError: it is no journal, or of another version.
     """
     whole, _, _cut = data.rpartition(b"\n")
     records: list[Record] = []
@@ -163,7 +164,7 @@ def decode(data: bytes) -> tuple[Record, ...]:
 
 
 def replay(records: Iterable[Record]) -> State:
-    """Say what a journal amounts to; any beginning of one has a meaning."""
+    """Return the state that a journal describes; any beginning of one has a meaning."""
     begin: Mapping[str, object] | None = None
     path, why, pending, failed, error = "forward", "", None, None, ""
     done: set[str] = set()
@@ -238,7 +239,7 @@ def _clock(data: Mapping[str, object]) -> ClockPair | None:
 
 
 def decide(state: State, verb: str, view: HostView) -> Move:
-    """Say what comes next, from what was written down and what the host says now.
+    """Decide on the next step, from the journal and the host's report.
 
     :param verb: ``resume`` (``apply`` is one that has just begun) or ``abort``.
     """
@@ -268,10 +269,10 @@ def decide(state: State, verb: str, view: HostView) -> Move:
     if state.failed is not None:
         return _turn("back", f"{state.failed}: {state.error}")
     if view.update != update or view.since != state.facts["lock"].get("since", view.since):
-        # the agent was started anew, and forgot
+        # the agent restarted and forgot
         return Move(kind="go", step="lock")
     if view.handover == "prepared" and "observe-before" in state.done:
-        # not before an agent that was started anew watches the guests again
+        # not before a restarted agent watches the guests again
         if "prepare" not in state.done:
             return Move(kind="go", step="prepare")
         return Move(kind="go", step="jump" if view.loaded else "load-kernel")
@@ -280,25 +281,25 @@ def decide(state: State, verb: str, view: HostView) -> Move:
 
 
 def _decide_incoming(state: State, verb: str, view: HostView, update: str) -> Move:
-    """The host runs another boot than the one in which the update began."""
+    """Decide for a host that runs another boot than the one in which the update began."""
     if "collect" in state.done:
         # all that the host could say has been fetched
         if verb == "abort":
             return Move(kind="refused", why=PASSED)
         return _after_jump(state)
     if not state.is_past:
-        return _turn("lost", "the host was rebooted by somebody else, before the jump")
+        return _turn("lost", "the host was rebooted before the jump, not by this update")
     if not view.recovered:
-        return _turn("lost", "the host booted anew and has nothing of its guests")
+        return _turn("lost", "the host rebooted and its guests are gone")
     if verb == "abort":
         return Move(kind="refused", why=PASSED)
     if view.update != update:
-        return _turn("lost", "the host came back, and knows nothing of this update")
+        return _turn("lost", "the host came back and knows nothing of this update")
     return _after_jump(state)
 
 
 def _after_jump(state: State) -> Move:
-    """Go on beyond the jump; that it was done shows in the host, answered or not."""
+    """Continue after the jump; the host shows that it was done, whether it answered or not."""
     names = [step.name for step in FORWARD]
     passed = frozenset(names[: names.index(NO_RETURN) + 1])
     step = first_open("forward", state.done | passed)
@@ -307,7 +308,7 @@ def _after_jump(state: State) -> Move:
     return Move(kind="go", step=step)
 
 
-PASSED = "the point of no return is passed: the host is in the incoming kernel; use 'resume'"
+PASSED = "the point of no return is passed: the host runs the incoming kernel; use 'resume'"
 
 
 def _go(path: str, state: State) -> Move:

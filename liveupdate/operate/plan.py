@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of an update, made from what the host says it runs. Pure.
+"""The plan of an update, made from what the host reports to run. Pure.
 
-It is the plan of a scenario with one hop, so that the same judge judges it; the hop has the number
-that the host's own count says comes next.
+It is the plan of a scenario with one hop, so that the same judge judges it. The number of the hop
+is the next one by the host's own count.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def plan_update(
         budget=budget,
         cold=True,
     )
-    # what nobody could find out is not held against the kernel: the preflight has said so
+    # unknown facts do not count against the kernel: the preflight has reported them
     known = {each.partition("-v")[0] for each in outgoing.abi}
     rest = tuple(each for each in local.incoming.abi if each.partition("-v")[0] not in known)
     images = ImageSet(

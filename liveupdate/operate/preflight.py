@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""May this host be updated now: from what its agent surveyed and what the incoming kernel is. Pure.
+"""Decides whether this host may be updated now, from its agent's survey and the incoming kernel.
+Pure.
 
-A survey only ever makes this tool refuse, or say what it was told.
+A survey can only make this tool refuse, or report what the host says.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ EVIDENCE_PER_PAGE = 64
 
 
 class Level(Enum):
-    """REFUSE: nothing is begun; WARN: it may go on, and is said."""
+    """REFUSE: nothing is started; WARN: the update may continue, and the finding is shown."""
 
     OK = "ok"
     WARN = "warn"
@@ -38,7 +39,7 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at. ``subject`` is "" or the guest or device it is about."""
+    """One check of the preflight. ``subject`` is "" or the guest or device that it is about."""
 
     id: str
     level: Level
@@ -53,20 +54,20 @@ class Local:
 
     incoming: KernelImage
     incoming_bytes: int
-    #: kernel symbols of the incoming image, None: it does not say
+    #: kernel symbols of the incoming image; None: unknown
     incoming_options: Mapping[str, str] | None = None
     #: the running kernel's image, when one was named
     outgoing: KernelImage | None = None
     run_free_bytes: int = 0
     console: str = ""
-    #: id of our own update, when it holds the host already
+    #: id of this update, when it holds the host already
     own: str = ""
     digests: bool = True
     mechanism: Requirements = field(kw_only=True)
 
 
 def check(survey: Survey, local: Local) -> tuple[Finding, ...]:
-    """Look at everything; the findings come in the order in which people want to read them."""
+    """Check everything; the findings are in the order in which people want to read them."""
     checks = (
         _agent(survey, local),
         _kernel(survey, local),
@@ -81,6 +82,7 @@ def check(survey: Survey, local: Local) -> tuple[Finding, ...]:
 
 
 def is_refused(findings: tuple[Finding, ...]) -> bool:
+    """Whether any finding refuses the update."""
     return any(finding.level is Level.REFUSE for finding in findings)
 
 
@@ -111,11 +113,11 @@ def _agent(survey: Survey, local: Local) -> Iterator[Finding]:
     elif agent.handover != "idle" and not local.own:
         yield _refuse(
             "lock",
-            f"the agent is in the middle of something: its state is '{agent.handover}'",
-            hint="somebody runs something on this host by other means",
+            f"the agent is busy: its state is '{agent.handover}'",
+            hint="another program uses the agent on this host",
         )
     else:
-        yield _ok("lock", "nobody else updates this host")
+        yield _ok("lock", "no other update holds this host")
     others = [each for each in survey.owners if each.pid != agent.pid]
     if others:
         names = ", ".join(f"{each.name} ({each.pid})" for each in others)
@@ -124,13 +126,13 @@ def _agent(survey: Survey, local: Local) -> Iterator[Finding]:
             hint = "systemd from version 261 on opens it for its own FD store"
         yield _refuse("owner", f"/dev/liveupdate is open in {names}", hint=hint)
     elif not survey.owners:
-        yield _warn("owner", "nobody has /dev/liveupdate open; the agent will open it")
+        yield _warn("owner", "/dev/liveupdate is not open; the agent will open it")
     else:
         yield _ok("owner", f"/dev/liveupdate is the agent's ({agent.pid})")
     if not agent.unit:
         yield _warn(
             "unit",
-            "the agent was not started by systemd: nobody starts it again when it ends",
+            "the agent was not started by systemd: it is not restarted when it ends",
             hint="see docs/apply.md",
         )
 
@@ -175,7 +177,7 @@ def _options(
 ) -> Iterator[Finding]:
     id_ = f"kernel.{place}.config"
     if options is None:
-        yield _warn(id_, f"the {place} kernel does not tell its configuration (IKCONFIG)")
+        yield _warn(id_, f"the {place} kernel does not show its configuration (IKCONFIG)")
         return
     missing = [name for name in mechanism.kconfig if options.get(name, "n") not in ("y", "m")]
     if missing:
@@ -242,20 +244,20 @@ def _guests(survey: Survey) -> Iterator[Finding]:
             yield level(
                 "guest",
                 f"{size}, {guest.spec.vcpus} vCPU: can be preserved; "
-                + (f"watched by {seen}" if seen else "nobody can see whether it lives"),
+                + (f"watched by {seen}" if seen else "there is no way to see whether it lives"),
                 name,
             )
             if not seen:
                 yield _refuse(
                     "guest.liveness",
-                    "it has neither our payload nor a guest agent (qga), so that nothing could"
+                    "it has neither the shipped payload nor a guest agent (qga), so nothing could"
                     " show that it survived",
                     name,
                 )
 
 
 def why_not(guest: GuestFacts) -> str:
-    """Say why a guest cannot be preserved; "": it can."""
+    """Return why a guest cannot be preserved; "": it can."""
     if guest.error:
         return f"cannot be preserved: {guest.error}"
     if guest.status != "running":
@@ -277,7 +279,7 @@ def _seen_by(guest: GuestFacts) -> str:
 
 def _strangers(survey: Survey) -> Iterator[Finding]:
     if not survey.strangers:
-        yield _ok("stranger", "there is no virtual machine but the agent's")
+        yield _ok("stranger", "the agent runs all virtual machines of this host")
         return
     names = ", ".join(
         f"{each.guest or 'unnamed'} ({each.name} {each.pid}{', of libvirt' * each.libvirt})"
@@ -296,8 +298,7 @@ def _devices(survey: Survey) -> Iterator[Finding]:
         if each.bdf not in own:
             yield _refuse(
                 "device",
-                "passed through (vfio-pci) to somebody else than the agent: its DMA ends with the"
-                " kexec",
+                "passed through (vfio-pci), but not by the agent: its DMA ends with the kexec",
                 each.bdf,
                 hint="give it back before",
             )

@@ -43,7 +43,7 @@ FORWARD: tuple[Step, ...] = (
     ),
     Step(
         name="observe-before",
-        does="have the host's agent watch every guest, and see every one of them alive",
+        does="have the host's agent watch every guest, and check that each is alive",
         risk="a fiftieth of a second of one CPU at a time",
         rollback="stop watching",
     ),
@@ -63,7 +63,7 @@ FORWARD: tuple[Step, ...] = (
         name="jump",
         does="pause the guests, save their VMMs' state, enter the incoming kernel",
         risk="guests stand still; if the incoming kernel does not come up, they are lost",
-        rollback="none; a host that refuses to freeze or to jump lets its guests go on by itself",
+        rollback="none; a host that refuses to freeze or to jump resumes its guests by itself",
         is_past=True,
     ),
     Step(
@@ -138,9 +138,9 @@ BACK: tuple[Step, ...] = (
         rollback="none",
     ),
 )
-"""The way back, which is the same from wherever it begins: each step may find nothing to do."""
+"""The way back, the same from every step: each of its steps may have nothing to do."""
 
-#: what is known to be lost: nothing to undo, but to be seen and said
+#: the guests are known to be lost: nothing to undo, but to record and report
 LOST: tuple[Step, ...] = (
     Step(
         name="collect-lost",
@@ -168,7 +168,7 @@ NO_RETURN = "jump"
 
 
 def path_of(name: str) -> str:
-    """Tell on which of :data:`PATHS` a step is."""
+    """Return the one of :data:`PATHS` that a step is on."""
     return next(path for path, steps in PATHS.items() if BY_NAME[name] in steps)
 
 

@@ -26,6 +26,8 @@ class GuestSpecFacts(Value, frozen=True, kw_only=True):
 
 
 class GuestFacts(Value, frozen=True, kw_only=True):
+    """A guest of the survey: its description and its state now."""
+
     spec: GuestSpecFacts
     pid: int
     status: str | None
@@ -36,6 +38,8 @@ class GuestFacts(Value, frozen=True, kw_only=True):
 
 
 class Opener(Value, frozen=True, kw_only=True):
+    """A process that has /dev/liveupdate open."""
+
     pid: int
     name: str
 
@@ -50,17 +54,23 @@ class Stranger(Value, frozen=True, kw_only=True):
 
 
 class VfioFacts(Value, frozen=True, kw_only=True):
+    """A device that is bound to vfio-pci."""
+
     bdf: str
     keep: str | None
 
 
 class KexecFacts(Value, frozen=True, kw_only=True):
+    """The host's means to load a kernel."""
+
     program: bool
     loaded: bool | None
     disabled: bool | None
 
 
 class AgentFacts(Value, frozen=True, kw_only=True):
+    """The state of the agent, and the update that holds the host."""
+
     pid: int
     handover: str
     #: id, owner, since, digest, watch of the update that holds the host
@@ -89,6 +99,6 @@ class Survey(Value, frozen=True, kw_only=True):
 def read_survey(answer: Mapping[str, object]) -> Survey:
     """Decode the agent's answer.
 
-    :raises codec.CodecError: it is not what the protocol says.
+    :raises codec.CodecError: it does not follow the protocol.
     """
     return codec.decode(Survey, dict(answer), "survey")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal on disk: a record is there, whole, before :meth:`Wal.append` returns.
+"""The journal on disk: a record is written whole before :meth:`Wal.append` returns.
 
-Only one process at a time writes to a journal; another one is refused.
+Only one process at a time writes to a journal; a second one is refused.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _MAX_BYTES = 16 << 20
 
 
 def read_journal(run_dir: Path) -> tuple[Record, ...]:
-    """Read an update's journal without touching it.
+    """Read an update's journal without changing it.
 
-    :raises EvidenceError: there is none, or it is none of ours.
+    :raises EvidenceError: there is none, or it is not a liveupdate journal.
     """
     path = run_dir / layout.JOURNAL
     try:
@@ -35,7 +35,7 @@ def read_journal(run_dir: Path) -> tuple[Record, ...]:
             hint="name the run directory that 'liveupdate apply' printed",
         ) from error
     if len(data) > _MAX_BYTES:
-        raise EvidenceError(f"'{path}' is larger than any journal of ours")
+        raise EvidenceError(f"'{path}' is too large for a liveupdate journal")
     return decode(data)
 
 
@@ -43,9 +43,8 @@ class Wal:
     """One update's journal, open for writing. A context manager."""
 
     def __init__(self, run_dir: Path, *, create: bool = False) -> None:
-        """
-        :raises LaunchError: another process writes to it.
-        :raises EvidenceError: it is none of ours.
+        """:raises LaunchError: another process writes to it.
+        :raises EvidenceError: it is not a liveupdate journal.
         :raises StoreError: it cannot be opened.
         """
         self.path = run_dir / layout.JOURNAL
@@ -78,7 +77,7 @@ class Wal:
             ) from error
 
     def _cut_torn_line(self) -> None:
-        """Take back what the last writer did not finish: nothing may be appended to half a line."""
+        """Remove what the last writer did not finish: a record may not follow half a line."""
         data = os.pread(self._fd, _MAX_BYTES, 0)
         whole = data.rfind(b"\n") + 1
         if whole != len(data):
@@ -87,12 +86,13 @@ class Wal:
 
     @property
     def records(self) -> tuple[Record, ...]:
+        """All records so far, in order."""
         return tuple(self._records)
 
     def append(self, kind: str, **data: object) -> None:
-        """Write a record down; what it says may be done when this has returned.
+        """Write a record; its action may begin when this has returned.
 
-        :raises StoreError: it is not on disk; what it says must not be done.
+        :raises StoreError: it is not on disk, so its action must not begin.
         """
         utc = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         record = Record(n=len(self._records), utc=utc, kind=kind, data=data)

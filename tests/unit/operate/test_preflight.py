@@ -146,7 +146,7 @@ CASES: list[tuple[str, Level, str, Change]] = [
         "owner", REFUSE, "systemd from version 261 on",
         survey(owners=(Opener(pid=1, name="systemd"),)),
     ),
-    ("owner", WARN, "nobody has /dev/liveupdate open", survey(owners=())),
+    ("owner", WARN, "/dev/liveupdate is not open", survey(owners=())),
     ("unit", WARN, "not started by systemd", part("agent", unit=False)),
     ("kernel.same", WARN, "runs this very build already", incoming(build_id="aaaa")),
     (
@@ -157,7 +157,7 @@ CASES: list[tuple[str, Level, str, Change]] = [
     ("kexec", REFUSE, "kexec_load_disabled is 1", part("kexec", disabled=True)),
     ("kexec", REFUSE, "has no kexec (CONFIG_KEXEC_FILE)", part("kexec", loaded=None)),
     (
-        "kernel.running.config", WARN, "the running kernel does not tell its configuration",
+        "kernel.running.config", WARN, "the running kernel does not show its configuration",
         survey(options=None),
     ),
     (
@@ -165,7 +165,7 @@ CASES: list[tuple[str, Level, str, Change]] = [
         survey(options={**OPTIONS, "LIVEUPDATE_MEMFD": "n"}),
     ),
     (
-        "kernel.incoming.config", WARN, "the incoming kernel does not tell its configuration",
+        "kernel.incoming.config", WARN, "the incoming kernel does not show its configuration",
         local(incoming_options=None),
     ),
     (
@@ -196,8 +196,8 @@ CASES: list[tuple[str, Level, str, Change]] = [
     ("guest", REFUSE, "does not hold all of its memory", guest(ram_bytes=64 * MIB)),
     ("guest", REFUSE, "does not hold all of its memory", guest(ram_bytes=None)),
     ("guest", REFUSE, "its disk 'd0' is not there", guest(disk=None)),
-    ("guest", WARN, "nobody can see whether it lives", spec(image="debian")),
-    ("guest.liveness", REFUSE, "neither our payload nor a guest agent", spec(image="debian")),
+    ("guest", WARN, "there is no way to see whether it lives", spec(image="debian")),
+    ("guest.liveness", REFUSE, "neither the shipped payload nor", spec(image="debian")),
     (
         "stranger", REFUSE, "web (qemu-system-x86 55, of libvirt), unnamed (crosvm 56)",
         survey(strangers=(
@@ -206,7 +206,7 @@ CASES: list[tuple[str, Level, str, Change]] = [
         )),
     ),
     (
-        "device", REFUSE, "to somebody else than the agent",
+        "device", REFUSE, "but not by the agent",
         survey(vfio=(VfioFacts(bdf=BDF, keep="ready"),)),
     ),
     (
