@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""House style that no linter checks: licence headers, size of modules, who imports tests."""
+"""House style that no linter checks: licence headers, size of modules, what makes a test."""
 
 from __future__ import annotations
 
@@ -94,6 +94,28 @@ def imported_tests(source: str) -> Iterator[str]:
                 yield target
 
 
+def asserts(test: ast.AST) -> bool:
+    """Whether there is an assert, ``pytest.raises`` or a helper that is named ``assert_…``."""
+    for node in ast.walk(test):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called == "pytest.raises" or called.rpartition(".")[2].startswith(
+                ("assert_", "_assert_")
+            ):
+                return True
+    return False
+
+
+def without_assert(source: str) -> list[str]:
+    return [
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and not asserts(node)
+    ]
+
+
 def test_no_module_imports_a_test_module() -> None:
     wrong = {
         path.relative_to(ROOT).as_posix(): found
@@ -113,3 +135,33 @@ def test_no_module_imports_a_test_module() -> None:
 )
 def test_import_of_a_test_module_is_found(source: str) -> None:
     assert list(imported_tests(source))
+
+
+def test_every_test_has_an_assert_of_its_own() -> None:
+    wrong = {
+        path.relative_to(ROOT).as_posix(): found
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if (found := without_assert(path.read_text(encoding="utf-8")))
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("parse(text)", ["test_x"]),
+        ("check(parse(text))", ["test_x"]),
+        ("assert parse(text)", []),
+        ("with pytest.raises(ValueError):\n        parse(text)", []),
+        ("desk.assert_updated(parse(text))", []),
+    ],
+)
+def test_tests_without_an_assert_are_found(body: str, found: list[str]) -> None:
+    assert without_assert(f"def test_x():\n    {body}") == found
+
+
+def test_unit_tests_lie_as_the_package_does() -> None:
+    """A test of ``liveupdate/ROOM/x.py`` lies in ``tests/unit/ROOM``."""
+    unit = ROOT / "tests" / "unit"
+    rooms = {path.parent.relative_to(unit) for path in unit.rglob("*.py")}
+    assert {each.as_posix() for each in rooms if not (ROOT / "liveupdate" / each).is_dir()} == set()
