@@ -16,18 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from liveupdate.core import paths
-from liveupdate.core.deadline import Deadline, wait_until
-from liveupdate.core.errors import (
-    DeadlineExceeded,
-    LiveUpdateError,
-    LostMachine,
-    PlanError,
-    RemoteError,
-)
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import LiveUpdateError, PlanError, RemoteError
 from liveupdate.core.steps import Steps
 from liveupdate.core.units import GIB, MIB
 from liveupdate.evidence import RunDir
-from liveupdate.formats import payload, tickpage
+from liveupdate.formats import payload
 from liveupdate.formats.pattern import STEP
 from liveupdate.images import catalogue
 from liveupdate.model import codec
@@ -36,6 +30,7 @@ from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.model.targets import TARGETS, Capability
 from liveupdate.run.devices import find_guests_own, start_devices, stop_devices
+from liveupdate.run.observers.ticks import GuestStopped, see_ticks
 from liveupdate.run.testbed import GuestHandle, Testbed
 from liveupdate.target.base import Host, HostFiles, Order, find_entry
 from liveupdate.target.machines import Registry
@@ -118,13 +113,6 @@ def _start(plan: Plan, record: RunDir, steps: Steps, stack: ExitStack, kit: Path
         store.discard(key)
         raise
     return bed
-
-
-class GuestStopped(LostMachine):
-    """A guest does not tick, before anything has been done to it that is under test."""
-
-    def __init__(self, guest: str, seq: int) -> None:
-        super().__init__(f"guest '{guest}' does not tick any more, at tick {seq}", how="no-answer")
 
 
 def warm_key(plan: Plan, kit: Path) -> str:
@@ -282,38 +270,7 @@ def _check_ticks(bed: Testbed) -> None:
     """
     for guest in bed.guests:
         if guest.spec.kind.payload:
-            _wait_ticks(bed, guest)
-
-
-def _wait_ticks(bed: Testbed, guest: GuestHandle) -> None:
-    first = seen = -1
-
-    def has_ticked() -> bool:
-        nonlocal first, seen
-        seq = _read_seq(bed, guest)
-        if seq is None:
-            return False
-        first = seq if first < 0 else first
-        seen = seq
-        return seen >= first + _TICKS_SEEN
-
-    try:
-        wait_until(has_ticked, Deadline.after(_TICKS_S, f"guest '{guest.spec.name}' to tick"))
-    except DeadlineExceeded as error:
-        raise GuestStopped(guest.spec.name, seen) from error
-
-
-def _read_seq(bed: Testbed, guest: GuestHandle) -> int | None:
-    """Read the tick, or None: a guest that lost its CPU within a write leaves the page torn."""
-    try:
-        return tickpage.read_tick(lambda: bed.read_tick_page(guest)).seq
-    except tickpage.TornTickError:
-        return None
-    except tickpage.TickPageError:
-        if bed.machine is not None:
-            raise
-        # the host could not be asked; it may the next time
-        return None
+            see_ticks(bed, guest, _TICKS_SEEN, _TICKS_S)
 
 
 def _start_cold(

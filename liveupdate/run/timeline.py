@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Phases of one hop from the moments at which things were seen. Pure; host clock only."""
+"""Phases and marks of one hop from the moments at which things were seen. Pure; host clock only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 from liveupdate.model.evidence import Phase
+
+#: events of the agent that are moments
+MOMENTS = (
+    "falling-asleep", "asleep", "paused", "saved", "preserved", "jumping", "hello", "retrieved",
+    "vmm-up", "loaded", "awake", "resumed", "restored",
+)  # fmt: skip
 
 #: (phase, moment it begins with, moment it ends with), those of the host
 HOST_PHASES = (
@@ -33,6 +40,38 @@ GUEST_PHASES = (
 
 Moments = Mapping[tuple[str, str], int]
 """(name, guest or "") to CLOCK_MONOTONIC of the control host in ns."""
+
+
+class Seen(Protocol):
+    """Of an event of the agent, what is used here."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def guest(self) -> str: ...
+
+    @property
+    def at_ns(self) -> int: ...
+
+
+def find_moments(events: Iterable[Seen]) -> dict[tuple[str, str], int]:
+    """Return when each moment came first."""
+    found: dict[tuple[str, str], int] = {}
+    for event in events:
+        if event.name in MOMENTS:
+            found.setdefault((event.name, event.guest), event.at_ns)
+    return found
+
+
+def marks(moments: Moments, guests: tuple[str, ...]) -> Iterator[tuple[str, str, int]]:
+    """Yield guest, "paused" or "resumed", and when; the ends of its blackout that were seen."""
+    for guest in guests:
+        # one that sleeps has been out since it was told to
+        paused = moments.get(("falling-asleep", guest), moments.get(("paused", guest)))
+        for mark, at_ns in (("paused", paused), ("resumed", moments.get(("resumed", guest)))):
+            if at_ns is not None:
+                yield guest, mark, at_ns
 
 
 def phases(hop: int, moments: Moments, guests: tuple[str, ...]) -> Iterator[Phase]:

@@ -15,6 +15,7 @@ from liveupdate.core.errors import LostMachine
 from liveupdate.formats.tickpage import TickPage, encode_tick
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.run import bringup
+from liveupdate.run.observers.ticks import GuestStopped
 from liveupdate.run.testbed import GuestHandle, Testbed
 
 
@@ -86,7 +87,7 @@ def test_ticks_of_a_lab_machines_guest_are_asked_for() -> None:
 def test_dead_timers_on_a_lab_machine_stop_the_bring_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bringup, "_TICKS_S", 0.05)
     for bed in (_bed_of_a_lab(_Ram(step=0)), _bed_of_a_lab(_Ram(step=1), silent=1 << 30)):
-        with pytest.raises(bringup.GuestStopped, match="'vm0' does not tick any more"):
+        with pytest.raises(GuestStopped, match="'vm0' does not tick any more"):
             bringup._check_ticks(bed)
 
 
@@ -98,7 +99,7 @@ def test_ticking_guest_is_let_through() -> None:
 
 def test_guest_with_dead_timers_stops_the_bring_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bringup, "_TICKS_S", 0.05)
-    with pytest.raises(bringup.GuestStopped, match="'vm0' does not tick any more, at tick 1"):
+    with pytest.raises(GuestStopped, match="'vm0' does not tick any more, at tick 1"):
         bringup._check_ticks(_bed(_Ram(step=0)))
 
 
