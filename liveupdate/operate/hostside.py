@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import (
     DeadlineExceeded,
     EvidenceError,
@@ -26,7 +26,7 @@ from liveupdate.core.errors import (
 )
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
-from liveupdate.formats import payload, tickpage
+from liveupdate.formats import payload
 from liveupdate.model import codec
 from liveupdate.model.evidence import Incident, SessionFacts
 from liveupdate.model.plan import Hop, Plan
@@ -43,9 +43,10 @@ from liveupdate.run.observers.host_queries import (
     record_vmm,
     verify_pattern,
 )
+from liveupdate.run.observers.ticks import GuestStopped, see_ticks
 from liveupdate.run.provenance import describe
 from liveupdate.run.testbed import GuestHandle, Testbed
-from liveupdate.run.timeline import phases
+from liveupdate.run.timeline import find_moments, marks, phases
 from liveupdate.target.base import Host
 from liveupdate.target.ssh.host import NEXT_KERNEL
 
@@ -56,12 +57,9 @@ _LOG_S = 120.0
 _TICK_S = 10.0
 #: so many ticks are a guest whose timers run
 _TICKS_SEEN = 5
+#: asking for one goes over the network
+_LOOK_S = 0.05
 _RECORD_LINES_MAX = 2_000_000
-
-_MOMENTS = (
-    "paused", "saved", "preserved", "jumping", "hello", "retrieved", "vmm-up", "loaded", "resumed",
-    "restored",
-)  # fmt: skip
 
 
 class Unreachable(LiveUpdateError):
@@ -272,21 +270,12 @@ class HostSide:
         guest.ready = line
 
     def _see_ticks(self, guest: GuestHandle) -> None:
-        first = seen = -1
-
-        def has_ticked() -> bool:
-            nonlocal first, seen
-            with contextlib.suppress(tickpage.TickPageError):
-                seen = tickpage.read_tick(lambda: self.bed.read_tick_page(guest)).seq
-                first = seen if first < 0 else first
-            return first >= 0 and seen >= first + _TICKS_SEEN
-
         try:
-            wait_until(has_ticked, Deadline.after(_TICK_S, "its ticks"), interval_s=0.05)
-        except DeadlineExceeded as error:
+            see_ticks(self.bed, guest, _TICKS_SEEN, _TICK_S, interval_s=_LOOK_S)
+        except GuestStopped as error:
             self.status(_SHORT_S)
             raise GuestNotAlive(
-                f"guest '{guest.spec.name}' does not tick, at tick {seen}"
+                f"guest '{guest.spec.name}' does not tick, at tick {error.seq}"
             ) from error
 
     def prepare(self, view: HostView) -> Mapping[str, object]:
@@ -406,17 +395,12 @@ class HostSide:
 
     def _store_events(self, seen: host_record.HostRecord) -> None:
         hop = self._hop.number
-        moments: dict[tuple[str, str], int] = {}
-        for event in seen.events:
-            if event.name in _MOMENTS:
-                moments.setdefault((event.name, event.guest), event.at_ns)
+        moments = find_moments(seen.events)
         names = tuple(guest.name for guest in self.plan.guests)
         for phase in phases(hop, moments, names):
             self.record.put_phase(phase)
-        for name in names:
-            for moment in ("paused", "resumed"):
-                if (moment, name) in moments:
-                    self.record.put_mark(hop, name, moment, moments[moment, name])
+        for name, mark, at_ns in marks(moments, names):
+            self.record.put_mark(hop, name, mark, at_ns)
         store_digests(self.record, hop, collect_digests(seen.events))
 
     def _store_watch(self, seen: host_record.HostRecord) -> None:

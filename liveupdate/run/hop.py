@@ -7,7 +7,6 @@ runner turns it into an incident after the hop has stored what it had seen.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import time
 from collections.abc import Callable
@@ -16,19 +15,15 @@ from pathlib import Path
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import (
     DeadlineExceeded,
-    EvidenceError,
     LiveUpdateError,
     LostMachine,
     RemoteError,
 )
 from liveupdate.core.steps import Steps
-from liveupdate.core.units import PAGE_BYTES
 from liveupdate.faults.base import Fault, Moment
 from liveupdate.faults.table import FAULTS
-from liveupdate.formats import kho_map
 from liveupdate.formats.journal import JournalError
 from liveupdate.model import codec
-from liveupdate.model.costs import CostFacts, HandedOver
 from liveupdate.model.evidence import Incident, SessionFacts
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Hop
@@ -38,6 +33,7 @@ from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.probes.liveness import scan_disk
 from liveupdate.run.devices import DeviceHop
 from liveupdate.run.digests import OutsideDigests, store_digests
+from liveupdate.run.observers.costs import record_costs, record_handed_over
 from liveupdate.run.observers.guests import GuestObservers
 from liveupdate.run.observers.host_queries import (
     ask_facts,
@@ -47,15 +43,10 @@ from liveupdate.run.observers.host_queries import (
 )
 from liveupdate.run.observers.iommu import IommuObserver
 from liveupdate.run.testbed import GuestHandle, Testbed, disk_of
-from liveupdate.run.timeline import phases
+from liveupdate.run.timeline import find_moments, marks, phases
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.console import ConsoleLine
 
-#: events of the agent that are moments of the timeline
-_MOMENTS = (
-    "falling-asleep", "asleep", "paused", "saved", "preserved", "jumping", "hello", "retrieved",
-    "vmm-up", "loaded", "awake", "resumed", "restored",
-)  # fmt: skip
 #: an agent that is alive answers a ping at once, even under TCG
 _PING_S = 5.0
 #: how soon a refused kexec is noticed
@@ -120,14 +111,8 @@ class HopRun:
         names = tuple(guest.spec.name for guest in self._bed.guests)
         for phase in phases(self._n, self._moments, names):
             record.put_phase(phase)
-        for name in names:
-            paused = self._moments.get(("paused", name))
-            # one that sleeps has been out since it was told to
-            paused = self._moments.get(("falling-asleep", name), paused)
-            resumed = self._moments.get(("resumed", name))
-            for moment, at_ns in (("paused", paused), ("resumed", resumed)):
-                if at_ns is not None:
-                    record.put_mark(self._n, name, moment, at_ns)
+        for name, mark, at_ns in marks(self._moments, names):
+            record.put_mark(self._n, name, mark, at_ns)
 
     # --- brownout
 
@@ -148,8 +133,8 @@ class HopRun:
         self._strike(Moment.PREPARE)
         bed.call("prepare", timeout_s=timeouts.prepare_s)
         self._note("prepared")
-        self._record_costs("before")
-        self._record_handed_over()
+        record_costs(bed, self._n, "before", self._steps)
+        record_handed_over(bed, self._n, self._steps)
         for guest in bed.guests:
             guest.pfns = bed.read_pfns(guest)
             bed.record.put_pfns(self._n, guest.spec.name, "before", guest.pfns)
@@ -167,36 +152,6 @@ class HopRun:
         self._note("loaded-kernel")
         self._iommu_observer.begin()
         self._strike(Moment.BROWNOUT)
-
-    def _record_costs(self, when: str) -> None:
-        """Ask what it costs. A figure that cannot be had is missing, and no reason to stop."""
-        try:
-            costs = codec.decode(CostFacts, dict(self._bed.call("costs")), "costs")
-        except (RemoteError, codec.CodecError) as error:
-            self._steps.note("costs-not-told", hop=self._n, when=when, error=str(error))
-            return
-        self._bed.record.put_costs(self._n, when, costs)
-
-    def _record_handed_over(self) -> None:
-        """Walk KHO's map from outside; only a kernel that was booted cold says where it is."""
-        bed = self._bed
-        machine = bed.machine
-        if machine is None:
-            return
-        try:
-            answer = bed.call("kho_map")
-            fdt = base64.b64decode(str(answer.get("fdt")), validate=True)
-            if not fdt:
-                return
-            found = kho_map.walk(kho_map.find_map(fdt), lambda at: machine.ram.read(at, PAGE_BYTES))
-            ours = answer.get("preserved_bytes")
-            if not isinstance(ours, int):
-                raise EvidenceError("the agent does not say how much it preserved")
-        except (RemoteError, EvidenceError, ValueError) as error:
-            self._steps.note("handover-not-walked", hop=self._n, error=str(error))
-            return
-        facts = HandedOver(nodes=found.nodes, folios=found.folios, ours_bytes=ours)
-        bed.record.put_handed_over(self._n, facts)
 
     # --- blackout
 
@@ -286,7 +241,7 @@ class HopRun:
             bed.record.add_incident(Incident(kind="lost-qmp", hop=self._n, text=lost))
         self._iommu_observer.end()
         bed.record.put_facts(self._n, "after", ask_facts(bed))
-        self._record_costs("after")
+        record_costs(bed, self._n, "after", self._steps)
         self._devices.end()
         status = bed.call("guest_status")
         for guest in bed.guests:
@@ -381,9 +336,8 @@ class HopRun:
         return event
 
     def _collect_moments(self) -> None:
-        for event in self._agent.events(self._mark):
-            if event.name in _MOMENTS:
-                self._moments.setdefault((event.name, event.guest), event.at_ns)
+        found = find_moments(self._agent.events(self._mark))
+        self._moments = {**found, **self._moments}
 
 
 def _raise_refusal(event: AgentEvent) -> None:
