@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from liveupdate.model.mechanism import Offer
 from liveupdate.model.plan import Expected
 from liveupdate.model.targets import Capability
-from liveupdate.preserve.base import Offer
 
 if TYPE_CHECKING:
     # a row is read by the planner, which knows no machine: for types only

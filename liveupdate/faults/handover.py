@@ -16,8 +16,8 @@ from liveupdate.faults.base import (
     fault,
     planned_fault,
 )
+from liveupdate.model.mechanism import Offer
 from liveupdate.model.targets import Capability
-from liveupdate.preserve.base import Offer
 
 if TYPE_CHECKING:
     from liveupdate.run.testbed import Testbed

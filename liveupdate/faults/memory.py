@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from liveupdate.faults.base import Moment, Part, ask_agent, fails, fault
+from liveupdate.model.mechanism import Offer
 from liveupdate.model.targets import Capability
-from liveupdate.preserve.base import Offer
 
 if TYPE_CHECKING:
     from liveupdate.run.testbed import Testbed

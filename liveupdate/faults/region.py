@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import format_addr
 from liveupdate.faults.base import HopChange, Moment, ask_agent, fails, fault, planned_fault
+from liveupdate.model.mechanism import Offer
 from liveupdate.model.targets import Capability
-from liveupdate.preserve.base import Offer
 
 if TYPE_CHECKING:
-    from liveupdate.preserve.base import Requirements
+    from liveupdate.model.mechanism import Requirements
     from liveupdate.run.testbed import Testbed
 
 region_missing = planned_fault(

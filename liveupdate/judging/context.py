@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from liveupdate.model.evidence import Evidence, GuestMemory, GuestTrace, HopEvidence, Incident
+from liveupdate.model.mechanism import AGENT_SESSION, KHO, LUO
 from liveupdate.model.plan import Hop, KernelImage, Plan
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.model.verdict import Check, Outcome, reduce
-from liveupdate.preserve.base import AGENT_SESSION, KHO, LUO
 
 #: the kernel under update violated a guarantee
 KERNEL_KINDS = ("panic", "reset")

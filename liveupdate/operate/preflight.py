@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from liveupdate.core.units import MIB, PAGE_BYTES, format_size
+from liveupdate.model.mechanism import Requirements
 from liveupdate.model.plan import KernelImage
 from liveupdate.operate.survey import GuestFacts, Survey
-from liveupdate.preserve.base import Requirements
 
 #: a VMM's own memory while it saves its state, and what the agent needs beside it
 STATE_BYTES_PER_GUEST = 16 * MIB

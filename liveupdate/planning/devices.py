@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 from liveupdate.core.errors import ScenarioError
 from liveupdate.model.device_models import GUEST_KINDS, UNSAVED_KINDS
+from liveupdate.model.mechanism import Offer, Requirements
 from liveupdate.model.scenario import DeviceSpec, Scenario
-from liveupdate.preserve.base import Offer, Requirements
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.scenario.load import where
 

@@ -9,9 +9,9 @@ from types import MappingProxyType
 from liveupdate.core.errors import ScenarioError
 from liveupdate.faults.base import DEFAULT, Fault, Part
 from liveupdate.model.device_models import FED_KINDS
+from liveupdate.model.mechanism import Requirements
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.targets import Target, TargetKind
-from liveupdate.preserve.base import Requirements
 from liveupdate.scenario.load import where
 
 

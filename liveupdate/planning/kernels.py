@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from liveupdate.core.errors import PlanError
 from liveupdate.faults.base import Fault
+from liveupdate.model.mechanism import Requirements
 from liveupdate.model.plan import ImageSet, KernelImage
 from liveupdate.model.scenario import Scenario
-from liveupdate.preserve.base import Requirements
 from liveupdate.scenario.load import where
 
 

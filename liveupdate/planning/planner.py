@@ -19,6 +19,7 @@ from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
 from liveupdate.faults.base import Fault, HopChange
 from liveupdate.faults.table import FAULTS
 from liveupdate.model.device_models import FED_KINDS
+from liveupdate.model.mechanism import KHO, Requirements
 from liveupdate.model.plan import (
     TSC_KHZ,
     TSC_KHZ_SKEWED,
@@ -31,12 +32,11 @@ from liveupdate.model.plan import (
 )
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.targets import CHECK_NEEDS, Capability, Target, parse_target
+from liveupdate.planning import region_place as regions
 from liveupdate.planning.devices import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
 from liveupdate.planning.faults import check_fault
 from liveupdate.planning.kernels import check_kernels
 from liveupdate.planning.reserved_region import fill_region, find_region, piece_bytes
-from liveupdate.preserve import region as regions
-from liveupdate.preserve.base import KHO, Requirements
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.scenario.load import where
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from liveupdate.core.errors import ScenarioError
 from liveupdate.core.units import format_size
+from liveupdate.model.mechanism import SIZE, START, Requirements
 from liveupdate.model.plan import Region
 from liveupdate.model.scenario import Scenario
-from liveupdate.preserve import region as regions
-from liveupdate.preserve.base import SIZE, START, Requirements
+from liveupdate.planning import region_place as regions
 from liveupdate.scenario.load import where
 
 

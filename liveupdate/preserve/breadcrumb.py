@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from liveupdate.model.mechanism import SIZE, START, Offer
 from liveupdate.preserve import pool
-from liveupdate.preserve.base import SIZE, START, Offer
 
 REQUIREMENTS = replace(
     pool.REQUIREMENTS,

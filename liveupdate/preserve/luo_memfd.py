@@ -7,7 +7,7 @@ by the agent (``liveupdate.agent``); here stands only what the planner must know
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, LUO, Offer, Requirements, Trait, Traits
+from liveupdate.model.mechanism import KHO, LUO, Offer, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="luo-memfd",

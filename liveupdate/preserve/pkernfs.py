@@ -8,7 +8,7 @@ part: both kernels are told the same range, and the rest is in it.
 from __future__ import annotations
 
 from liveupdate.core.units import MIB
-from liveupdate.preserve.base import SIZE, START, Requirements, Trait, Traits
+from liveupdate.model.mechanism import SIZE, START, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="pkernfs",

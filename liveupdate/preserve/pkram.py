@@ -7,7 +7,7 @@ directory of saves; LUO is switched off, to show that it takes no part.
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, Offer, Requirements, Trait, Traits
+from liveupdate.model.mechanism import KHO, Offer, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="pkram",

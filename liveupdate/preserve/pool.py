@@ -9,7 +9,7 @@ which needs no handover at all, and the memory has no struct pages.
 from __future__ import annotations
 
 from liveupdate.core.units import MIB
-from liveupdate.preserve.base import SIZE, START, Requirements, Trait, Traits
+from liveupdate.model.mechanism import SIZE, START, Requirements, Trait, Traits
 
 #: files that hold the pool's code, below guest-images/
 POOL_CODE = (

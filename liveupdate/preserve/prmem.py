@@ -7,7 +7,7 @@ pointer; LUO is switched off, to show that it takes no part. No memory is set as
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, Requirements, Trait, Traits
+from liveupdate.model.mechanism import KHO, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="prmem",

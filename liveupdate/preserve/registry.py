@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from liveupdate.model.mechanism import Requirements
 from liveupdate.preserve import (
     breadcrumb,
     luo_memfd,
@@ -16,7 +17,6 @@ from liveupdate.preserve import (
     reserve_mem,
     reserved_dax,
 )
-from liveupdate.preserve.base import Requirements
 
 MECHANISMS: Mapping[str, Requirements] = MappingProxyType(
     {

@@ -8,7 +8,7 @@ the place when it boots; the incoming one is told it by KHO and finds the region
 
 from __future__ import annotations
 
-from liveupdate.preserve.base import KHO, SIZE, Offer, Requirements
+from liveupdate.model.mechanism import KHO, SIZE, Offer, Requirements
 from liveupdate.preserve.pool import POOL_TRAITS, SPARE_BYTES
 
 REQUIREMENTS = Requirements(

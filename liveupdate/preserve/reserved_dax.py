@@ -8,7 +8,7 @@ part: what carries the memory is that both kernels are told to leave the same ra
 from __future__ import annotations
 
 from liveupdate.core.units import MIB
-from liveupdate.preserve.base import SIZE, START, Requirements, Trait, Traits
+from liveupdate.model.mechanism import SIZE, START, Requirements, Trait, Traits
 
 REQUIREMENTS = Requirements(
     name="reserved-dax",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from liveupdate.core.units import format_ns, format_size
+from liveupdate.model.mechanism import Trait, Traits
 from liveupdate.planning.matrix import (
     ALL_COLUMNS,
     CHECKS,
@@ -21,7 +22,6 @@ from liveupdate.planning.matrix import (
     Slope,
     fit_slope,
 )
-from liveupdate.preserve.base import Trait, Traits
 from liveupdate.report.common import clean
 
 SCHEMA_VERSION = "2.0"

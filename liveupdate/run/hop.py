@@ -26,9 +26,9 @@ from liveupdate.formats.journal import JournalError
 from liveupdate.model import codec
 from liveupdate.model.evidence import Incident, SessionFacts
 from liveupdate.model.guest_device_use import JournalFacts
+from liveupdate.model.mechanism import AGENT_SESSION
 from liveupdate.model.plan import Hop
 from liveupdate.planning.planner import fill_append
-from liveupdate.preserve.base import AGENT_SESSION
 from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.probes.liveness import scan_disk
 from liveupdate.run.devices import DeviceHop

@@ -10,8 +10,8 @@ import pytest
 from liveupdate.core.errors import PlanError
 from liveupdate.faults.table import FAULTS
 from liveupdate.images import catalogue
+from liveupdate.model.mechanism import KHO
 from liveupdate.planning.faults import not_of_mechanism
-from liveupdate.preserve.base import KHO
 from liveupdate.preserve.registry import MECHANISMS
 from tests.support.vm import cli
 

@@ -182,7 +182,7 @@ def open_mechanism(name: str | None = None) -> Mechanism:
     name = wanted(read_text("/proc/cmdline")) if name is None else name
     # One import of those there are: each costs time in the blackout.
     if name == "luo-memfd":
-        from .luo import Device
+        from .luo_memfd import Device
 
         return Device()
     if name == "breadcrumb":
@@ -190,7 +190,7 @@ def open_mechanism(name: str | None = None) -> Mechanism:
 
         return BreadcrumbMechanism()
     if name == "reserved-dax":
-        from .dax import DaxMechanism
+        from .reserved_dax import DaxMechanism
 
         return DaxMechanism()
     if name == "pkernfs":

@@ -12,7 +12,7 @@ from ..base import host
 from ..base.fast_stdlib import read_text
 from ..device.driver_binding import Pin, PinError
 from ..guest.vmm_qemu import RUN_DIR, VmmError
-from ..mechanisms.luo import DEVICE
+from ..mechanisms.luo_memfd import DEVICE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

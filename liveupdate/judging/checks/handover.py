@@ -21,9 +21,9 @@ from liveupdate.judging.context import (
 )
 from liveupdate.model import layout
 from liveupdate.model.evidence import HopEvidence, KernelFacts, SessionFacts
+from liveupdate.model.mechanism import AGENT_SESSION, KHO, LUO
 from liveupdate.model.plan import Hop, KernelImage
 from liveupdate.model.verdict import Outcome
-from liveupdate.preserve.base import AGENT_SESSION, KHO, LUO
 
 #: free memory that may go missing per hop before it is called a leak, and for how many hops
 LEAK_BYTES_PER_HOP = 8 * MIB

@@ -21,9 +21,9 @@ from liveupdate.cli.app import main
 from liveupdate.core.errors import BuildError, LaunchError, PlanError
 from liveupdate.images.codelines import count_lines
 from liveupdate.model import layout
+from liveupdate.model.mechanism import Trait, Traits
 from liveupdate.model.verdict import ExitCode
 from liveupdate.planning.matrix import COLUMNS, Cell, Figure, Row, fit_slope, make_cells, summarise
-from liveupdate.preserve.base import Trait, Traits
 from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.report.matrix import Mechanism, render_json, render_table
 from liveupdate.report.matrix_svg import render_lines, render_plots

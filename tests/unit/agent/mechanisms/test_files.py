@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent.mechanisms import dax
+from liveupdate.agent.mechanisms import reserved_dax
 from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError, open_mechanism, wanted
 from liveupdate.agent.mechanisms.fault_tools import fill, take_token
 from liveupdate.agent.mechanisms.files import FileMechanism
@@ -147,7 +147,7 @@ def test_command_line_names_the_mechanism() -> None:
     with pytest.raises(MechanismError, match="no mechanism 'nonesuch'"):
         open_mechanism("nonesuch")
     with pytest.raises(MechanismError, match="memmap="):
-        dax.DaxMechanism()
+        reserved_dax.DaxMechanism()
 
 
 def head(magic: bytes, label: bytes) -> bytes:
@@ -158,9 +158,9 @@ def head(magic: bytes, label: bytes) -> bytes:
 
 
 def test_only_what_is_ours_or_was_never_used_is_touched() -> None:
-    assert dax.describe(bytes(4096)) is None
-    assert dax.describe(head(b"\x53\xef", b"lu-keep")) == "lu-keep"
+    assert reserved_dax.describe(bytes(4096)) is None
+    assert reserved_dax.describe(head(b"\x53\xef", b"lu-keep")) == "lu-keep"
     with pytest.raises(MechanismError, match="'root', not ours"):
-        dax.describe(head(b"\x53\xef", b"root"))
+        reserved_dax.describe(head(b"\x53\xef", b"root"))
     with pytest.raises(MechanismError, match="no ext4 and is not blank"):
-        dax.describe(head(b"\x00\x01", b""))
+        reserved_dax.describe(head(b"\x00\x01", b""))

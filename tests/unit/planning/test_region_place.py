@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liveupdate.core.units import GIB, MIB
-from liveupdate.preserve.region import SECTION_BYTES, least_memory, place, region_bytes
+from liveupdate.planning.region_place import SECTION_BYTES, least_memory, place, region_bytes
 
 
 def ram_ranges(memory_bytes: int) -> list[tuple[int, int]]:
