@@ -139,7 +139,7 @@ def survey_host(place: Place, limit_s: float = SURVEY_S) -> tuple[Survey, str]:
     from liveupdate.core.errors import LostMachine
     from liveupdate.model.codec import CodecError
     from liveupdate.operate.survey import read_survey
-    from liveupdate.preserve.registry import MECHANISMS
+    from liveupdate.planning.mechanisms import MECHANISMS
     from liveupdate.target.ssh.held import ask
     from liveupdate.transport.ssh import Ssh
 
@@ -193,7 +193,7 @@ def local_facts(
     """
     from liveupdate.formats.kernelimage import KernelImageError, read_kernel_image
     from liveupdate.operate.preflight import Local
-    from liveupdate.preserve.registry import MECHANISMS
+    from liveupdate.planning.mechanisms import MECHANISMS
 
     try:
         data = Path(incoming.path).read_bytes()

@@ -138,7 +138,7 @@ def matrix(
 
 
 def _find_mechanisms(wanted: Sequence[str]) -> tuple[str, ...]:
-    from liveupdate.preserve.registry import MECHANISMS
+    from liveupdate.planning.mechanisms import MECHANISMS
 
     names = tuple(MECHANISMS) if tuple(wanted) == ("all",) else tuple(dict.fromkeys(wanted))
     for name in names:
@@ -175,7 +175,7 @@ def describe(names: Iterable[str]) -> Mechanisms:
     """Return what is known of mechanisms without a run; their kernel code is counted now."""
     from liveupdate.core.paths import guest_images_dir
     from liveupdate.images.codelines import count_lines
-    from liveupdate.preserve.registry import MECHANISMS
+    from liveupdate.planning.mechanisms import MECHANISMS
     from liveupdate.report.matrix import Mechanism
 
     found = {}

@@ -12,7 +12,6 @@ from liveupdate.model.mechanism import Offer
 from liveupdate.model.targets import Capability
 
 if TYPE_CHECKING:
-    from liveupdate.model.mechanism import Requirements
     from liveupdate.run.testbed import Testbed
 
 region_missing = planned_fault(
@@ -40,8 +39,7 @@ region_size = planned_fault(
     expect=fails("handover.session"),
 )
 def region_corrupt(bed: Testbed) -> None:
-    mechanism = _mechanism(bed)
-    bed.own_machine.ram.flip_bit(_find_description(bed, mechanism) + mechanism.corrupt_at, 1)
+    bed.own_machine.ram.flip_bit(_find_description(bed) + bed.mechanism.corrupt_at, 1)
 
 
 @fault(
@@ -52,8 +50,7 @@ def region_corrupt(bed: Testbed) -> None:
     expect=fails("handover.session"),
 )
 def region_version(bed: Testbed) -> None:
-    mechanism = _mechanism(bed)
-    bed.own_machine.ram.flip_bit(_find_description(bed, mechanism) + mechanism.version_at, 1)
+    bed.own_machine.ram.flip_bit(_find_description(bed) + bed.mechanism.version_at, 1)
 
 
 @fault(
@@ -78,23 +75,18 @@ def wrong_pointer(bed: Testbed) -> None:
     ask_agent(bed, "wrong-pointer")
 
 
-def _mechanism(bed: Testbed) -> Requirements:
-    from liveupdate.preserve.registry import MECHANISMS
-
-    return MECHANISMS[bed.plan.mechanism]
-
-
-def _find_description(bed: Testbed, mechanism: Requirements) -> int:
+def _find_description(bed: Testbed) -> int:
     """Return the address of the page that describes the region.
 
     :raises EvidenceError: its marker is not in exactly one place.
     """
-    if mechanism.marker is None:
+    marker = bed.mechanism.marker
+    if marker is None:
         region = bed.plan.region
         assert region is not None  # the planner refuses the fault without one
         assert region.start is not None
         return region.start
-    found = bed.own_machine.ram.find_pages(bed.own_machine.ram_fd, mechanism.marker)
+    found = bed.own_machine.ram.find_pages(bed.own_machine.ram_fd, marker)
     if len(found) != 1:
         places = ", ".join(map(format_addr, found)) or "nowhere"
         raise EvidenceError(f"what describes the region must be in one place, it is in: {places}")

@@ -10,7 +10,7 @@ from liveupdate.core.errors import ScenarioError
 from liveupdate.model.device_models import GUEST_KINDS, UNSAVED_KINDS
 from liveupdate.model.mechanism import Offer, Requirements
 from liveupdate.model.scenario import DeviceSpec, Scenario
-from liveupdate.preserve.registry import MECHANISMS
+from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.scenario.load import where
 
 #: words for the command line by kind of IOMMU and scalable mode; AMD's is on by default, and Linux

@@ -36,8 +36,8 @@ from liveupdate.planning import region_place as regions
 from liveupdate.planning.devices import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
 from liveupdate.planning.faults import check_fault
 from liveupdate.planning.kernels import check_kernels
+from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.planning.reserved_region import fill_region, find_region, piece_bytes
-from liveupdate.preserve.registry import MECHANISMS
 from liveupdate.scenario.load import where
 
 #: what the host under update needs beside its guests: kernel, tmpfs, agent, room for the incoming

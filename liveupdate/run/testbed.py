@@ -25,8 +25,10 @@ from liveupdate.formats.iommu import Requester
 from liveupdate.formats.qemu_pci import find_function
 from liveupdate.model.base import Value
 from liveupdate.model.evidence import FrameAccount
+from liveupdate.model.mechanism import Requirements
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
+from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.memory import guest_page_index, page_address
 from liveupdate.probes.qemu_machine import Machine
@@ -149,6 +151,11 @@ class Testbed:
         if self.machine is None:
             raise StateError("the host", state="not ours", required="a machine of ours")
         return self.machine
+
+    @property
+    def mechanism(self) -> Requirements:
+        """What the mechanism of this run says of itself."""
+        return MECHANISMS[self.plan.mechanism]
 
     @property
     def first_guest(self) -> GuestHandle:

@@ -32,7 +32,7 @@ from liveupdate.operate.preflight import Local
 from liveupdate.operate.steps import FORWARD, Step
 from liveupdate.operate.survey import read_survey
 from liveupdate.operate.wal import Wal, read_journal
-from liveupdate.preserve.registry import MECHANISMS
+from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.target.ssh.host import HostLocked
 from liveupdate.transport.ssh import WrongHostKey
 from tests.support.apply_host import FakeHeld, FakeHost

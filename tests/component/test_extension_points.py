@@ -90,7 +90,7 @@ from liveupdate.faults.table import FAULTS
 from liveupdate.model.scenario import GuestSpec, Scenario
 from liveupdate.model.targets import parse_target
 from liveupdate.planning.faults import check_fault
-from liveupdate.preserve.registry import MECHANISMS
+from liveupdate.planning.mechanisms import MECHANISMS
 
 fault, mechanism = FAULTS["guest-nmi"], MECHANISMS["luo-memfd"]
 check_fault(Scenario(fault="guest-nmi"), fault, mechanism, parse_target("qemu"))
@@ -126,7 +126,7 @@ def test_two_faults_of_one_name_are_refused(copy: Copy) -> None:
 def test_the_table_of_faults_loads_no_machine(copy: Copy) -> None:
     loaded = copy.script("import liveupdate.faults.table, sys; print(*sys.modules)").split()
     rooms = {name.split(".")[1] for name in loaded if name.startswith("liveupdate.")}
-    assert rooms == {"core", "faults", "model", "preserve"}
+    assert rooms == {"core", "faults", "model"}
 
 
 # --- a kind of guest
@@ -157,7 +157,7 @@ from liveupdate.model.evidence import AgentPing
 from liveupdate.planning.planner import make_plan
 from liveupdate.scenario.load import parse_scenario
 
-sys.path.append({str(PACKAGE.parent)!r})
+sys.path.insert(1, {str(PACKAGE.parent)!r})
 from tests.support import evidence_builder as make
 from tests.support.planner_inputs import IMAGES, MACHINE
 
@@ -260,7 +260,7 @@ from liveupdate.model.scenario import Scenario
 from liveupdate.planning.planner import make_plan
 from liveupdate.run.bringup import make_host, take_host
 
-sys.path.append({str(PACKAGE.parent)!r})
+sys.path.insert(1, {str(PACKAGE.parent)!r})
 from tests.support.planner_inputs import IMAGES, MACHINE
 
 
@@ -298,3 +298,96 @@ for refused in (
         "there is no bench 8",
         "'/dev/bench7' is a machine that is there already",
     ]
+
+
+# --- a mechanism
+
+MECHANISM = """
+from __future__ import annotations
+
+from .files import FileMechanism
+
+REQUIREMENTS = {
+    "kconfig": ("MODULES",),
+    "abi_prefixes": ("kho-v",),
+    "append": "kho=on liveupdate=off memmap={size}!{start} lu.mechanism=shadow-files",
+    "modules": ("shadow",),
+    "witnesses": ("kho",),
+    "has": ("pointer",),
+    "lacks_too": {"store": "it keeps no description of its own"},
+    "traits": {
+        "grows": ("no", "the region is what the command line says"),
+        "kernel_users": ("no", "files only"),
+        "userspace_users": ("yes", "files"),
+    },
+    "region_spare_bytes": 64 << 20,
+}
+
+
+class ShadowMechanism(FileMechanism):
+    def __init__(self) -> None:
+        super().__init__("shadow-files", "/run/shadow")
+
+
+def open_mechanism() -> ShadowMechanism:
+    return ShadowMechanism()
+"""
+
+
+def test_a_mechanism_is_one_file_and_one_name(copy: Copy) -> None:
+    copy.write("agent/mechanisms/shadow_files.py", MECHANISM)
+    last = '    "reserved-dax",\n'
+    copy.replace("agent/mechanisms/__init__.py", last, f'{last}    "shadow-files",\n')
+    assert len(copy.touched) == 2
+    said = copy.script(
+        f"""
+import sys
+from liveupdate.agent.mechanisms.base import DEFAULT, open_mechanism
+from liveupdate.core.errors import ScenarioError
+from liveupdate.faults.table import FAULTS
+from liveupdate.model.scenario import Scenario
+from liveupdate.planning.faults import not_of_mechanism
+from liveupdate.planning.mechanisms import MECHANISMS
+from liveupdate.planning.planner import make_plan
+
+sys.path.insert(1, {str(PACKAGE.parent)!r})
+from tests.support.planner_inputs import IMAGES, MACHINE
+
+print(DEFAULT, open_mechanism("shadow-files").name)
+made = make_plan(Scenario(mechanism="shadow-files"), IMAGES, MACHINE)
+print(made.boot_append.partition("kho=")[2], made.witnesses)
+shadow = MECHANISMS["shadow-files"]
+for name in ("wrong-pointer", "region-size", "kexec-load"):
+    assert not_of_mechanism(FAULTS[name], shadow) is None
+for fault in ("region-full", "luo-abi-skew", "move-page"):
+    try:
+        make_plan(Scenario(mechanism="shadow-files", fault=fault), IMAGES, MACHINE)
+    except ScenarioError as error:
+        print(error.hint)
+"""
+    )
+    assert said.splitlines() == [
+        "luo-memfd shadow-files",
+        "on liveupdate=off memmap=0x18000000!0x60000000 lu.mechanism=shadow-files"
+        " intel_iommu=on ('kho',)",
+        "it keeps no description of its own",
+        "this mechanism does without LUO, which is switched off",
+        "the RAM of its guests is not in memfds",
+    ]
+    # the agent is copied to the host under update as it is, and runs without the rest
+    alone = copy.python(
+        "-S", "-c",
+        "import sys; sys.path.insert(0, 'liveupdate')\n"
+        "from agent.mechanisms.base import open_mechanism\n"
+        "open_mechanism('shadow-files')\n"
+        "print(*sorted(n for n in sys.modules if n.startswith('agent.mechanisms.')))",
+    )  # fmt: skip
+    assert alone.stdout.split() == [
+        f"agent.mechanisms.{name}" for name in ("base", "copies", "files", "shadow_files")
+    ], alone.stderr
+
+
+def test_a_word_that_nothing_reads_is_refused_in_a_mechanisms_data(copy: Copy) -> None:
+    copy.replace("agent/mechanisms/pool.py", '    "corrupt_at": 24', '    "corupt_at": 24')
+    done = copy.python("-c", "import liveupdate.planning.mechanisms")
+    assert "corupt_at" in done.stderr

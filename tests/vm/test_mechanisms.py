@@ -12,7 +12,7 @@ from liveupdate.faults.table import FAULTS
 from liveupdate.images import catalogue
 from liveupdate.model.mechanism import KHO
 from liveupdate.planning.faults import not_of_mechanism
-from liveupdate.preserve.registry import MECHANISMS
+from liveupdate.planning.mechanisms import MECHANISMS
 from tests.support.vm import cli
 
 #: the reference has tests of its own

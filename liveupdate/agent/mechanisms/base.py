@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from ..base.fast_stdlib import read_text
+from . import NAMES
 
 #: what the guests' preserved sets hold
 TOKEN_RAM = 1
@@ -19,7 +20,7 @@ TOKEN_STATE = 2
 #: include/uapi/asm-generic/mman-common.h, since Linux 5.14
 _MADV_POPULATE_WRITE = 23
 _WORD = "lu.mechanism="
-DEFAULT = "luo-memfd"
+DEFAULT = NAMES[0]
 
 
 class MechanismError(Exception):
@@ -180,37 +181,9 @@ def open_mechanism(name: str | None = None) -> Mechanism:
     :raises MechanismError, OSError: it cannot be used; what it holds is left alone.
     """
     name = wanted(read_text("/proc/cmdline")) if name is None else name
-    # One import of those there are: each costs time in the blackout.
-    if name == "luo-memfd":
-        from .luo_memfd import Device
-
-        return Device()
-    if name == "breadcrumb":
-        from .breadcrumb import BreadcrumbMechanism
-
-        return BreadcrumbMechanism()
-    if name == "reserved-dax":
-        from .reserved_dax import DaxMechanism
-
-        return DaxMechanism()
-    if name == "pkernfs":
-        from .pkernfs import PkernfsMechanism
-
-        return PkernfsMechanism()
-    if name == "pkram":
-        from .pkram import PkramMechanism
-
-        return PkramMechanism()
-    if name == "pool":
-        from .pool import open_pool
-
-        return open_pool()
-    if name == "prmem":
-        from .prmem import PrmemMechanism
-
-        return PrmemMechanism()
-    if name == "reserve-mem":
-        from .reserve_mem import ReserveMemMechanism
-
-        return ReserveMemMechanism()
-    raise MechanismError(f"this agent knows no mechanism '{name}'")
+    if name not in NAMES:
+        raise MechanismError(f"this agent knows no mechanism '{name}'")
+    # One import of those there are: each costs time in the blackout. importlib would be another.
+    module = __import__(name.replace("-", "_"), globals(), None, ("open_mechanism",), 1)
+    opened: Mechanism = module.open_mechanism()
+    return opened

@@ -17,7 +17,7 @@ import errno
 import os
 
 from ..base.fast_stdlib import read_text
-from . import stream
+from . import pool, stream
 from .base import MechanismError, PreservedSet, Ram
 from .copies import HUGE_BYTES, CopySet
 from .pool import PoolMechanism, region_of
@@ -28,6 +28,20 @@ ROOM_BYTES = 32 << 20
 _WORD = "lu.breadcrumb="
 _EMPTY = bytes(8)
 _PAGE_BYTES = 4096
+
+REQUIREMENTS = {
+    **pool.REQUIREMENTS,
+    "append": "kho=off liveupdate=off memmap={size}${start} lu.mechanism=breadcrumb",
+    "has": ("pointer",),
+    "traits": {
+        **pool.TRAITS,
+        "kernel_code": (*pool.CODE, "modules/include/uapi/linux/lu_stream.h"),
+    },
+    # LU_VERSION and its length; the first preserved set's name, its version
+    "marker": 0x00000010_562D554C,
+    "corrupt_at": 32,
+    "version_at": 8,
+}
 
 
 class BreadcrumbSet(CopySet):
@@ -227,3 +241,8 @@ def _read_all(fd: int, offset: int, size: int) -> bytes:
         pieces.append(piece)
         at += len(piece)
     return b"".join(pieces)
+
+
+def open_mechanism() -> BreadcrumbMechanism:
+    """Return the mechanism of this boot, ready."""
+    return BreadcrumbMechanism()

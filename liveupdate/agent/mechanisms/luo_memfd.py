@@ -18,6 +18,23 @@ from .copies import HUGE_BYTES
 
 DEVICE = "/dev/liveupdate"
 
+REQUIREMENTS = {
+    "kconfig": ("KEXEC_HANDOVER", "LIVEUPDATE", "LIVEUPDATE_MEMFD"),
+    "abi_prefixes": ("kho-v", "luo-v", "memfd-v"),
+    "append": "kho=on liveupdate=on",
+    "devices": (DEVICE,),
+    "witnesses": ("kho", "luo"),
+    "has": ("memfd",),
+    "traits": {
+        "grows": ("yes", "any page of any memfd can be preserved at any time"),
+        "kernel_users": (
+            "yes",
+            "kho_preserve_*() for memory, a file handler or FLB of LUO for state",
+        ),
+        "userspace_users": ("yes", "memfds, through sessions of /dev/liveupdate"),
+    },
+}
+
 _CREATE_SESSION = 0xBA00
 _RETRIEVE_SESSION = 0xBA01
 _PRESERVE_FD = 0xBA40
@@ -162,3 +179,8 @@ class Device(Mechanism):
         fd: int = struct.unpack_from(_SESSION, arg)[1]
         os.set_inheritable(fd, False)
         return fd
+
+
+def open_mechanism() -> Device:
+    """Return the mechanism of this boot, ready."""
+    return Device()

@@ -29,6 +29,31 @@ SAVE_NAME = "liveupdate"
 #: guest-images/modules/include/uapi/linux/pkram.h
 _SAVE = 0x70C0
 
+REQUIREMENTS = {
+    "kconfig": ("KEXEC_HANDOVER", "MODULES", "TRANSPARENT_HUGEPAGE"),
+    "abi_prefixes": ("kho-v",),
+    # KHO keeps the folios and passes one page, the directory of saves; LUO is off, to show that it
+    # takes no part
+    "append": "kho=on liveupdate=off lu.mechanism=pkram",
+    "modules": (MODULE,),
+    "witnesses": ("kho",),
+    "lacks_too": {"kho-switch": "the kernel gives back what was preserved without a look at kho="},
+    "traits": {
+        "grows": ("yes", "folios from the kernel's allocator, until size= or none are left"),
+        "kernel_users": ("no", "for userspace only, as the original"),
+        "userspace_users": ("yes", "files: mmap with 2 MiB pages, read, write, directories"),
+        "kernel_code": (
+            "modules/fs/pkram/[dfirs]*.[ch]",
+            "modules/include/linux/kho/abi/pkram.h",
+            "modules/include/uapi/linux/pkram.h",
+        ),
+    },
+    # struct pkram_dir: magic, reserved, version
+    "marker": 0x315249444D524B50,
+    "corrupt_at": 0x20,
+    "version_at": 8,
+}
+
 
 class PkramSet(FileSet):
     """A directory in the one file system that is saved."""
@@ -97,3 +122,8 @@ def _explain(message: str) -> str:
 
     said = last_messages("pkram: ", most=1)
     return f"{message} ({said})" if said else message
+
+
+def open_mechanism() -> PkramMechanism:
+    """Return the mechanism of this boot, ready."""
+    return PkramMechanism()

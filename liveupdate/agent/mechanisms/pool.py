@@ -22,6 +22,35 @@ from .copies import HUGE_BYTES, CopySet, copy_all
 DEVICE = "/dev/lu_pool"
 MODULE = "lu_pool"
 
+#: files that hold the pool's code, below guest-images/
+CODE = (
+    "modules/drivers/misc/lu_pool/[bct]*.c",
+    "modules/drivers/misc/lu_pool/*.h",
+    "modules/include/**/lu_pool.h",
+)
+TRAITS = {
+    "grows": ("no", "the region is what the command line says"),
+    "kernel_users": ("yes", "lu_pool_alloc() and lu_pool_get(): named objects for drivers"),
+    "userspace_users": ("yes", "/dev/lu_pool: named objects, mmap, read, write"),
+    "kernel_code": CODE,
+}
+#: block 0, and for each object (manifest, states) at least one block of 2 MiB
+SPARE_BYTES = 64 << 20
+#: memmap= and not reserve_mem=: the place is known before the machine boots, which needs no
+#: handover at all, and the memory has no struct pages. KHO is off, to show that it takes no part.
+REQUIREMENTS = {
+    "kconfig": ("MODULES",),
+    "abi_prefixes": (),
+    "append": "kho=off liveupdate=off memmap={size}${start} lu.mechanism=pool",
+    "modules": (MODULE,),
+    "devices": (DEVICE,),
+    "traits": TRAITS,
+    "region_spare_bytes": SPARE_BYTES,
+    # struct lu_pool_super: sequence, version
+    "corrupt_at": 24,
+    "version_at": 8,
+}
+
 #: name[64], u64 bytes, u64 offset, u32 flags, u32 users
 _OBJECT = "=64sQQII"
 #: u32 state, u32 objects, u64 start, size, free, largest, sequence, meta, reason[96]
@@ -273,7 +302,7 @@ def _ram_name(guest: str) -> str:
     return f"lu.guest.{guest}/ram"
 
 
-def open_pool() -> PoolMechanism:
+def open_mechanism() -> PoolMechanism:
     """Return the pool on ``memmap=SIZE$START``.
 
     :raises MechanismError: no such region on the command line, or several.

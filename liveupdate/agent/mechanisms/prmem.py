@@ -18,6 +18,30 @@ from .pool import Pool, PoolMechanism, encode_name, explain, ioc
 
 DEVICE = "/dev/prmem"
 MODULE = "prmem"
+
+REQUIREMENTS = {
+    "kconfig": ("KEXEC_HANDOVER", "MODULES", "TRANSPARENT_HUGEPAGE"),
+    "abi_prefixes": ("kho-v",),
+    # KHO keeps the folios and passes one pointer; LUO is off, to show that it takes no part
+    "append": "kho=on liveupdate=off lu.mechanism=prmem",
+    "modules": (MODULE,),
+    "devices": (DEVICE,),
+    "witnesses": ("kho",),
+    "traits": {
+        "grows": ("yes", "folios from the kernel's allocator, until max_bytes or none are left"),
+        "kernel_users": ("yes", "prmem_create(), prmem_get(): named instances for drivers"),
+        "userspace_users": ("yes", "/dev/prmem: named instances, mmap, read, write"),
+        "kernel_code": (
+            "modules/drivers/misc/prmem/[cmr]*.c",
+            "modules/drivers/misc/prmem/*.h",
+            "modules/include/**/prmem.h",
+        ),
+    },
+    # struct prmem_root: magic, sequence, version
+    "marker": 0x314D454D52502D4C,
+    "corrupt_at": 16,
+    "version_at": 8,
+}
 #: limit of all instances together, which is as large as can be unless somebody says otherwise
 MAX_BYTES = "/sys/module/prmem/parameters/max_bytes"
 
@@ -145,3 +169,8 @@ class PrmemMechanism(PoolMechanism):
 
 def _text(raw: bytes) -> str:
     return raw.rstrip(b"\0").decode("ascii", "replace")
+
+
+def open_mechanism() -> PrmemMechanism:
+    """Return the mechanism of this boot, ready."""
+    return PrmemMechanism()

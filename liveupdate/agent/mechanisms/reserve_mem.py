@@ -13,10 +13,33 @@ import os
 
 from ..base.fast_stdlib import read_text
 from ..base.host import KHO_DEBUGFS, last_messages
+from . import pool
 from .base import MechanismError, PreservedSet
 from .pool import PoolMechanism
 
 _WORD = "reserve_mem="
+
+REQUIREMENTS = {
+    "kconfig": ("KEXEC_HANDOVER", "MODULES"),
+    "abi_prefixes": ("kho-v", "memblock-v", "reserve-mem-v"),
+    # Without sizes KHO makes its scratch areas twice as large as all that was allocated so far,
+    # the region included (scratch_size_update() in kernel/liveupdate/kexec_handover.c). The region
+    # is in one piece, and a kernel that lies anywhere in a small machine's RAM cuts it in two.
+    "append": (
+        "kho=on liveupdate=off nokaslr kho_scratch=256M,64M,256M"
+        " reserve_mem={size}:2M:liveupdate lu.mechanism=reserve-mem"
+    ),
+    "modules": (pool.MODULE,),
+    "devices": (pool.DEVICE,),
+    "witnesses": ("kho",),
+    "lacks_too": {"kho-switch": "the kernel revives reserve_mem= without a look at kho="},
+    "traits": pool.TRAITS,
+    "region_spare_bytes": pool.SPARE_BYTES,
+    # struct lu_pool_super: magic, sequence, version
+    "marker": 0x314C4F4F502D554C,
+    "corrupt_at": 24,
+    "version_at": 8,
+}
 
 
 class ReserveMemMechanism(PoolMechanism):
@@ -66,3 +89,8 @@ def was_handed_over(name: str) -> bool:
 def why_not_revived() -> str:
     """Return what the kernel said of a region of KHO's that it did not take; "": nothing."""
     return last_messages("KHO reserve-mem", most=1) or last_messages("FDT 'memblock' ", most=1)
+
+
+def open_mechanism() -> ReserveMemMechanism:
+    """Return the mechanism of this boot, ready."""
+    return ReserveMemMechanism()

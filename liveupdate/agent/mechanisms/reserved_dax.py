@@ -31,6 +31,27 @@ _MAGIC_AT, _MAGIC = 0x38, b"\x53\xef"
 _LABEL_AT, _LABEL_BYTES = 0x78, 16
 _HEAD_BYTES = 4096
 
+REQUIREMENTS = {
+    "kconfig": ("X86_PMEM_LEGACY", "BLK_DEV_PMEM", "FS_DAX", "EXT4_FS"),
+    "abi_prefixes": (),
+    # KHO is off, to show that it takes no part
+    "append": "kho=off liveupdate=off memmap={size}!{start} lu.mechanism=reserved-dax",
+    "devices": (DEVICE,),
+    "traits": {
+        "grows": ("no", "the region is what the command line says"),
+        "kernel_users": (
+            "no",
+            "a driver would have to open files of a file system that user space mounts",
+        ),
+        "userspace_users": ("yes", "files: mmap, read, write; names and permissions are ext4's"),
+    },
+    # ext4's own: superblock, inodes and journal in clusters of 2 MiB; manifest and VMM states
+    "region_spare_bytes": 64 << 20,
+    # ext4's superblock: s_mtime, s_rev_level
+    "corrupt_at": 1024 + 0x2C,
+    "version_at": 1024 + 0x4C,
+}
+
 
 class DaxMechanism(FileMechanism):
     """The file system on the one reserved region; made when the region was never used."""
@@ -91,3 +112,8 @@ def _head(path: str) -> bytes:
         return os.pread(fd, _HEAD_BYTES, 0)
     finally:
         os.close(fd)
+
+
+def open_mechanism() -> DaxMechanism:
+    """Return the mechanism of this boot, ready."""
+    return DaxMechanism()

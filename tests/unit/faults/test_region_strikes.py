@@ -15,7 +15,7 @@ from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import PhysAddr
 from liveupdate.faults.table import FAULTS
 from liveupdate.model.plan import Region
-from liveupdate.preserve.registry import MECHANISMS
+from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.run.testbed import Testbed
 from liveupdate.transport.physmem import PhysMem, RamRange
 from tests.support import evidence_builder as make
@@ -38,6 +38,7 @@ def ram() -> Iterator[tuple[PhysMem, int]]:
 def strike(fault: str, mechanism: str, ram: tuple[PhysMem, int], start: int | None) -> None:
     bed = SimpleNamespace(
         own_machine=SimpleNamespace(ram=ram[0], ram_fd=ram[1]),
+        mechanism=MECHANISMS[mechanism],
         plan=replace(
             make.make_plan(), mechanism=mechanism, region=Region(start=start, size_bytes=SIZE)
         ),

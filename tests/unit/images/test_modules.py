@@ -18,8 +18,8 @@ from liveupdate.agent.mechanisms.base import MechanismError
 from liveupdate.core.errors import PlanError
 from liveupdate.images import kernel, kit, modules, modules_check
 from liveupdate.model.scenario import Scenario
+from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.planning.planner import make_plan
-from liveupdate.preserve.registry import MECHANISMS
 from tests.support.planner_inputs import IMAGES, MACHINE
 from tests.support.vm.moduletests import MEMORY, REGIONS_START, ROWS
 

@@ -29,7 +29,7 @@ from liveupdate.operate.survey import (
     VfioFacts,
     read_survey,
 )
-from liveupdate.preserve.registry import MECHANISMS
+from liveupdate.planning.mechanisms import MECHANISMS
 
 ABI = ("kho-v4", "luo-v5", "memfd-v2")
 OPTIONS = {"KEXEC_HANDOVER": "y", "LIVEUPDATE": "y", "LIVEUPDATE_MEMFD": "y"}

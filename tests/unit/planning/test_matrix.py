@@ -24,7 +24,7 @@ from liveupdate.model import layout
 from liveupdate.model.mechanism import Trait, Traits
 from liveupdate.model.verdict import ExitCode
 from liveupdate.planning.matrix import COLUMNS, Cell, Figure, Row, fit_slope, make_cells, summarise
-from liveupdate.preserve.registry import MECHANISMS
+from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.report.matrix import Mechanism, render_json, render_table
 from liveupdate.report.matrix_svg import render_lines, render_plots
 

@@ -26,6 +26,7 @@ from liveupdate.model.scenario import (
 from liveupdate.model.targets import TARGETS, Capability
 from liveupdate.model.verdict import CHECK_IDS
 from liveupdate.planning.faults import not_of_mechanism
+from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.planning.planner import (
     DEVICE_CHECKS,
     IOMMU_CHECKS,
@@ -34,7 +35,6 @@ from liveupdate.planning.planner import (
     host_memory,
     make_plan,
 )
-from liveupdate.preserve.registry import MECHANISMS
 from tests.support.planner_inputs import IMAGES, MACHINE, kernel
 
 NO_KHO = replace(IMAGES, incoming=kernel("b", ()))

@@ -12,7 +12,7 @@ from liveupdate.agent.mechanisms import pool as pool_module
 from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError
 from liveupdate.agent.mechanisms.breadcrumb import BreadcrumbMechanism
 from liveupdate.core.units import MIB
-from liveupdate.preserve.registry import MECHANISMS
+from liveupdate.planning.mechanisms import MECHANISMS
 from tests.support.fake_pool import FakePool, memfd
 
 START = 0x100000000

@@ -14,7 +14,6 @@ from liveupdate.agent.mechanisms import pkram
 from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError
 from liveupdate.core.paths import guest_images_dir
 from liveupdate.core.units import MIB
-from liveupdate.preserve.pkram import REQUIREMENTS
 
 
 @pytest.fixture
@@ -101,5 +100,5 @@ def test_numbers_are_those_of_the_headers() -> None:
     request = re.search(r"PKRAM_SAVE\s+_IO\('(.)', (0x[0-9a-f]+)\)", uapi)
     assert magic is not None
     assert request is not None
-    assert int(magic[1], 16) == REQUIREMENTS.marker
+    assert int(magic[1], 16) == pkram.REQUIREMENTS["marker"]
     assert ord(request[1]) << 8 | int(request[2], 16) == pkram._SAVE
