@@ -9,15 +9,17 @@ FAIL. Rules: ``docs/judging.md``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
 
+from liveupdate.judging.check import CheckRow
 from liveupdate.judging.checks import (
+    budget,
     device,
     device_state,
     guest,
     handover,
+    iommu_faults,
     liveness,
     mappings,
     memory,
@@ -34,31 +36,27 @@ from liveupdate.judging.context import (
 from liveupdate.judging.metrics import measure
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import Plan
-from liveupdate.model.verdict import CHECK_IDS, Check, Outcome, Verdict, reduce
+from liveupdate.model.verdict import Check, Outcome, Verdict, reduce
 
-Judge = Callable[[Context], list[Finding]]
-
-#: in the order in which they run: liveness first, as it says which guests are dead
-_JUDGES: Mapping[str, Judge] = MappingProxyType(
-    {
-        "guest.liveness": liveness.judge_liveness,
-        "handover.kho": handover.judge_kho,
-        "handover.generation": handover.judge_generation,
-        "handover.session": handover.judge_session,
-        "memory.content": memory.judge_content,
-        "memory.placement": memory.judge_placement,
-        "guest.clock": guest.judge_clock,
-        "guest.network": guest.judge_network,
-        "guest.storage": guest.judge_storage,
-        "device.dma-continuity": device.judge_continuity,
-        "iommu.translation": translation.judge_translation,
-        "iommu.mappings": mappings.judge_mappings,
-        "iommu.faults": translation.judge_faults,
-        "device.no-reset": device_state.judge_no_reset,
-        "device.config-space": device_state.judge_config_space,
-        "budget.blackout": guest.judge_blackout,
-    }
+FAMILIES = (
+    handover,
+    memory,
+    liveness,
+    guest,
+    translation,
+    mappings,
+    iommu_faults,
+    device,
+    device_state,
+    budget,
 )
+"""The files that judge; each ends with its ``CHECKS``. In the order in which reports show them."""
+
+CHECKS: tuple[CheckRow, ...] = tuple(row for family in FAMILIES for row in family.CHECKS)
+"""Every check, in the order in which reports show them."""
+
+CHECK_IDS = tuple(row.id for row in CHECKS)
+"""Their ids, which are stable."""
 
 
 def judge(plan: Plan, evidence: Evidence) -> Verdict:
@@ -66,23 +64,13 @@ def judge(plan: Plan, evidence: Evidence) -> Verdict:
     context = Context(plan, evidence)
     skips = dict(plan.skips)
     found: dict[str, Check] = {}
-    for check_id, judge_one in _JUDGES.items():
+    for row in sorted(CHECKS, key=lambda row: not row.first):
         # judged even when skipped: liveness says which guests are dead
-        findings = judge_one(context)
-        if check_id in skips:
-            findings = [skipped(skips[check_id])]
-        found[check_id] = to_check(check_id, findings)
-    for check_id in CHECK_IDS:
-        if check_id not in found:
-            finding = (
-                skipped(skips[check_id])
-                if check_id in skips
-                else error_finding(
-                    "expected by the plan, but there is no evidence that could show it"
-                )
-            )
-            found[check_id] = to_check(check_id, [finding])
-    checks = _cover_the_rest(context, {check_id: found[check_id] for check_id in CHECK_IDS})
+        findings = row.judge(context)
+        if row.id in skips:
+            findings = [skipped(skips[row.id])]
+        found[row.id] = to_check(row.id, findings)
+    checks = _cover_the_rest(context, {row.id: found[row.id] for row in CHECKS})
     outcome = reduce(check.status for check in checks)
     return Verdict(
         outcome=outcome,

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from liveupdate.core.errors import ScenarioError
 from liveupdate.core.suggest import suggest
-from liveupdate.model.verdict import CHECK_IDS, Check, Outcome, Verdict, reduce
+from liveupdate.judging.judge import CHECK_IDS
+from liveupdate.model.verdict import Check, Outcome, Verdict, reduce
 
 VARIABLE = "LIVEUPDATE_REQUIRE"
 #: words that mean tests, not checks: the test suite reads the same variable

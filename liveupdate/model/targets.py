@@ -141,15 +141,6 @@ _TABLE = (
 TARGETS: Mapping[str, TargetKind] = MappingProxyType({kind.name: kind for kind in _TABLE})
 """Every kind by name."""
 
-CHECK_NEEDS: Mapping[str, Capability] = MappingProxyType(
-    {
-        "guest.clock": Capability.CLOCK,
-        "guest.network": Capability.WIRE,
-        "guest.storage": Capability.PROCESS,
-    }
-)
-"""The capability of the target without which a check is SKIP."""
-
 
 class Target(NamedTuple):
     """What a scenario's ``target`` says."""

@@ -7,26 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
-CHECK_IDS = (
-    "handover.kho",
-    "handover.generation",
-    "handover.session",
-    "memory.content",
-    "memory.placement",
-    "guest.liveness",
-    "guest.clock",
-    "guest.network",
-    "guest.storage",
-    "iommu.translation",
-    "iommu.mappings",
-    "iommu.faults",
-    "device.dma-continuity",
-    "device.no-reset",
-    "device.config-space",
-    "budget.blackout",
-)
-"""Stable ids, in the order in which reports show them."""
-
 
 class Outcome(Enum):
     """FAIL: the system under test violated a guarantee. ERROR: the tool could not find out."""

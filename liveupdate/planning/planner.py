@@ -18,8 +18,10 @@ from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
 from liveupdate.faults.base import Fault, HopChange
 from liveupdate.faults.table import FAULTS
+from liveupdate.judging.check import Asked
+from liveupdate.judging.judge import CHECKS
 from liveupdate.model.device_models import FED_KINDS
-from liveupdate.model.mechanism import KHO, Requirements
+from liveupdate.model.mechanism import Requirements
 from liveupdate.model.plan import (
     TSC_KHZ,
     TSC_KHZ_SKEWED,
@@ -31,7 +33,7 @@ from liveupdate.model.plan import (
     Region,
 )
 from liveupdate.model.scenario import Scenario
-from liveupdate.model.targets import CHECK_NEEDS, Capability, Target, parse_target
+from liveupdate.model.targets import Capability, Target, parse_target
 from liveupdate.planning import region_place as regions
 from liveupdate.planning.devices import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
 from liveupdate.planning.faults import check_fault
@@ -73,11 +75,6 @@ TCG_APPEND = (
 )
 #: stock parameters of x86: arch/x86/kernel/tsc.c and arch/x86/kernel/cpu/common.c (docs/adr/0004)
 CALIBRATION_APPEND = f"tsc_early_khz={TSC_KHZ} setcpuid=tsc_known_freq"
-
-NO_DEVICE = "the scenario has no device whose DMA is to go on"
-NO_IOMMU = "the scenario has no device whose translation is to be preserved"
-IOMMU_CHECKS = ("iommu.translation", "iommu.mappings", "iommu.faults")
-DEVICE_CHECKS = ("device.dma-continuity", "device.no-reset", "device.config-space")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +171,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         or scenario.host.fragment > 0
         or not can_be_saved(scenario),
         fragment=scenario.host.fragment,
-        skips=_skips(scenario, mechanism, target),
+        skips=_skips(Asked(scenario=scenario, mechanism=mechanism, target=target.kind)),
         seed=_seed(scenario),
         witnesses=mechanism.witnesses,
         region=region,
@@ -403,34 +400,10 @@ def _drop(append: str, names: tuple[str, ...]) -> str:
     return " ".join(word for word in append.split() if word.partition("=")[0] not in names)
 
 
-def _skips(
-    scenario: Scenario, mechanism: Requirements, target: Target
-) -> tuple[tuple[str, str], ...]:
+def _skips(asked: Asked) -> tuple[tuple[str, str], ...]:
     """Return the checks that cannot be answered in this scenario, with the reason."""
-    skips: list[tuple[str, str]] = []
-    if not scenario.devices:
-        skips += [(check, NO_IOMMU) for check in IOMMU_CHECKS]
-        skips += [(check, NO_DEVICE) for check in DEVICE_CHECKS]
-    for check, need in CHECK_NEEDS.items():
-        if not target.has(need):
-            skips.append((check, f"target '{target.kind.name}': {target.kind.lacks[need]}"))
-    kinds = {guest.kind for guest in scenario.guests}
-    if not scenario.observe.memory:
-        skips.append(("memory.content", "observe.memory is false"))
-    if KHO not in mechanism.witnesses:
-        reason = f"mechanism '{mechanism.name}' does without KHO, which counts the generations"
-        skips.append(("handover.generation", reason))
-    if not any(kind.journal for kind in kinds):
-        skips.append(
-            ("guest.storage", "no guest runs the shipped payload, which keeps the journal")
-        )
-    if not any(kind.clock for kind in kinds):
-        skips.append(("guest.clock", "no guest can be asked for its clock"))
-    if not any(kind.answers for kind in kinds):
-        skips.append(("guest.network", "no guest answers on the network"))
-    if scenario.budget.blackout_s is None:
-        skips.append(("budget.blackout", "the scenario sets no bound"))
-    return tuple(skips)
+    reasons = ((row.id, row.why_skipped(asked)) for row in CHECKS)
+    return tuple((check, reason) for check, reason in reasons if reason is not None)
 
 
 def _seed(scenario: Scenario) -> int:

@@ -391,3 +391,72 @@ def test_a_word_that_nothing_reads_is_refused_in_a_mechanisms_data(copy: Copy) -
     copy.replace("agent/mechanisms/pool.py", '    "corrupt_at": 24', '    "corupt_at": 24')
     done = copy.python("-c", "import liveupdate.planning.mechanisms")
     assert "corupt_at" in done.stderr
+
+
+# --- a check
+
+CHECK = '''
+
+def judge_vmm(context: Context) -> list[Finding]:
+    """Each guest's VMM says that it runs."""
+    return [
+        (passed if trace.vmm_status == "running" else failed)(
+            f"hop {hop.number}, {trace.guest}: the VMM says '{trace.vmm_status}'"
+        )
+        for hop in context.evidence.hops
+        for trace in hop.guests
+    ]
+
+
+def _no_guest_of_ours(asked: Asked) -> str | None:
+    return "no payload" if asked.no_guest(lambda kind: kind.payload) else None
+
+
+CHECKS += (
+    CheckRow(
+        id="budget.vmm", judge=judge_vmm, needs=Capability.MONITOR, skip=_no_guest_of_ours
+    ),
+)
+'''
+
+
+def test_a_check_of_evidence_that_is_there_is_one_row_and_its_judge_in_one_file(
+    copy: Copy,
+) -> None:
+    copy.write("judging/checks/budget.py", CHECK)
+    copy.replace(
+        "judging/checks/budget.py",
+        "from liveupdate.model import layout\n",
+        "from liveupdate.model import layout\nfrom liveupdate.model.targets import Capability\n",
+    )
+    assert len(copy.touched) == 1
+    said = copy.script(
+        f"""
+import sys
+from liveupdate.judging.judge import judge
+from liveupdate.judging.require import parse_required
+from liveupdate.model.scenario import GuestSpec, Scenario
+from liveupdate.planning.planner import make_plan
+
+sys.path.insert(1, {str(PACKAGE.parent)!r})
+from tests.support import evidence_builder as make
+from tests.support.planner_inputs import IMAGES, MACHINE
+
+good = make.make_evidence()
+for evidence in (good, make.with_trace(good, vmm_status="paused")):
+    check = judge(make.make_plan(), evidence).checks[-1]
+    print(check.id, check.status.name, check.reason)
+print(*parse_required("budget.vmm"))
+image = GuestSpec(name="vm0", image="disk.raw", liveness="agent")
+for scenario in (Scenario(), Scenario(target="ssh:box"), Scenario(guests=(image,))):
+    print(dict(make_plan(scenario, IMAGES, MACHINE).skips).get("budget.vmm"))
+"""
+    )
+    assert said.splitlines() == [
+        "budget.vmm PASS hop 1, vm0: the VMM says 'running'",
+        "budget.vmm FAIL hop 1, vm0: the VMM says 'paused'",
+        "budget.vmm",
+        "None",
+        "target 'ssh': there is no monitor",
+        "no payload",
+    ]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from liveupdate.core.units import MIB, PAGE_BYTES
+from liveupdate.judging.judge import CHECK_IDS
 from liveupdate.model import layout
 from liveupdate.model.costs import CostFacts, FragmentFacts, HandedOver, RamFacts
 from liveupdate.model.evidence import (
@@ -36,7 +37,6 @@ from liveupdate.model.evidence import (
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Hop, ImageSet, KernelImage, MachineSpec, Plan
 from liveupdate.model.scenario import Budget, GuestSpec, Observation, Timeouts
-from liveupdate.model.verdict import CHECK_IDS
 
 MS = 1_000_000
 SECOND = 1_000_000_000

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from liveupdate.core.units import format_ns
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
+from liveupdate.judging.check import Asked, CheckRow
 from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
 from liveupdate.judging.hop_devices import QUIESCE
 from liveupdate.model import layout
@@ -371,3 +372,13 @@ def _pass(
         observed=f"{len(frames)} of {len(frames)} frames",
         evidence=paths,
     )
+
+
+def without_device(asked: Asked) -> str | None:
+    """Return why there is no DMA to judge."""
+    if asked.scenario.devices:
+        return None
+    return "the scenario has no device whose DMA is to go on"
+
+
+CHECKS = (CheckRow(id="device.dma-continuity", judge=judge_continuity, skip=without_device),)

@@ -18,6 +18,8 @@ from liveupdate.formats.pci_config import (
     FUNCTION_RESET,
     diff_config,
 )
+from liveupdate.judging.check import CheckRow
+from liveupdate.judging.checks.device import without_device
 from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
 from liveupdate.judging.hop_devices import (
     QUIESCE,
@@ -168,3 +170,9 @@ def _judge_function(hop_devices: HopDevices, device: JudgedDevice, function: str
         f"{where}: identity, BARs, bus mastering as before, and never a master less",
         evidence=(path,),
     )
+
+
+CHECKS = (
+    CheckRow(id="device.no-reset", judge=judge_no_reset, skip=without_device),
+    CheckRow(id="device.config-space", judge=judge_config_space, skip=without_device),
+)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from liveupdate.core.units import format_ns
+from liveupdate.judging.check import Asked, CheckRow
 from liveupdate.judging.checks.liveness import Window, find_window
 from liveupdate.judging.clockfit import ClockChange, Reading, fit_clock
 from liveupdate.judging.compare import (
@@ -25,6 +26,7 @@ from liveupdate.model.evidence import Echo, GuestTrace
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.guest_kinds import Watch
 from liveupdate.model.scenario import GuestSpec
+from liveupdate.model.targets import Capability
 
 #: a clock may be off by this much at a step before it counts as one: a reading taken late by a
 #: busy control host looks like a small step
@@ -34,7 +36,8 @@ _RECORD_BYTES = 512
 _TICK_CLOCKS = ("monotonic", "boottime", "realtime")
 
 
-def _reached(context: Context) -> Iterator[tuple[int, GuestSpec]]:
+def reached(context: Context) -> Iterator[tuple[int, GuestSpec]]:
+    """Yield the guests of each hop that was reached before the update was given up."""
     for hop, _facts, guest in context.guests():
         given_up = context.rolled_back_hop
         if given_up is None or hop.number <= given_up:
@@ -70,7 +73,7 @@ def judge_clock(context: Context) -> list[Finding]:
     Clocks that count sleep may gain the second of an RTC over the blackout of a guest that slept.
     """
     findings: list[Finding] = []
-    for hop, guest in _reached(context):
+    for hop, guest in reached(context):
         clock = guest.kind.clock
         if clock is None:
             findings.append(
@@ -192,7 +195,7 @@ def _signed(duration_ns: int) -> str:
 def judge_network(context: Context) -> list[Finding]:
     """Require that every guest answers on the network after the update, in the same boot."""
     findings: list[Finding] = []
-    for hop, guest in _reached(context):
+    for hop, guest in reached(context):
         if not guest.kind.answers and not guest.address:
             findings.append(skipped(f"{guest.name}: a user's image without an address"))
             continue
@@ -259,7 +262,7 @@ def judge_storage(context: Context) -> list[Finding]:
     grows again.
     """
     findings: list[Finding] = []
-    for hop, guest in _reached(context):
+    for hop, guest in reached(context):
         if not guest.kind.journal:
             findings.append(skipped(f"{guest.name}: a user's image keeps no journal"))
             continue
@@ -291,7 +294,7 @@ def judge_storage(context: Context) -> list[Finding]:
 
 def _judge_own_disks(context: Context) -> Iterator[Finding]:
     """Judge the journals on passed-through NVMe disks; ``device.*`` judges whether they grow."""
-    for hop, guest in _reached(context):
+    for hop, guest in reached(context):
         for device in context.plan.devices:
             if device.guest != guest.name or device.kind != "nvme" or context.rolled_back(hop):
                 continue
@@ -403,25 +406,24 @@ def blackout_ns(context: Context, hop: int, guest: str) -> int | None:
     return max(resumed - paused, gap.length_ns if gap else 0)
 
 
-def judge_blackout(context: Context) -> list[Finding]:
-    """Require that no guest was out for longer than the budget."""
-    limit_s = context.plan.budget.blackout_s
-    if limit_s is None:
-        return [skipped("no budget set (budget.blackout)")]
-    findings: list[Finding] = []
-    for hop, guest in _reached(context):
-        length_ns = blackout_ns(context, hop, guest.name)
-        if length_ns is None and context.rolled_back(hop):
-            findings.append(skipped(f"hop {hop}, {guest.name}: rolled back, no blackout"))
-            continue
-        if length_ns is None:
-            path = layout.hop_file(hop, "marks.jsonl")
-            findings.append(context.missing("the blackout", hop, guest.name, (path,)))
-            continue
-        findings.append(
-            (failed if length_ns > limit_s * 1e9 else passed)(
-                f"hop {hop}, {guest.name}: blackout {format_ns(length_ns)}, budget {limit_s:g} s",
-                observed=format_ns(length_ns),
-            )
-        )
-    return findings
+def _no_clock(asked: Asked) -> str | None:
+    unseen = asked.no_guest(lambda kind: kind.clock)
+    return "no guest can be asked for its clock" if unseen else None
+
+
+def _no_answers(asked: Asked) -> str | None:
+    silent = asked.no_guest(lambda kind: kind.answers)
+    return "no guest answers on the network" if silent else None
+
+
+def _no_journal(asked: Asked) -> str | None:
+    if asked.no_guest(lambda kind: kind.journal):
+        return "no guest runs the shipped payload, which keeps the journal"
+    return None
+
+
+CHECKS = (
+    CheckRow(id="guest.clock", judge=judge_clock, needs=Capability.CLOCK, skip=_no_clock),
+    CheckRow(id="guest.network", judge=judge_network, needs=Capability.WIRE, skip=_no_answers),
+    CheckRow(id="guest.storage", judge=judge_storage, needs=Capability.PROCESS, skip=_no_journal),
+)

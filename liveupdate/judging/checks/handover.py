@@ -6,6 +6,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from liveupdate.core.units import MIB, format_size
+from liveupdate.judging.check import Asked, CheckRow
 from liveupdate.judging.clockfit import fit_slope
 from liveupdate.judging.context import (
     KERNEL_KINDS,
@@ -303,3 +304,16 @@ def _judge_leak(context: Context) -> list[Finding]:
             )
         ]
     return [passed(f"no leak: free memory changes by {text}")]
+
+
+def _not_counted(asked: Asked) -> str | None:
+    if KHO in asked.mechanism.witnesses:
+        return None
+    return f"mechanism '{asked.mechanism.name}' does without KHO, which counts the generations"
+
+
+CHECKS = (
+    CheckRow(id="handover.kho", judge=judge_kho),
+    CheckRow(id="handover.generation", judge=judge_generation, skip=_not_counted),
+    CheckRow(id="handover.session", judge=judge_session),
+)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from liveupdate.core.units import format_ns
+from liveupdate.judging.check import CheckRow
 from liveupdate.judging.compare import (
     Gap,
     first_regress,
@@ -272,3 +273,6 @@ _WATCHES: Mapping[Watch, Callable[[Context, int, GuestSpec, GuestTrace, Window],
         {Watch.TICKS: _judge_ticks, Watch.PINGS: _judge_pings, Watch.ECHOES: _judge_answers}
     )
 )
+
+
+CHECKS = (CheckRow(id="guest.liveness", judge=judge_liveness, first=True),)

@@ -17,6 +17,8 @@ from liveupdate.formats.iommu import (
     parse_bdf,
     unpack_runs,
 )
+from liveupdate.judging.check import CheckRow
+from liveupdate.judging.checks.translation import without_device
 from liveupdate.judging.compare_iommu import ChangeKind, MappingDiff, diff_requesters
 from liveupdate.judging.context import Context, Finding, error_finding, failed, passed
 from liveupdate.judging.guest_share import where_mapped
@@ -239,3 +241,6 @@ def _find_tampering(hop_devices: HopDevices, device: JudgedDevice) -> Finding | 
 
 
 # --- faults
+
+
+CHECKS = (CheckRow(id="iommu.mappings", judge=judge_mappings, skip=without_device),)

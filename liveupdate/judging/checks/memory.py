@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 
 from liveupdate.core.units import PAGE_BYTES, format_addr
+from liveupdate.judging.check import Asked, CheckRow
 from liveupdate.judging.compare import PageDiff, compare_words, count_distinct, count_zero
 from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
 from liveupdate.model import layout
@@ -221,3 +222,13 @@ def _judge_pfns(
 def _frame(pfns: bytes, page: int) -> str:
     pfn = int.from_bytes(pfns[page * _WORD : (page + 1) * _WORD], "little")
     return format_addr(pfn * PAGE_BYTES)
+
+
+def _not_digested(asked: Asked) -> str | None:
+    return None if asked.scenario.observe.memory else "observe.memory is false"
+
+
+CHECKS = (
+    CheckRow(id="memory.content", judge=judge_content, skip=_not_digested),
+    CheckRow(id="memory.placement", judge=judge_placement),
+)

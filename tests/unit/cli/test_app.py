@@ -25,10 +25,11 @@ from liveupdate.core import errors
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
 from liveupdate.faults.table import FAULTS
+from liveupdate.judging.judge import CHECK_IDS
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
 from liveupdate.model.scenario import Scenario
-from liveupdate.model.verdict import CHECK_IDS, Check, ExitCode, Outcome, Verdict
+from liveupdate.model.verdict import Check, ExitCode, Outcome, Verdict
 from liveupdate.run import runner
 from liveupdate.run.runner import RunResult
 from liveupdate.scenario.dump import dump_scenario

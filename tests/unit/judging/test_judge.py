@@ -12,7 +12,7 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from liveupdate.core.units import MIB
-from liveupdate.judging.judge import judge
+from liveupdate.judging.judge import CHECK_IDS, judge
 from liveupdate.model import layout
 from liveupdate.model.evidence import (
     AgentPing,
@@ -27,7 +27,7 @@ from liveupdate.model.evidence import (
 )
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import Budget, GuestSpec, Observation
-from liveupdate.model.verdict import CHECK_IDS, Check, ExitCode, Outcome, Verdict
+from liveupdate.model.verdict import Check, ExitCode, Outcome, Verdict
 from tests.support import evidence_builder as make
 from tests.support.evidence_builder import MS, SECOND
 

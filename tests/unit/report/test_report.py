@@ -19,10 +19,10 @@ from msgspec.structs import replace
 
 import liveupdate.report
 from liveupdate.formats import ktap
-from liveupdate.judging.judge import judge
+from liveupdate.judging.judge import CHECK_IDS, judge
 from liveupdate.model.evidence import Evidence, Incident
 from liveupdate.model.plan import Plan
-from liveupdate.model.verdict import CHECK_IDS, Outcome, Verdict
+from liveupdate.model.verdict import Outcome, Verdict
 from liveupdate.report.common import clean
 from liveupdate.report.html import render_html
 from liveupdate.report.json_result import make_result, render_json
