@@ -48,15 +48,15 @@ def _duration(name: str, low_s: float, high_s: float, doc: str) -> Key:
 
 TOP = (
     _key("name", "name", "shown in reports; the file's own name when absent"),
-    _key("target", "target", "what the host under update is"),
+    _key("target", "target", "kind of host under update"),
     _key("accel", "choice", "accelerator of the host under update", choices=("auto", "kvm", "tcg")),
-    _key("mechanism", "text", "what carries the guests' memory across"),
-    _key("hops", "integer", "how many kexecs in a row (A to B to A …)", low=1, high=100),
+    _key("mechanism", "text", "mechanism that carries the guests' memory across the kexec"),
+    _key("hops", "integer", "number of kexecs in a row (A to B to A …)", low=1, high=100),
     _key("kernel", "path", "bzImage of the outgoing kernel; the built one when absent"),
     _key("next_kernel", "path", "bzImage of the incoming kernel; the built one when absent"),
     _key("calibration", "boolean", "hand the TSC calibration to the incoming kernel"),
     _key("fault", "text", "a fault to inject, see `liveupdate faults`", nullable=True),
-    _key("cold", "boolean", "boot anew instead of loading a saved host"),
+    _key("cold", "boolean", "boot the host; do not load a saved one"),
 )
 
 GUEST = (
@@ -84,23 +84,23 @@ GUEST = (
     _key(
         "liveness",
         "choice",
-        "how life is observed",
+        "how the guest is seen to be alive",
         choices=tuple(GUEST_KINDS),
     ),
-    _key("address", "address", "IPv4 address on the wire, for liveness = \"network\""),
+    _key("address", "address", "IPv4 address on the guests' network, for liveness = \"network\""),
 )  # fmt: skip
 
 DEVICE = (
     _key("name", "name", "unique, at most 20 characters"),
     _key("kind", "choice", "what it is", choices=DEVICE_KINDS),
-    _key("guest", "name", "the guest it is passed through to; the host's own driver when absent"),
+    _key("guest", "name", "the guest that gets it; when absent, the agent on the host drives it"),
     _key(
         "tier",
         "choice",
-        "what becomes of its DMA at the kexec",
+        "whether its DMA continues or stops at the kexec",
         choices=("continuous", "quiesce"),
     ),
-    _key("bdf", "bdf", "its PCI address there; the first free one of its kind when absent"),
+    _key("bdf", "bdf", "its PCI address on the host; the first free one of its kind when absent"),
     _key("access", "choice", "how VFIO is used", choices=("container", "cdev")),
     _key(
         "ring",
@@ -119,7 +119,7 @@ DEVICE = (
     _key(
         "mapped",
         "size",
-        "memory that is mapped for it besides, in pages of 4 KiB that lie scattered",
+        "more memory mapped for it, in scattered pages of 4 KiB",
         low=PAGE_BYTES,
         high=GIB,
         step=PAGE_BYTES,
@@ -128,7 +128,7 @@ DEVICE = (
 )
 
 IOMMU = (
-    _key("kind", "choice", "the IOMMU there is", choices=("intel", "amd", "none")),
+    _key("kind", "choice", "kind of IOMMU", choices=("intel", "amd", "none")),
     _key("scalable", "boolean", "scalable mode (PASID tables) of an Intel IOMMU"),
 )
 
@@ -136,7 +136,7 @@ HOST = (
     _key(
         "memory",
         "size",
-        "RAM; what the guests need and 1.25 GiB, at least 2 GiB, when absent",
+        "RAM; when absent, what the guests need plus 1.25 GiB, at least 2 GiB",
         low=GIB,
         high=1024 * GIB,
         step=2 * MIB,
@@ -148,29 +148,35 @@ HOST = (
     _key(
         "fragment",
         "number",
-        "share of free 2 MiB blocks that is spoilt before guests are started; the host boots anew",
+        "share of free 2 MiB blocks to break up before guests start; needs a cold start",
         low=0,
         high=1,
     ),
 )
 
 TIMEOUTS = (
-    _duration("boot", 1, 86400, "start of the host until its agent answers"),
-    _duration("guest_boot", 1, 86400, "start of a guest until it is ready"),
+    _duration("boot", 1, 86400, "from the start of the host to its agent's first message"),
+    _duration("guest_boot", 1, 86400, "from the start of a guest to its being ready"),
     _duration("prepare", 1, 86400, "the brownout"),
-    _duration("jump", 1, 86400, "order to jump until the incoming kernel's first line"),
-    _duration("incoming", 1, 86400, "that line until the agent is up"),
-    _duration("restore", 1, 86400, "agent up until all guests have been dealt with"),
+    _duration("jump", 1, 86400, "from the order to jump to the incoming kernel's first line"),
+    _duration("incoming", 1, 86400, "from that line to the agent's first message"),
+    _duration("restore", 1, 86400, "from that message until all guests run or are lost"),
     _duration("total", 1, 86400 * 7, "the whole run"),
 )
 
 OBSERVE = (
-    _duration("before", 0.1, 3600, "how long life is watched before the update"),
-    _duration("after", 0.5, 86400, "and after it"),
-    _duration("tick_sample", 0.001, 1, "between two readings of a tick page"),
-    _duration("echo_interval", 0.001, 1, "between two network echoes"),
-    _key("memory", "boolean", "digest the guests' memory; leave out to measure what that costs"),
-    _key("hugetlb", "boolean", "time what hugetlbfs takes for the guests' RAM, before they start"),
+    _duration("before", 0.1, 3600, "how long guests are watched before the update"),
+    _duration("after", 0.5, 86400, "how long guests are watched after it"),
+    _duration("tick_sample", 0.001, 1, "interval between two readings of a tick page"),
+    _duration("echo_interval", 0.001, 1, "interval between two network echoes"),
+    _key(
+        "memory", "boolean", "digest the guests' memory; `false` measures a run without that cost"
+    ),
+    _key(
+        "hugetlb",
+        "boolean",
+        "measure how long hugetlbfs takes to allocate the guests' RAM, before they start",
+    ),
 )
 
 BUDGET = (
