@@ -176,7 +176,7 @@ class KernelBuilder:
             try:
                 return self._cache.build("kernel", inputs, builder, waiting=self._say_waiting)
             except SourcesChanged as change:
-                self._steps.note(f"{change}, beginning anew")
+                self._steps.note(f"{change}, starting again")
 
     def build_tree(self, tree: Path, variant: Variant) -> Path:
         """Build a variant from the user's own source ``tree``, which is only read.

@@ -98,7 +98,7 @@ class ModulesBuilder:
             try:
                 return self._cache.build(KIND, inputs, builder, waiting=self._say_waiting)
             except SourcesChanged as change:
-                self._steps.note(f"{change}, beginning anew")
+                self._steps.note(f"{change}, starting again")
 
     def prepare(self, variant: kernel.Variant, kernel_entry: Path) -> Path:
         """Return a configured tree in which modules for a variant can be built; its lock is held.

@@ -10,7 +10,7 @@ One JSON object per line, each on disk before what it says is done (:mod:`liveup
 Kinds: begin; intent, done and failed (with ``error``) of a step; turn (``path`` back or lost, with
 ``why``): from here on the update is being given up; clock (how the host's clock relates to ours);
 note; end (``outcome``, ``exit_code``). A line that the last writer did not finish is as if it had
-never been begun; anything else that does not fit is an error, as somebody else wrote it.
+never been begun; anything else that does not fit is an error, because another program wrote it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class ClockPair:
     """How a boot of the host relates to a boot of the control host.
 
     ``offset_ns``: CLOCK_MONOTONIC here minus CLOCK_BOOTTIME there, known to ``rtt_ns``.
-    ``real_ns``: CLOCK_REALTIME here minus CLOCK_MONOTONIC here, for after a reboot of ours.
+    ``real_ns``: CLOCK_REALTIME here minus CLOCK_MONOTONIC here, for use after a reboot of the
+    control host.
     """
 
     boot_id: str
@@ -92,7 +93,7 @@ class HostView:
     boot_id: str
     update: str = ""
     owner: str = ""
-    #: when it was taken, as the host says; an agent that was started anew says another time
+    #: when it was taken, by the host's clock; a restarted agent reports another time
     since: int = 0
     handover: str = "idle"
     loaded: bool = False

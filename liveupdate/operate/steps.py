@@ -31,7 +31,7 @@ FORWARD: tuple[Step, ...] = (
     ),
     Step(
         name="preflight",
-        does="ask the host again, now that nobody else can change it",
+        does="ask the host again, now that no other update can change it",
         risk="none: it only reads",
         rollback="nothing to undo",
     ),

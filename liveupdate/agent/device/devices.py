@@ -9,7 +9,7 @@
                      --- kexec ---
     restore          count what has landed, open without a reset, map the same, adopt, go on
 
-Of tier quiesce it lets go at ``freeze`` (stop, unmap, close), and ``restore`` starts it anew with
+In tier quiesce ``freeze`` releases it (stop, unmap, close), and ``restore`` starts it again with
 the same memory at the same addresses. What its work is depends on its kind (:mod:`.jobs`). A thread
 looks after it; its memory, account included, is a memfd.
 """

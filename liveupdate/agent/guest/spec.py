@@ -83,7 +83,7 @@ class GuestSpec:
         #: not empty: the disk is a bootable image of the user, no kernel is given
         self.image = _text(raw, "image", 4096, "")
         self.qga = raw.get("qga") is True
-        #: digest its RAM at the freeze and after the kexec: for want of anybody who sees it from
+        #: digest its RAM at the freeze and after the kexec, where it cannot be read from
         #: outside
         self.digest = raw.get("digest") is True
         #: the only CPU its VMM may use; -1: any

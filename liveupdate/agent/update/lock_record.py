@@ -245,7 +245,7 @@ class Update:
             raise ValueError("the record is too short")
         magic, length, crc, _reserved = _HEADER.unpack(header)
         if magic != MAGIC or length > os.fstat(fd).st_size - _HEADER.size:
-            raise ValueError("the record has no header of ours")
+            raise ValueError("the record has no valid header")
         body = os.pread(fd, length, _HEADER.size)
         if crc32(body) != crc:
             raise ValueError("the record's checksum does not match")
