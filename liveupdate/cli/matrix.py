@@ -132,7 +132,6 @@ def matrix(
         fill_all(app, wanted, scenario, more, results, jobs=jobs, refused=refused, done=show)
     rows = show()
     text = report.render_json(rows, known) if as_json else report.render_table(rows, known)
-    app.has_verdict = True
     say(text)
     return exit_code(rows)
 

@@ -130,7 +130,6 @@ def show(outcome: Outcome, app: App, *, as_json: bool) -> int:
     import sys
 
     color = wants_color(app.color, os.environ, is_tty=sys.stdout.isatty())
-    app.has_verdict = True
     say(render(outcome, "json") if as_json else render(outcome, "text", color=color))
     return ExitCode(outcome.verdict.exit_code)
 

@@ -50,6 +50,7 @@ def run(
     required = outcomes.required_checks()
     prepared = prepare(app, scenario_args, results, reports=(junit, ktap))
     outcome, console = carry_out(app, prepared, required)
+    app.has_verdict = True
     outcomes.write_reports(outcome, junit, ktap)
     code = outcomes.show(outcome, app, as_json=as_json)
     if code != ExitCode.PASS:

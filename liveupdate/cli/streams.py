@@ -84,6 +84,7 @@ def hold_standard_descriptors() -> None:
         if descriptor > 2:
             os.close(descriptor)
             return
+        os.set_inheritable(descriptor, True)
 
 
 @contextlib.contextmanager

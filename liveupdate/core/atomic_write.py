@@ -14,13 +14,15 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Write ``data`` to a temporary file beside ``path``, sync it, and rename it over ``path``.
 
     A device, a FIFO or a terminal is written in place, for a rename would replace the node itself.
-    A link stays, and what it leads to is replaced.
+    ``/dev/stdout`` and other names of an open descriptor are appended to, whatever it is open on.
+    Any other link stays, and what it leads to is replaced.
 
     :param mode: permissions of the new file, before the umask.
     :raises OSError: it cannot be written; nothing is left behind, and what was there is untouched.
     """
-    if _is_special(path):
-        with path.open("wb", buffering=0) as node:
+    names_descriptor = _names_descriptor(path)
+    if names_descriptor or _is_special(path):
+        with path.open("ab" if names_descriptor else "wb", buffering=0) as node:
             view = memoryview(data)
             while view:
                 view = view[node.write(view) :]
@@ -51,6 +53,14 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _names_descriptor(path: Path) -> bool:
+    """Whether a path is ``/dev/stdout``, ``/dev/fd/N`` or alike: a link below ``/proc/PID/fd``."""
+    # /dev/stdout leads to /proc/self/fd/1, which leads to the file
+    names = [path, path.parent / path.readlink()] if path.is_symlink() else []
+    parents = [name.parent.resolve() for name in names]
+    return any(each.name == "fd" and each.is_relative_to("/proc") for each in parents)
 
 
 def _is_special(path: Path) -> bool:

@@ -14,7 +14,7 @@ def suggest(name: str, known: Iterable[str], otherwise: str | None = None) -> st
     import difflib  # 5 ms, needed after a mistake only
 
     near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean '{near[0]}'?" if near and near[0] != name else otherwise
+    return f"did you mean '{near[0]}'?" if near else otherwise
 
 
 def suggest_or_list(name: str, known: Iterable[str], label: str = "known") -> str:

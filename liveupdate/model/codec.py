@@ -87,7 +87,7 @@ def parse(wanted: type[T], text: bytes | str | msgspec.Raw, where: str) -> T:
     """
     try:
         return cast(T, _decoder(cast(Hashable, wanted)).decode(text))
-    except (ValueError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CodecError(where, str(error)) from error
 
 

@@ -245,7 +245,7 @@ class UnitSample(Row, frozen=True):
     gsts: int
     rtaddr: int
     fsts: int
-    fault_records: str = ""
+    fault_records: str
 
 
 class BindingSample(Row, frozen=True):

@@ -123,5 +123,6 @@ class Plan(Value, frozen=True, kw_only=True):
     region: Region | None = None
 
     def target_has(self, capability: Capability) -> bool:
-        """Return whether the kind of target has a capability."""
-        return capability in TARGETS[self.target].capabilities
+        """Return whether the kind of target has a capability; an unknown kind has none."""
+        kind = TARGETS.get(self.target)
+        return kind is not None and capability in kind.capabilities

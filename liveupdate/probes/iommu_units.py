@@ -119,6 +119,7 @@ class VtdUnit:
             gsts=_word(data, regs.GSTS - _STATUS_FIRST, 4),
             rtaddr=_word(data, regs.RTADDR - _STATUS_FIRST, 8),
             fsts=_word(data, regs.FSTS - _STATUS_FIRST, 4),
+            fault_records="",
         )
         if regs.FaultStatus(sample.fsts).is_clear:
             return sample
@@ -153,6 +154,7 @@ class AmdUnit:
             gsts=_word(first, amdvi_regs.CONTROL, 8),
             rtaddr=_word(first, amdvi_regs.DEVICE_TABLE_BASE, 8),
             fsts=_word(status, 0, 8),
+            fault_records="",
         )
 
     def is_translating(self, sample: UnitSample) -> bool:

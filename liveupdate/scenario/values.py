@@ -105,7 +105,7 @@ def _target(key: Key, leaf: Leaf) -> str:
     try:
         parse_target(value)
     except ValueError as error:
-        hint = suggest(value.partition(":")[0], TARGETS)
+        hint = None if value in TARGETS else suggest(value.partition(":")[0], TARGETS)
         raise _wrong(key, leaf, str(error), hint) from error
     return value
 

@@ -123,6 +123,9 @@ def parse_line(line: bytes) -> Reply | Event | Garbled | None:
         return None
     try:
         value = json.loads(line)
+        if b"\\ud" in line.lower():
+            # A lone surrogate is JSON, but can be written to no file.
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         return Garbled(why=f"not JSON: {error}", head=line[:80])
     if not isinstance(value, dict):

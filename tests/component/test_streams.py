@@ -12,10 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-#: judges evidence as the unit tests build it, through the real command line
-JUDGE = """
+#: the verb run with a run that has been made already, of evidence as the unit tests build it
+RUN = """
 import sys
-from liveupdate.cli import main, results
+from pathlib import Path
+from liveupdate.cli import main, prepare_run, results
+from liveupdate.cli import run as verb
 from liveupdate.judging.judge import judge
 from tests.support import evidence_builder as make
 
@@ -24,20 +26,22 @@ if sys.argv[1] == "FAIL":
     ticks = make.make_ticks(running=lambda at: at < make.PAUSED_NS)
     evidence = make.with_trace(evidence, ticks=ticks)
 verdict = judge(plan, evidence)
-results.judge_directory = lambda path, required: results.Outcome(
-    plan=plan, evidence=evidence, verdict=verdict, run_dir=path
+outcome = results.Outcome(
+    plan=plan, evidence=evidence, verdict=verdict, run_dir=Path("anywhere")
 )
-sys.exit(main(["judge", "anywhere"]))
+prepare_run.prepare = lambda *args, **kwargs: None
+verb.carry_out = lambda *args: (outcome, ())
+sys.exit(main(["run"]))
 """
 PASSES, FAILS = 0, 1
 
 
-def judge_in_shell(outcome: str, redirect: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Judge in a shell line ``python … {redirect}``; its exit status is Python's."""
+def run_in_shell(outcome: str, redirect: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run in a shell line ``python … {redirect}``; its exit status is Python's."""
     script = f'"$PY" -c "$CODE" {outcome} {redirect}'
     return subprocess.run(
         ["bash", "-c", script],
-        env={**os.environ, "PY": sys.executable, "CODE": JUDGE, "PYTHONPATH": str(ROOT), **env},
+        env={**os.environ, "PY": sys.executable, "CODE": RUN, "PYTHONPATH": str(ROOT), **env},
         capture_output=True,
         text=True,
         errors="replace",
@@ -67,20 +71,21 @@ def judge_in_shell(outcome: str, redirect: str, **env: str) -> subprocess.Comple
 def test_the_exit_status_is_the_verdict(
     outcome: str, code: int, redirect: str, env: dict[str, str]
 ) -> None:
-    done = judge_in_shell(outcome, redirect, **env)
+    done = run_in_shell(outcome, redirect, **env)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
 def test_what_an_encoding_lacks_is_written_as_an_escape() -> None:
-    done = judge_in_shell("PASS", "", PYTHONIOENCODING="ascii")
+    done = run_in_shell("PASS", "", PYTHONIOENCODING="ascii")
     assert done.stdout.isascii() and done.stdout.startswith("PASS")
     assert "\\u2192" in done.stdout
 
 
-def test_a_product_that_cannot_be_written_is_an_error_where_it_is_all_there_is() -> None:
+@pytest.mark.parametrize("verb", ["faults", "plan"])
+def test_a_product_that_cannot_be_written_is_an_error_where_it_is_all_there_is(verb: str) -> None:
     for redirect in (">/dev/full", ">&-"):
-        script = f'"$PY" -m liveupdate faults {redirect}'
+        script = f'"$PY" -m liveupdate {verb} {redirect}'
         done = subprocess.run(
             ["bash", "-c", script],
             env={**os.environ, "PY": sys.executable, "PYTHONPATH": str(ROOT)},

@@ -64,7 +64,7 @@ def base(hop: int) -> int:
 
 def make_samples(hop: int = 1) -> tuple[UnitSample, ...]:
     return tuple(
-        UnitSample(host_ns=base(hop) + at, gsts=ON, rtaddr=ROOT, fsts=0)
+        UnitSample(host_ns=base(hop) + at, gsts=ON, rtaddr=ROOT, fsts=0, fault_records="")
         for at in range(500 * MS, 7500 * MS, 20 * MS)
     )
 

@@ -73,3 +73,13 @@ def test_a_full_device_refuses_and_stays_a_device() -> None:
     with pytest.raises(OSError, match="No space left"):
         atomic_write(Path("/dev/full"), b"report")
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+def test_a_name_of_an_open_descriptor_is_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with path.open("wb") as file:
+        file.write(b"verdict\n")
+        file.flush()
+        atomic_write(Path(f"/dev/fd/{file.fileno()}"), b"report\n")
+    assert path.read_bytes() == b"verdict\nreport\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]

@@ -15,10 +15,6 @@ def test_a_name_unlike_all_others_gets_the_alternative() -> None:
     assert suggest("x", ["flip-bit"], "see the manual") == "see the manual"
 
 
-def test_a_name_is_not_suggested_for_itself() -> None:
-    assert suggest("qemu", ["qemu"]) is None
-
-
 def test_without_a_near_name_all_are_listed_in_order() -> None:
     assert suggest_or_list("x", ["b", "a"]) == "known: a, b"
     assert suggest_or_list("x", ["b", "a"], "shipped") == "shipped: a, b"

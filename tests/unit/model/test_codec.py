@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from liveupdate.model import codec
+from liveupdate.model.base import Row
 from liveupdate.model.evidence import Incident, KernelFacts, Phase, Provenance, Tick
 from liveupdate.model.plan import Expected, FaultPlan, Plan
 from tests.support import evidence_builder as make
@@ -105,3 +106,14 @@ def test_whole_number_is_taken_for_a_float() -> None:
 def test_row_of_another_length_or_form_is_refused(line: str) -> None:
     with pytest.raises(codec.CodecError, match="line 5"):
         codec.parse(Tick, line, "line 5")
+
+
+def test_a_row_has_no_field_that_may_be_left_out() -> None:
+    """An array that lacks its last field would be read with the default in its place."""
+    rows = [Row]
+    for kind in rows:
+        rows += kind.__subclasses__()
+    assert len(rows) > 5
+    assert {kind.__name__: kind.__struct_defaults__ for kind in rows} == {
+        kind.__name__: () for kind in rows
+    }

@@ -92,3 +92,11 @@ def test_lies_are_garbled(line: bytes) -> None:
 @pytest.mark.parametrize("line", [b"", b"  ", b"\r"])
 def test_an_empty_line_only_resynchronises(line: bytes) -> None:
     assert parse_line(line) is None
+
+
+@pytest.mark.parametrize(("escape", "is_garbled"), [(rb"\ud800", True), (rb"\ud83d\ude00", False)])
+def test_only_a_surrogate_without_its_other_half_is_garbled(
+    escape: bytes, is_garbled: bool
+) -> None:
+    line = b'{"n":1,"event":"x","t_ns":5,"data":{"a":"' + escape + b'"}}'
+    assert isinstance(parse_line(line), Garbled) is is_garbled

@@ -223,8 +223,8 @@ def test_what_stopped_the_dma_is_named_in_order_of_time() -> None:
             DeviceEvent(at + 100 * MS, qemu_trace.CONFIG_WRITE, facts.bdf, COMMAND, 0x3, "igb"),
         ),
         samples=(
-            UnitSample(at + 200 * MS, 0xC7000000, 0, 0),
-            UnitSample(at + 300 * MS, 0x47000000, 0, 0),
+            UnitSample(at + 200 * MS, 0xC7000000, 0, 0, ""),
+            UnitSample(at + 300 * MS, 0x47000000, 0, 0, ""),
         ),
     )
     trace = DeviceTrace(facts=facts, frames=make_frames())
