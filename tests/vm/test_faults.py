@@ -46,4 +46,4 @@ def test_fault_comes_to_its_stated_verdict(fault: Fault, tmp_path: Path) -> None
         assert words in check["reason"], said.explain()
     if fault.name in _GUESTS_FINE:
         assert said.check("guest.liveness")["status"] == "PASS", said.explain()
-    assert cli.machines_left() == []
+    assert cli.machines_left(tmp_path) == []

@@ -24,9 +24,9 @@ def target() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     yield
-    assert cli.machines_left() == []
+    assert cli.machines_left(tmp_path) == []
 
 
 def test_the_same_scenario_passes_and_skips_nothing_more(tmp_path: Path) -> None:

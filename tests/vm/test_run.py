@@ -106,11 +106,14 @@ def test_killed_tool_leaves_nothing(phase: str, tmp_path: Path) -> None:
             lambda: _has_started(tmp_path / "latest" / "events.jsonl", phase) or None,
             Deadline.after(120.0, f"the phase '{phase}'"),
         )
+        if phase != "bring-up":
+            assert len(cli.machines_left(tmp_path)) == 1
     finally:
         tool.send_signal(signal.SIGKILL)
         tool.wait(10)
     wait_until(
-        lambda: not cli.machines_left() or None, Deadline.after(10.0, "the machine to be gone")
+        lambda: not cli.machines_left(tmp_path) or None,
+        Deadline.after(10.0, "the machine to be gone"),
     )
     swept = cli.call("gc")
     assert swept.returncode == 0, swept.explain()
@@ -147,7 +150,7 @@ def test_signal_takes_everything_down(number: signal.Signals, tmp_path: Path) ->
     tool.send_signal(number)
     assert tool.wait(60) == 128 + number
     assert time.monotonic() - began < 60
-    assert cli.machines_left() == []
+    assert cli.machines_left(tmp_path) == []
 
 
 def test_wrong_calibration_is_seen_though_the_vmm_says_running(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def _metric(said: cli.Said, name: str) -> list[float]:
     return [each["value"] for each in said.document["metrics"] if each["name"] == name]
 
 
-def _assert_continuous(said: cli.Said, hops: int) -> None:
+def _assert_continuous(said: cli.Said, results: Path, hops: int) -> None:
     assert said.returncode == 0, said.explain()
     for check_id in (CHECK, "guest.liveness", *OUTSIDE):
         assert said.check(check_id)["status"] == "PASS", f"{check_id}: {said.explain()}"
@@ -38,7 +38,7 @@ def _assert_continuous(said: cli.Said, hops: int) -> None:
     assert sent == received
     # what the budget asks for, and the ring is not to be full
     assert all(1000 <= count < 4095 for count in landed)
-    assert cli.machines_left() == []
+    assert cli.machines_left(results) == []
 
 
 @pytest.mark.parametrize(("access", "scalable"), [("container", "false"), ("cdev", "true")])
@@ -49,7 +49,7 @@ def test_frames_go_on_through_the_kexec(tmp_path: Path, access: str, scalable: s
         *("--set", f"device.*.access={access}"),
         *("--set", f"iommu.scalable={scalable}"),
     )
-    _assert_continuous(said, hops=1)
+    _assert_continuous(said, tmp_path, hops=1)
     assert "inside = outside" in said.check("iommu.mappings")["reason"]
     # the new root table, and then the tables of the incoming kernel, while translation was on
     assert "root pointer replaced 1 times" in said.check("iommu.translation")["reason"]
@@ -80,7 +80,8 @@ def _assert_altered_evidence_is_seen(run: Path, scratch: Path) -> None:
 
 
 def test_frames_go_on_hop_after_hop(tmp_path: Path) -> None:
-    _assert_continuous(cli.run(tmp_path, "vfio-continuous", "--hops", "2"), hops=2)
+    said = cli.run(tmp_path, "vfio-continuous", "--hops", "2")
+    _assert_continuous(said, tmp_path, hops=2)
 
 
 def test_every_kind_goes_on(tmp_path: Path) -> None:
@@ -103,14 +104,14 @@ def test_every_kind_goes_on(tmp_path: Path) -> None:
         assert mapped[("0000:04:00.0", *walk)] > 65_000, mapped
     (preserve,) = _metric(said, "iommu.preserve")
     assert preserve > 0
-    assert cli.machines_left() == []
+    assert cli.machines_left(tmp_path) == []
 
 
 def test_device_that_shares_its_group_is_refused(tmp_path: Path) -> None:
     said = cli.run(tmp_path, "vfio-continuous", "--set", "device.nic0.bdf=0000:00:1f.2")
     assert said.returncode == 3, said.explain()
     assert "0000:00:1f.2 shares its IOMMU group with 0000:00:1f.0" in said.stdout + said.stderr
-    assert cli.machines_left() == []
+    assert cli.machines_left(tmp_path) == []
 
 
 @pytest.mark.parametrize("iommu", ["intel", "amd"])
@@ -135,7 +136,7 @@ def test_guests_own_devices_are_used_again(iommu: str, tmp_path: Path) -> None:
     given_back = [line for line in notes.splitlines() if "device-given-back" in line]
     assert any('"driver":"igb"' in line for line in given_back)
     assert any('"driver":"nvme"' in line for line in given_back)
-    assert cli.machines_left() == []
+    assert cli.machines_left(tmp_path) == []
 
 
 @pytest.mark.parametrize("iommu", ["intel", "amd"])
@@ -149,4 +150,4 @@ def test_device_that_its_driver_lets_go_gets_its_mappings_back(iommu: str, tmp_p
     rested = said.check(CHECK)
     assert rested["status"] == "SKIP"
     assert "stopped DMA on purpose" in rested["reason"]
-    assert cli.machines_left() == []
+    assert cli.machines_left(tmp_path) == []

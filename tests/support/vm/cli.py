@@ -95,8 +95,17 @@ def run(results: Path, *args: str) -> Said:
     return call("run", "--json", "--results", str(results), *args)
 
 
-def machines_left() -> list[str]:
-    """Command lines of machines of ours that still run."""
+def machines_left(results: Path) -> list[str]:
+    """Command lines of the machines that still run of the runs below ``results``.
+
+    Machines of other people's runs on the same computer are left out.
+    """
+    names = [
+        f"lu-{path.name.partition('-')[2]}".encode()
+        for path in results.iterdir()
+        if path.is_dir() and not path.is_symlink()
+    ]
+    assert names, f"there is no run below {results}"
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -105,6 +114,7 @@ def machines_left() -> list[str]:
             argv = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"qemu-system" in argv[0] and b"-name" in argv and b"lu-" in b" ".join(argv):
-            found.append(b" ".join(argv[:6]).decode(errors="replace"))
+        if b"qemu-system" in argv[0] and b"-name" in argv:
+            line = b" ".join(argv)
+            found += [line[:200].decode(errors="replace") for name in names if name in line]
     return found
