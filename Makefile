@@ -8,11 +8,13 @@ RUN	?=
 PYTEST	?=
 # a commit for `make bench` to measure against
 BASE	?=
+# one part of `make nightly`, such as PART=fleet; empty: all of them
+PART	?=
 PY	:= $(VENV)/bin/python
 SHELLS	:= liveupdate/setup.sh .ci/run ci/lab-job.sh ci/examples/nightly.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check lint unit component vm bench images tools kernel-check modules-check clean
+.PHONY: help setup run test check nightly lint unit component vm bench images tools kernel-check modules-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -23,12 +25,15 @@ setup: ## packages, virtual environment and images; nothing to do takes less tha
 run: setup ## set up, then show a guest surviving a kexec; RUN='...' is passed on
 	$(VENV)/bin/liveupdate run $(RUN)
 
-test: ## everything: set up for tests, lint, all tests, real machines too
+test: ## everything in 20 minutes: set up for tests, lint, all tests but those of the night
 	liveupdate/setup.sh --tests
 	$(MAKE) check
-	$(PY) -m pytest -m vm $(PYTEST)
+	$(PY) -m pytest -m 'vm and not nightly' $(PYTEST)
 
 check: lint unit component ## what needs neither root, network nor images, in 90 s
+
+nightly: tools images ## what takes too long for `make test` (docs/testing.md); PART=fleet runs one part
+	$(PY) -m pytest -m 'nightly$(if $(PART),(part="$(PART)"))' $(PYTEST)
 
 # Linters and pytest are no part of what a run needs, so `make run` leaves them out.
 tools:
@@ -55,7 +60,7 @@ component: tools ## a local sshd, fake peers, a QEMU without a guest
 	$(PY) -m pytest -m component -n 4 $(PYTEST)
 
 vm: tools images ## the real thing: hosts under update with guests
-	$(PY) -m pytest -m vm $(PYTEST)
+	$(PY) -m pytest -m 'vm and not nightly' $(PYTEST)
 
 bench: tools images ## measure the budgets and print their table; BASE=COMMIT: against that commit
 	$(PY) -m tests.bench $(if $(BASE),--base $(BASE))

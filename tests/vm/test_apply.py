@@ -17,7 +17,7 @@ import pytest
 from liveupdate.images import catalogue
 from liveupdate.operate.steps import FORWARD
 from tests.support.vm import desk as desks
-from tests.support.vm import labmachine
+from tests.support.vm import labmachine, nightly
 from tests.support.vm.desk import GUESTS, Desk, assert_rolled_back, assert_updated, check_of
 
 #: offset in a bzImage, Documentation/arch/x86/boot.rst
@@ -49,7 +49,9 @@ def test_a_host_key_that_changed_is_refused(desk: Desk, kernel: str, tmp_path: P
     assert desk.run_dirs() == set()
 
 
-@pytest.mark.parametrize("step", ["copy-kernel", "load-kernel"])
+@pytest.mark.parametrize(
+    "step", [pytest.param("copy-kernel", marks=nightly.part("apply")), "load-kernel"]
+)
 def test_killed_before_the_point_of_no_return_it_is_given_up(
     desk: Desk, kernel: str, step: str
 ) -> None:
@@ -65,6 +67,7 @@ def test_killed_before_the_point_of_no_return_it_is_given_up(
     assert_rolled_back(desk, desk.call("abort", str(run_dir), "--json"), vmms)
 
 
+@nightly.part("apply")
 def test_killed_while_the_host_prepares_it_is_given_up(desk: Desk, kernel: str) -> None:
     vmms = desk.running()
     with desk.stepped(kernel) as update:
@@ -105,6 +108,7 @@ def test_an_update_that_nothing_comes_between(desk: Desk, kernel: str) -> None:
     assert judged.document["provenance"]["accel_reason"]
 
 
+@nightly.part("apply")
 def test_a_cable_that_is_out_for_a_while_at_each_step_does_no_harm(desk: Desk, kernel: str) -> None:
     with desk.stepped(kernel) as update:
         # the host is taken when it is first connected to, before anybody is asked
@@ -118,6 +122,7 @@ def test_a_cable_that_is_out_for_a_while_at_each_step_does_no_harm(desk: Desk, k
     assert_updated(desk, said)
 
 
+@nightly.part("apply")
 def test_a_cable_that_stays_out_is_said_and_the_update_resumed_when_it_is_back(
     desk: Desk, kernel: str
 ) -> None:
@@ -162,6 +167,7 @@ def test_a_vmm_that_is_killed_takes_no_other_guest_along(desk: Desk, kernel: str
     assert set(desk.running()) == set(GUESTS)
 
 
+@nightly.part("apply")
 def test_a_panic_that_ends_in_the_old_kernel_is_a_loss_and_said(desk: Desk, kernel: str) -> None:
     # the machine's own watchdog: it resets itself, into the kernel that its boot loader has
     host = desk.describe("panics", append=f'"{labmachine.APPEND} init=/nothing panic=-1"')

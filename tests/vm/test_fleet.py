@@ -15,7 +15,7 @@ import pytest
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.images import catalogue
 from liveupdate.transport.ssh import Ssh
-from tests.support.vm import cli, debianmachine, labmachine
+from tests.support.vm import cli, debianmachine, labmachine, nightly
 from tests.support.vm.playbook import BIN, Desk, Played, Playing
 
 pytest.importorskip("ansible", reason="pip install -e '.[dev]'")
@@ -128,6 +128,7 @@ def assert_stopped_at(done: Played, name: str) -> None:
         assert done.recap(each)["failed"] == (each == name), done.explain()
 
 
+@nightly.part("fleet")
 def test_a_roll_ends_at_a_host_whose_guest_hangs_and_the_next_is_not_touched(fleet: Fleet) -> None:
     images = catalogue.resolve(None, None)
     boot_id = "cat /proc/sys/kernel/random/boot_id"
@@ -151,6 +152,7 @@ def test_a_roll_ends_at_a_host_whose_guest_hangs_and_the_next_is_not_touched(fle
     assert not (fleet.desk.directory / "roll" / "node-3").exists()
 
 
+@nightly.part("fleet")
 def test_the_next_roll_goes_on_from_there_and_ends_at_a_host_that_was_switched_off(
     fleet: Fleet,
 ) -> None:
@@ -171,6 +173,7 @@ def test_the_next_roll_goes_on_from_there_and_ends_at_a_host_that_was_switched_o
         assert fleet.guest(name)["status"] == "running"
 
 
+@nightly.part("fleet")
 def test_provisioning_changes_nothing_in_check_mode_nor_the_second_time(tmp_path: Path) -> None:
     images = catalogue.resolve(None, None)
     desk = Desk(directory=tmp_path)

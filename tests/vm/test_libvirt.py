@@ -11,7 +11,7 @@ import pytest
 from liveupdate.faults.table import FAULTS
 from liveupdate.judging.judge import CHECK_IDS
 from tests.support import libvirtd
-from tests.support.vm import cli
+from tests.support.vm import cli, nightly
 from tests.support.vm.must_pass import MUST_PASS
 
 pytestmark = pytest.mark.skipif(bool(libvirtd.missing()), reason=libvirtd.missing())
@@ -43,7 +43,15 @@ def test_the_same_scenario_passes_and_skips_nothing_more(tmp_path: Path) -> None
     assert judged.returncode == 0, judged.explain()
 
 
-@pytest.mark.parametrize("fault", ["flip-bit", "cold-reset", "ssh-drop", "qemu-killed"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "flip-bit",
+        pytest.param("cold-reset", marks=nightly.part("libvirt")),
+        pytest.param("ssh-drop", marks=nightly.part("libvirt")),
+        pytest.param("qemu-killed", marks=nightly.part("libvirt")),
+    ],
+)
 def test_a_fault_comes_to_what_it_comes_to_elsewhere(
     target: str, tmp_path: Path, fault: str
 ) -> None:

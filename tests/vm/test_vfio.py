@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.vm import cli
+from tests.support.vm import cli, nightly
 
 CHECK = "device.dma-continuity"
 #: what is seen of the device from outside
@@ -41,19 +41,27 @@ def _assert_continuous(said: cli.Said, results: Path, hops: int) -> None:
     assert cli.machines_left(results) == []
 
 
-@pytest.mark.parametrize(("access", "scalable"), [("container", "false"), ("cdev", "true")])
-def test_frames_go_on_through_the_kexec(tmp_path: Path, access: str, scalable: str) -> None:
+@pytest.mark.parametrize(
+    ("access", "scalable", "hops"), [("container", "false", 1), ("cdev", "true", 2)]
+)
+def test_frames_go_on_through_the_kexec(
+    tmp_path: Path, access: str, scalable: str, hops: int
+) -> None:
     said = cli.run(
         tmp_path,
         "vfio-continuous",
         *("--set", f"device.*.access={access}"),
         *("--set", f"iommu.scalable={scalable}"),
+        *("--hops", str(hops)),
     )
-    _assert_continuous(said, tmp_path, hops=1)
-    assert "inside = outside" in said.check("iommu.mappings")["reason"]
+    _assert_continuous(said, tmp_path, hops)
+    translation, mappings = (
+        said.check(check_id)["reason"] for check_id in ("iommu.translation", "iommu.mappings")
+    )
+    assert mappings.count("inside = outside") == hops
     # the new root table, and then the tables of the incoming kernel, while translation was on
-    assert "root pointer replaced 1 times" in said.check("iommu.translation")["reason"]
-    assert "tables replaced 1 times" in said.check("iommu.mappings")["reason"]
+    assert translation.count("root pointer replaced 1 times") == hops
+    assert mappings.count("tables replaced 1 times") == hops
     run = (tmp_path / "latest").resolve()
     notes = (run / "events.jsonl").read_text()
     given_back = [line for line in notes.splitlines() if "device-given-back" in line]
@@ -79,6 +87,7 @@ def _assert_altered_evidence_is_seen(run: Path, scratch: Path) -> None:
     assert again.check("iommu.mappings")["status"] == "FAIL"
 
 
+@nightly.part("devices")
 def test_frames_go_on_hop_after_hop(tmp_path: Path) -> None:
     said = cli.run(tmp_path, "vfio-continuous", "--hops", "2")
     _assert_continuous(said, tmp_path, hops=2)
@@ -139,7 +148,7 @@ def test_guests_own_devices_are_used_again(iommu: str, tmp_path: Path) -> None:
     assert cli.machines_left(tmp_path) == []
 
 
-@pytest.mark.parametrize("iommu", ["intel", "amd"])
+@pytest.mark.parametrize("iommu", ["intel", pytest.param("amd", marks=nightly.part("devices"))])
 def test_device_that_its_driver_lets_go_gets_its_mappings_back(iommu: str, tmp_path: Path) -> None:
     ways = ("--set", "device.*.tier=quiesce", "--set", f"iommu.kind={iommu}")
     said = cli.run(tmp_path, "vfio-continuous", *ways)
