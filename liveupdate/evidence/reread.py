@@ -9,20 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec import structs
+
 from liveupdate.core.errors import EvidenceError
 from liveupdate.evidence.files import RunFiles
 from liveupdate.model import codec, layout
-from liveupdate.model.builder import (
-    DigestFacts,
-    EvidenceBuilder,
-    GuestParts,
-    HopParts,
-    IommuParts,
-    Mark,
-    PfnFacts,
-    SshFacts,
-    VmmStatus,
-)
+from liveupdate.model.builder import EvidenceBuilder, GuestParts, HopParts, IommuParts
 from liveupdate.model.costs import CostFacts, HandedOver, KeptTables
 from liveupdate.model.evidence import (
     AgentPing,
@@ -40,15 +32,18 @@ from liveupdate.model.evidence import (
     JournalSample,
     KernelFacts,
     MappingFacts,
-    MappingRow,
+    Mark,
     PageDigests,
+    PageFrames,
     PatternFacts,
     Phase,
     Provenance,
     SessionFacts,
+    SshFacts,
     TableSample,
     Tick,
     UnitSample,
+    VmmStatus,
     Watched,
     WatchedDevice,
 )
@@ -143,10 +138,10 @@ class _Reader:
         parts.tables = self._rows(path("tables.jsonl"), TableSample)
         parts.events = self._rows(path("events.jsonl"), DeviceEvent)
         parts.configs = self._objects(path("configs.jsonl"), ConfigFacts)
-        for row in self._objects(path("mappings.jsonl"), MappingRow):
+        for row in self._objects(path("mappings.jsonl"), MappingFacts):
             runs = self._bytes(layout.runs(hop, row.view, row.moment, row.requester))
             if runs is not None:
-                parts.mappings.append(MappingFacts.of(row, runs))
+                parts.mappings.append(structs.replace(row, runs=runs))
 
     def _read_guest(self, hop: int, guest: str, parts: GuestParts) -> None:
         for moment in ("freeze", "boot"):
@@ -184,26 +179,17 @@ class _Reader:
 
     def _read_digests(self, hop: int, guest: str, moment: str, parts: GuestParts) -> None:
         name = layout.guest_file(hop, guest, f"{moment}.json")
-        facts = self._document(name, "digests", DigestFacts)
+        facts = self._document(name, "digests", PageDigests)
         raw = self._table(layout.digests(hop, guest, moment), facts.pages if facts else None)
-        if facts is not None:
-            parts.pages = facts.pages
-            if raw is not None:
-                parts.digests[moment] = PageDigests(
-                    artifact=facts.artifact,
-                    digests=raw,
-                    began_ns=facts.began_ns,
-                    ended_ns=facts.ended_ns,
-                )
+        if facts is not None and raw is not None:
+            parts.digests[moment] = structs.replace(facts, digests=raw)
 
     def _read_pfns(self, hop: int, guest: str, moment: str, parts: GuestParts) -> None:
         name = layout.guest_file(hop, guest, f"pfns-{moment}.json")
-        facts = self._document(name, "pfns", PfnFacts)
+        facts = self._document(name, "pfns", PageFrames)
         raw = self._table(layout.pfns(hop, guest, moment), facts.pages if facts else None)
-        if facts is not None:
-            parts.pages = parts.pages or facts.pages
-            if raw is not None:
-                parts.pfns[moment] = (raw, facts.artifact)
+        if facts is not None and raw is not None:
+            parts.pfns[moment] = structs.replace(facts, pfns=raw)
 
     # --- files
 

@@ -15,7 +15,7 @@ from liveupdate.core.units import format_ns
 from liveupdate.formats.pci_config import ConfigSpace, decode_config
 from liveupdate.judging.context import Context, Finding, error_finding, skipped
 from liveupdate.judging.guest_share import GuestShare
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.evidence import BindingSample, IommuEvidence, IommuWatch, WatchedDevice
 from liveupdate.model.plan import Hop
 
@@ -82,11 +82,11 @@ def judge_hop_devices(context: Context, judge: JudgeHopDevices) -> list[Finding]
 def _find_hop_devices(context: Context, hop: Hop) -> HopDevices | Finding:
     number = hop.number
     facts = context.hop(number)
-    watch_file = layout.iommu_file(number, "watch.json")
+    watch_file = slots.WATCH.path(number)
     if facts is None or facts.iommu is None or facts.iommu.watch is None:
         return context.missing("the devices seen from outside", number, paths=(watch_file,))
     if not facts.paused_ns:
-        marks = layout.hop_file(number, "marks.jsonl")
+        marks = slots.MARKS.path(number)
         return context.missing("the moment of the pause", number, paths=(marks,))
     found = {each.name: each for each in facts.iommu.devices}
     devices: list[JudgedDevice] = []
@@ -95,7 +95,7 @@ def _find_hop_devices(context: Context, hop: Hop) -> HopDevices | Finding:
             continue
         device = found.get(spec.name)
         if device is None:
-            path = layout.iommu_file(number, "devices.json")
+            path = slots.DEVICES.path(number)
             return context.missing(f"device '{spec.name}'", number, paths=(path,))
         if spec.bdf is not None and spec.bdf != device.function:
             return error_finding(
@@ -106,9 +106,11 @@ def _find_hop_devices(context: Context, hop: Hop) -> HopDevices | Finding:
         if spec.guest is not None:
             memory = context.memory(number, spec.guest)
             if memory is None or memory.pfns_before is None or memory.pfns_after is None:
-                files = tuple(layout.pfns(number, spec.guest, when) for when in ("before", "after"))
+                files = [
+                    slot.path(number, spec.guest) for slot in (slots.PFNS_BEFORE, slots.PFNS_AFTER)
+                ]
                 return context.missing("where its memory lies", number, spec.guest, files)
-            share = GuestShare.of(spec.guest, memory.pfns_before, memory.pfns_after)
+            share = GuestShare.of(spec.guest, memory.pfns_before.pfns, memory.pfns_after.pfns)
         devices.append(
             JudgedDevice(name=spec.name, kind=spec.kind, tier=spec.tier, found=device, share=share)
         )
@@ -130,7 +132,7 @@ def find_blindness(hop_devices: HopDevices, *, is_sampled: bool) -> Finding | No
     :param is_sampled: the claim rests on the samples, and not on the trace alone.
     """
     where, watch = f"hop {hop_devices.hop}", hop_devices.watch
-    path = layout.iommu_file(hop_devices.hop, "watch.json")
+    path = slots.WATCH.path(hop_devices.hop)
     if watch.began_ns > hop_devices.paused_ns or watch.ended_ns < hop_devices.resumed_ns:
         return error_finding(
             f"{where}: the sampling did not cover the blackout from pause to resume",

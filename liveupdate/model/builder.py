@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from liveupdate.model.base import Value
 from liveupdate.model.costs import CostFacts, HandedOver, HopCosts, KeptTables
 from liveupdate.model.evidence import (
     AgentPing,
@@ -30,11 +29,14 @@ from liveupdate.model.evidence import (
     JournalSample,
     KernelFacts,
     MappingFacts,
+    Mark,
     PageDigests,
+    PageFrames,
     PatternFacts,
     Phase,
     Provenance,
     SessionFacts,
+    SshFacts,
     TableSample,
     Tick,
     UnitSample,
@@ -44,49 +46,13 @@ from liveupdate.model.evidence import (
 from liveupdate.model.guest_device_use import JournalFacts
 
 
-class SshFacts(Value, frozen=True, kw_only=True):
-    """What the second way in said; see :class:`HopEvidence`."""
-
-    boot_id: str | None
-    nonce_ok: bool | None
-
-
-class VmmStatus(Value, frozen=True, kw_only=True):
-    status: str | None
-
-
-class Mark(Value, frozen=True, kw_only=True):
-    """A guest's pause or resume; ``what`` is paused or resumed."""
-
-    what: str
-    guest: str
-    at_ns: int
-
-
-class DigestFacts(Value, frozen=True, kw_only=True):
-    """What belongs to a file of page digests."""
-
-    pages: int
-    artifact: Artifact
-    began_ns: int
-    ended_ns: int
-
-
-class PfnFacts(Value, frozen=True, kw_only=True):
-    """What belongs to a file of page frame numbers."""
-
-    pages: int
-    artifact: Artifact
-
-
 @dataclass(slots=True)
 class GuestParts:
-    """One guest in one hop. ``pages`` is None until something of its memory was seen."""
+    """One guest in one hop."""
 
     has_trace: bool = False
-    pages: int | None = None
     digests: dict[str, PageDigests] = field(default_factory=dict)
-    pfns: dict[str, tuple[bytes, Artifact]] = field(default_factory=dict)
+    pfns: dict[str, PageFrames] = field(default_factory=dict)
     ticks: list[Tick] = field(default_factory=list)
     echoes: list[Echo] = field(default_factory=list)
     journal: list[JournalSample] = field(default_factory=list)
@@ -98,18 +64,14 @@ class GuestParts:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
 
     def memory(self, guest: str) -> GuestMemory | None:
-        if self.pages is None:
+        if not self.digests and not self.pfns:
             return None
-        before, after = self.pfns.get("before"), self.pfns.get("after")
         return GuestMemory(
             guest=guest,
-            pages=self.pages,
             freeze=self.digests.get("freeze"),
             boot=self.digests.get("boot"),
-            pfns_before=before[0] if before else None,
-            pfns_after=after[0] if after else None,
-            pfns_before_artifact=before[1] if before else None,
-            pfns_after_artifact=after[1] if after else None,
+            pfns_before=self.pfns.get("before"),
+            pfns_after=self.pfns.get("after"),
         )
 
     def trace(self, guest: str) -> GuestTrace | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from msgspec import field, structs
+from msgspec import field
 
 from liveupdate.model.base import Row, Value
 from liveupdate.model.costs import HopCosts, KeptTables
@@ -21,6 +21,10 @@ class Artifact(Value, frozen=True, kw_only=True):
     path: str
     sha256: str
     size_bytes: int
+
+
+#: stands for the file of bytes that were not stored yet
+UNSTORED = Artifact(path="", sha256="", size_bytes=0)
 
 
 class KernelFacts(Value, frozen=True, kw_only=True):
@@ -59,26 +63,45 @@ class SessionFacts(Value, frozen=True, kw_only=True):
 class PageDigests(Value, frozen=True, kw_only=True):
     """XXH3-64 of every page of a guest, little-endian u64 each, in guest-physical order."""
 
+    pages: int
     artifact: Artifact
-    digests: bytes
     began_ns: int
     ended_ns: int
+    digests: bytes = b""
+
+    @classmethod
+    def of(cls, digests: bytes, began_ns: int, ended_ns: int) -> PageDigests:
+        """Make one of what was taken between two times."""
+        pages = len(digests) // 8
+        return cls(
+            pages=pages, artifact=UNSTORED, began_ns=began_ns, ended_ns=ended_ns, digests=digests
+        )
+
+
+class PageFrames(Value, frozen=True, kw_only=True):
+    """Page frame numbers of a guest's pages as a kernel's pagemap gave them, u64 LE each."""
+
+    pages: int
+    artifact: Artifact
+    pfns: bytes = b""
+
+    @classmethod
+    def of(cls, pfns: bytes) -> PageFrames:
+        """Make one of what pagemap gave."""
+        return cls(pages=len(pfns) // 8, artifact=UNSTORED, pfns=pfns)
 
 
 class GuestMemory(Value, frozen=True, kw_only=True):
     """Digests from outside and placement from inside of one guest over one hop."""
 
     guest: str
-    pages: int
     #: right after the vCPUs stopped
-    freeze: PageDigests | None
+    freeze: PageDigests | None = None
     #: while the incoming kernel booted, before the guest ran again
-    boot: PageDigests | None
-    #: page frame numbers as the outgoing (incoming) kernel's pagemap gave them, u64 LE each
-    pfns_before: bytes | None
-    pfns_after: bytes | None
-    pfns_before_artifact: Artifact | None = None
-    pfns_after_artifact: Artifact | None = None
+    boot: PageDigests | None = None
+    #: by the outgoing and by the incoming kernel
+    pfns_before: PageFrames | None = None
+    pfns_after: PageFrames | None = None
 
 
 class Tick(Row, frozen=True):
@@ -137,14 +160,14 @@ class GuestTrace(Value, frozen=True, kw_only=True):
 
     guest: str
     #: what the VMM says ("running"); proves nothing by itself
-    vmm_status: str | None
-    ticks: tuple[Tick, ...]
-    echoes: tuple[Echo, ...]
-    journal: tuple[JournalSample, ...]
+    vmm_status: str | None = None
+    ticks: tuple[Tick, ...] = ()
+    echoes: tuple[Echo, ...] = ()
+    journal: tuple[JournalSample, ...] = ()
     #: scan before the hop: what was durable then must still be there afterwards
-    journal_before: JournalFacts | None
-    journal_after: JournalFacts | None
-    pattern: PatternFacts | None
+    journal_before: JournalFacts | None = None
+    journal_after: JournalFacts | None = None
+    pattern: PatternFacts | None = None
     agent_pings: tuple[AgentPing, ...] = ()
     #: None: not known when it was looked at, so that nothing follows from silence
     watched: Watched | None = None
@@ -152,7 +175,10 @@ class GuestTrace(Value, frozen=True, kw_only=True):
 
 
 class FrameSent(Row, frozen=True):
-    """One frame for a device. ``sent_ns`` None: its wire did not take it, so it was never sent."""
+    """One frame sent to a device.
+
+    ``sent_ns`` None: its wire did not take it, so it was never sent.
+    """
 
     number: int
     due_ns: int
@@ -220,9 +246,31 @@ class DeviceFacts(Value, frozen=True, kw_only=True):
 class DeviceTrace(Value, frozen=True, kw_only=True):
     """One device over one hop, as its driver and the control host saw it."""
 
-    facts: DeviceFacts | None
-    frames: tuple[FrameSent, ...]
+    facts: DeviceFacts | None = None
+    frames: tuple[FrameSent, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
+
+
+class VmmStatus(Value, frozen=True, kw_only=True):
+    """What a guest's VMM says of it; None: it did not say."""
+
+    status: str | None
+
+
+class SshFacts(Value, frozen=True, kw_only=True):
+    """What the incoming kernel says over SSH, the second way in; None: it could not be read."""
+
+    boot_id: str | None
+    nonce_ok: bool | None
+
+
+class Mark(Value, frozen=True, kw_only=True):
+    """When a guest was paused or resumed."""
+
+    #: "paused" or "resumed"
+    what: str
+    guest: str
+    at_ns: int
 
 
 class Phase(Value, frozen=True, kw_only=True):
@@ -236,8 +284,9 @@ class Phase(Value, frozen=True, kw_only=True):
 
 
 class UnitSample(Row, frozen=True):
-    """Registers of the DMA remapping unit, read from outside (AMD: control, device table, status).
+    """Registers of the DMA remapping unit, read from outside.
 
+    An AMD unit's are control, device table and status, in this order.
     ``fault_records`` is the hex of all fault recording registers, "" when ``fsts`` was clear.
     """
 
@@ -310,12 +359,13 @@ class IommuWatch(Value, frozen=True, kw_only=True):
     unit: str = "intel"
 
 
-class MappingRow(Value, frozen=True, kw_only=True):
-    """One requester's translation at one moment, without the mappings themselves.
+class MappingFacts(Value, frozen=True, kw_only=True):
+    """One requester's translation at one moment.
 
     :ivar moment: "before" the freeze or "after" the resume.
     :ivar view: "outside" (walked in RAM) or "inside" (what the host says).
     :ivar faults: what could not be followed, as text.
+    :ivar runs: :func:`liveupdate.formats.iommu.pack_runs`, 32 bytes each.
     """
 
     requester: str
@@ -330,25 +380,7 @@ class MappingRow(Value, frozen=True, kw_only=True):
     access: int
     faults: tuple[str, ...]
     artifact: Artifact
-
-
-class MappingFacts(MappingRow, frozen=True, kw_only=True):
-    """The same with its mappings.
-
-    :ivar runs: :func:`liveupdate.formats.iommu.pack_runs`, 32 bytes each.
-    """
-
-    runs: bytes
-
-    @classmethod
-    def of(cls, row: MappingRow, runs: bytes) -> MappingFacts:
-        """Put a row and its mappings together."""
-        return cls(**structs.asdict(row), runs=runs)
-
-    def row(self, artifact: Artifact) -> MappingRow:
-        """Leave the mappings out, as they lie in a file of their own."""
-        values = {name: getattr(self, name) for name in MappingRow.__struct_fields__}
-        return MappingRow(**{**values, "artifact": artifact})
+    runs: bytes = b""
 
 
 class ConfigFacts(Value, frozen=True, kw_only=True):
@@ -395,12 +427,12 @@ class HopEvidence(Value, frozen=True, kw_only=True):
     """Everything observed over one kexec."""
 
     number: int
-    before: KernelFacts | None
-    after: KernelFacts | None
-    sessions: tuple[SessionFacts, ...]
-    memory: tuple[GuestMemory, ...]
-    guests: tuple[GuestTrace, ...]
-    phases: tuple[Phase, ...]
+    before: KernelFacts | None = None
+    after: KernelFacts | None = None
+    sessions: tuple[SessionFacts, ...] = ()
+    memory: tuple[GuestMemory, ...] = ()
+    guests: tuple[GuestTrace, ...] = ()
+    phases: tuple[Phase, ...] = ()
     #: host time at which each guest's vCPUs were stopped and went on
     paused_ns: Mapping[str, int] = field(default_factory=dict)
     resumed_ns: Mapping[str, int] = field(default_factory=dict)
@@ -412,6 +444,8 @@ class HopEvidence(Value, frozen=True, kw_only=True):
     costs: HopCosts = field(default_factory=HopCosts)
     #: None: nothing of a device or an IOMMU was looked at
     iommu: IommuEvidence | None = None
+    #: what slots without a field of their own have, by path
+    more: Mapping[str, object] = field(default_factory=dict)
 
 
 class Incident(Value, frozen=True, kw_only=True):
@@ -429,7 +463,7 @@ class Incident(Value, frozen=True, kw_only=True):
 
 
 class Provenance(Value, frozen=True, kw_only=True):
-    """Where all of it came from."""
+    """What the run was made with: tool, host, images and command lines."""
 
     tool_version: str
     run_id: str

@@ -27,8 +27,8 @@ from liveupdate.core.errors import (
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
 from liveupdate.formats import payload
-from liveupdate.model import codec
-from liveupdate.model.evidence import Incident, SessionFacts
+from liveupdate.model import codec, slots
+from liveupdate.model.evidence import Incident, PageFrames, SessionFacts
 from liveupdate.model.plan import Hop, Plan
 from liveupdate.operate import host_record, preflight
 from liveupdate.operate.journal import ClockPair, HostView, State, status_view
@@ -208,9 +208,9 @@ class HostSide:
 
     def _put_origin(self) -> None:
         """Store what the host was before, and what it was done with."""
-        self.record.put_facts(self._hop.number, "before", ask_facts(self.bed))
-        self.record.put_provenance(
-            describe(self.bed, argv=self.argv, accel_reason="a host of yours")
+        self.record.put(slots.KERNEL_BEFORE, ask_facts(self.bed), self._hop.number)
+        self.record.put(
+            slots.PROVENANCE, describe(self.bed, argv=self.argv, accel_reason="a host of yours")
         )
 
     def copy_kernel(self) -> Mapping[str, object]:
@@ -288,7 +288,8 @@ class HostSide:
             )
         for guest in self.bed.guests:
             guest.pfns = self.bed.read_pfns(guest)
-            self.record.put_pfns(self._hop.number, guest.spec.name, "before", guest.pfns)
+            frames = PageFrames.of(guest.pfns)
+            self.record.put(slots.PFNS_BEFORE, frames, self._hop.number, guest.spec.name)
         return {}
 
     def load_kernel(self, tsc_khz: object) -> Mapping[str, object]:
@@ -397,19 +398,17 @@ class HostSide:
         hop = self._hop.number
         moments = find_moments(seen.events)
         names = tuple(guest.name for guest in self.plan.guests)
-        for phase in phases(hop, moments, names):
-            self.record.put_phase(phase)
-        for name, mark, at_ns in marks(moments, names):
-            self.record.put_mark(hop, name, mark, at_ns)
+        self.record.add(slots.PHASES, phases(hop, moments, names), hop)
+        self.record.add(slots.MARKS, marks(moments, names), hop)
         store_digests(self.record, hop, collect_digests(seen.events))
 
     def _store_watch(self, seen: host_record.HostRecord) -> None:
         hop = self._hop.number
         for guest in self.plan.guests:
-            self.record.put_ticks(hop, guest.name, seen.ticks.get(guest.name, ()))
-            self.record.put_pings(hop, guest.name, seen.pings.get(guest.name, ()))
+            self.record.add(slots.TICKS, seen.ticks.get(guest.name, ()), hop, guest.name)
+            self.record.add(slots.PINGS, seen.pings.get(guest.name, ()), hop, guest.name)
             if seen.watched is not None:
-                self.record.put_watched(hop, guest.name, seen.watched)
+                self.record.put(slots.WATCHED, seen.watched, hop, guest.name)
 
     def _ask_incoming(self, seen: host_record.HostRecord) -> None:
         """What the incoming kernel and its agent say of the handover."""
@@ -418,25 +417,25 @@ class HostSide:
         bed.ssh(Deadline.after(bed.plan.timeouts.incoming_s, "SSH to the incoming kernel"))
         bed.call("set_nonce", {"nonce": bed.nonce})
         read_over_ssh(bed, hop)
-        self.record.put_facts(hop, "after", ask_facts(bed))
+        self.record.put(slots.KERNEL_AFTER, ask_facts(bed), hop)
         sessions = codec.decode(
             tuple[SessionFacts, ...], self.status(_SHORT_S).get("sessions", []), "sessions"
         )
-        for session in sessions:
-            self.record.put_session(hop, session)
+        self.record.add(slots.SESSIONS, sessions, hop)
         for event in seen.events:
             if event.name == "restore-failed":
                 self._incident("restore-failed", str(event.data.get("message", "")), event.guest)
         for guest in bed.guests:
             with contextlib.suppress(RemoteError):
                 guest.pfns = bed.read_pfns(guest)
-                self.record.put_pfns(hop, guest.spec.name, "after", guest.pfns)
+                frames = PageFrames.of(guest.pfns)
+                self.record.put(slots.PFNS_AFTER, frames, hop, guest.spec.name)
 
     def _collect_lost(self, state: State) -> Mapping[str, object]:
         """The host is in a boot that knows nothing of its guests."""
         hop = self._hop.number
         self.record.begin_anew(hop)
-        self.record.put_facts(hop, "after", ask_facts(self.bed))
+        self.record.put(slots.KERNEL_AFTER, ask_facts(self.bed), hop)
         panic = None
         if self._host is not None and self._host.has_console:
             panic = self._host.console.find_crash("panic")

@@ -32,7 +32,7 @@ from liveupdate.formats.iommu import (
 from liveupdate.formats.iommu_watch import TableFingerprint
 from liveupdate.formats.qemu_pci import PciFunction, find_function
 from liveupdate.model.evidence import (
-    Artifact,
+    UNSTORED,
     BindingSample,
     ConfigFacts,
     DeviceEvent,
@@ -48,7 +48,6 @@ from liveupdate.probes.qemu_machine import Machine, TraceFile
 
 #: 80 Hz, for 50 to be left on a busy machine: a sample that comes late is not made up for
 INTERVAL_S = 0.0125
-_NO_ARTIFACT = Artifact(path="", sha256="", size_bytes=0)
 
 
 @dataclass(slots=True)
@@ -385,5 +384,5 @@ def to_facts(
         access=binding.access,
         faults=(*faults, *(str(fault) for fault in mappings.faults)),
         runs=pack_runs(mappings.runs),
-        artifact=_NO_ARTIFACT,
+        artifact=UNSTORED,
     )

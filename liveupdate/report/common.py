@@ -76,10 +76,8 @@ def artifacts_of(evidence: Evidence) -> tuple[Artifact, ...]:
 def _all_artifacts(evidence: Evidence) -> Iterable[Artifact | None]:
     for hop in evidence.hops:
         for memory in hop.memory:
-            yield memory.freeze.artifact if memory.freeze else None
-            yield memory.boot.artifact if memory.boot else None
-            yield memory.pfns_before_artifact
-            yield memory.pfns_after_artifact
+            for table in (memory.freeze, memory.boot, memory.pfns_before, memory.pfns_after):
+                yield table.artifact if table else None
         for trace in hop.guests:
             yield from trace.artifacts
         for device in hop.devices.values():

@@ -14,7 +14,7 @@ from liveupdate.core.errors import DeadlineExceeded, EvidenceError, LiveUpdateEr
 from liveupdate.core.steps import Steps
 from liveupdate.formats.frames import build_frame
 from liveupdate.formats.qemu_pci import find_function
-from liveupdate.model import codec
+from liveupdate.model import codec, slots
 from liveupdate.model.evidence import DeviceFacts, FrameAccount, Landed
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.frames import FrameSender
@@ -207,11 +207,11 @@ class DeviceHop:
             use.close()
         for name, sender in self._senders.items():
             sender.pause()
-            self._bed.record.put_frames(self._hop, name, sender.take())
+            self._bed.record.add(slots.FRAMES, sender.take(), self._hop, name)
         for name in self._before:
             facts = self._facts(name)
             if facts is not None:
-                self._bed.record.put_device(self._hop, facts)
+                self._bed.record.put(slots.DEVICE, facts, self._hop, facts.device)
 
     def _facts(self, name: str) -> DeviceFacts | None:
         before, after = self._before[name], self._after.get(name)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
+from liveupdate.model import slots
+from liveupdate.model.evidence import PageDigests
 from liveupdate.probes.memory import DigestJob, DigestPass
 from liveupdate.run.testbed import GuestHandle, Testbed
 from liveupdate.transport.physmem import Page
@@ -61,4 +63,5 @@ class OutsideDigests:
 def store_digests(record: RunDir, hop: int, passes: Iterable[DigestPass]) -> None:
     """Store passes of one hop, from wherever they are."""
     for each in passes:
-        record.put_digests(hop, each.guest, each.moment, each.digests, each.began_ns, each.ended_ns)
+        digests = PageDigests.of(each.digests, each.began_ns, each.ended_ns)
+        record.put(slots.DIGESTS[each.moment], digests, hop, each.guest)

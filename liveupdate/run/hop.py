@@ -23,8 +23,8 @@ from liveupdate.core.steps import Steps
 from liveupdate.faults.base import Fault, Moment
 from liveupdate.faults.table import FAULTS
 from liveupdate.formats.journal import JournalError
-from liveupdate.model import codec
-from liveupdate.model.evidence import Incident, SessionFacts
+from liveupdate.model import codec, slots
+from liveupdate.model.evidence import Incident, PageFrames, SessionFacts
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.mechanism import AGENT_SESSION
 from liveupdate.model.plan import Hop
@@ -109,22 +109,20 @@ class HopRun:
         store_digests(record, self._n, self._digests.finish())
         store_digests(record, self._n, collect_digests(self._agent.events(self._mark)))
         names = tuple(guest.spec.name for guest in self._bed.guests)
-        for phase in phases(self._n, self._moments, names):
-            record.put_phase(phase)
-        for name, mark, at_ns in marks(self._moments, names):
-            record.put_mark(self._n, name, mark, at_ns)
+        record.add(slots.PHASES, phases(self._n, self._moments, names), self._n)
+        record.add(slots.MARKS, marks(self._moments, names), self._n)
 
     # --- brownout
 
     def _record_before(self) -> None:
         bed = self._bed
         facts = ask_facts(bed)
-        bed.record.put_facts(self._n, "before", facts)
+        bed.record.put(slots.KERNEL_BEFORE, facts, self._n)
         self._tsc_khz = facts.tsc_khz
         for guest in self._payload_guests():
             journal = self._scan(guest)
             if journal is not None:
-                bed.record.put_journal_facts(self._n, guest.spec.name, "before", journal)
+                bed.record.put(slots.JOURNAL_BEFORE, journal, self._n, guest.spec.name)
         self._devices.begin()
 
     def _prepare(self) -> None:
@@ -137,7 +135,8 @@ class HopRun:
         record_handed_over(bed, self._n, self._steps)
         for guest in bed.guests:
             guest.pfns = bed.read_pfns(guest)
-            bed.record.put_pfns(self._n, guest.spec.name, "before", guest.pfns)
+            frames = PageFrames.of(guest.pfns)
+            bed.record.put(slots.PFNS_BEFORE, frames, self._n, guest.spec.name)
             self._digests.select(guest)
         self._note("load")
         bed.call(
@@ -193,8 +192,7 @@ class HopRun:
             return
         deadline = Deadline.after(timeouts.restore_s, "the incoming agent to restore the guests")
         restored = self._wait("restored", deadline)
-        for session in _sessions(restored):
-            bed.record.put_session(self._n, session)
+        bed.record.add(slots.SESSIONS, _sessions(restored), self._n)
         for event in self._agent.events(self._mark):
             if event.name == "restore-failed":
                 bed.record.add_incident(
@@ -211,8 +209,7 @@ class HopRun:
         said = _sessions(hello) or (
             SessionFacts(name=AGENT_SESSION, error="nothing was left", tokens=0, retrieve_ns=0),
         )
-        for session in said:
-            self._bed.record.put_session(self._n, session)
+        self._bed.record.add(slots.SESSIONS, said, self._n)
 
     # --- after
 
@@ -240,7 +237,7 @@ class HopRun:
             # Whether the machine was reset is only known through the monitor.
             bed.record.add_incident(Incident(kind="lost-qmp", hop=self._n, text=lost))
         self._iommu_observer.end()
-        bed.record.put_facts(self._n, "after", ask_facts(bed))
+        bed.record.put(slots.KERNEL_AFTER, ask_facts(bed), self._n)
         record_costs(bed, self._n, "after", self._steps)
         self._devices.end()
         status = bed.call("guest_status")
@@ -251,12 +248,12 @@ class HopRun:
                 continue
             with contextlib.suppress(RemoteError):
                 guest.pfns = bed.read_pfns(guest)
-                bed.record.put_pfns(self._n, name, "after", guest.pfns)
+                bed.record.put(slots.PFNS_AFTER, PageFrames.of(guest.pfns), self._n, name)
         for guest in self._payload_guests():
             verify_pattern(bed, self._n, guest, self._steps)
             journal = self._scan(guest)
             if journal is not None:
-                bed.record.put_journal_facts(self._n, guest.spec.name, "after", journal)
+                bed.record.put(slots.JOURNAL_AFTER, journal, self._n, guest.spec.name)
         with contextlib.suppress(RemoteError):
             # Nothing was recovered: there is no session to finish, which the evidence says already.
             bed.call("finish")

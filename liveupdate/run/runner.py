@@ -17,6 +17,7 @@ from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
 from liveupdate.formats.malformed import MalformedError
 from liveupdate.judging.judge import judge
+from liveupdate.model import slots
 from liveupdate.model.codec import CodecError
 from liveupdate.model.evidence import Evidence, Incident
 from liveupdate.model.plan import Hop, Plan
@@ -72,7 +73,7 @@ def run(
     tail: tuple[str, ...] = ()
     try:
         with bring_up(plan, record, steps, take) as bed:
-            record.put_provenance(describe(bed, argv=argv, accel_reason=accel_reason))
+            record.put(slots.PROVENANCE, describe(bed, argv=argv, accel_reason=accel_reason))
             try:
                 _walk(bed, steps)
             finally:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
-from liveupdate.model.evidence import Phase
+from liveupdate.model.evidence import Mark, Phase
 
 #: events of the agent that are moments
 MOMENTS = (
@@ -64,14 +64,14 @@ def find_moments(events: Iterable[Seen]) -> dict[tuple[str, str], int]:
     return found
 
 
-def marks(moments: Moments, guests: tuple[str, ...]) -> Iterator[tuple[str, str, int]]:
-    """Yield guest, "paused" or "resumed", and when; the ends of its blackout that were seen."""
+def marks(moments: Moments, guests: tuple[str, ...]) -> Iterator[Mark]:
+    """Yield the ends of each guest's blackout that were seen."""
     for guest in guests:
         # one that sleeps has been out since it was told to
         paused = moments.get(("falling-asleep", guest), moments.get(("paused", guest)))
-        for mark, at_ns in (("paused", paused), ("resumed", moments.get(("resumed", guest)))):
+        for what, at_ns in (("paused", paused), ("resumed", moments.get(("resumed", guest)))):
             if at_ns is not None:
-                yield guest, mark, at_ns
+                yield Mark(what=what, guest=guest, at_ns=at_ns)
 
 
 def phases(hop: int, moments: Moments, guests: tuple[str, ...]) -> Iterator[Phase]:

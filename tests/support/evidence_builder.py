@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from liveupdate.core.units import MIB, PAGE_BYTES
 from liveupdate.judging.judge import CHECK_IDS
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.costs import CostFacts, FragmentFacts, HandedOver, RamFacts
 from liveupdate.model.evidence import (
     Artifact,
@@ -27,6 +27,7 @@ from liveupdate.model.evidence import (
     JournalSample,
     KernelFacts,
     PageDigests,
+    PageFrames,
     PatternFacts,
     Phase,
     Provenance,
@@ -146,12 +147,17 @@ def make_pfns() -> bytes:
     return array("Q", range(0x1000, 0x1000 + PAGES)).tobytes()
 
 
+def make_frames(pfns: bytes, path: str = "x") -> PageFrames:
+    return PageFrames(pages=len(pfns) // 8, artifact=make_artifact(path, pfns), pfns=pfns)
+
+
 def make_memory(hop: int, guest: str) -> GuestMemory:
     base, raw, pfns = hop * 100 * SECOND, make_digests(hop), make_pfns()
 
     def digests(moment: str, began_ns: int) -> PageDigests:
         return PageDigests(
-            artifact=make_artifact(layout.digests(hop, guest, moment), raw),
+            pages=PAGES,
+            artifact=make_artifact(slots.DIGESTS[moment].raw_path(hop, guest), raw),
             digests=raw,
             began_ns=base + began_ns,
             ended_ns=base + began_ns + 50 * MS,
@@ -159,13 +165,10 @@ def make_memory(hop: int, guest: str) -> GuestMemory:
 
     return GuestMemory(
         guest=guest,
-        pages=PAGES,
         freeze=digests("freeze", PAUSED_NS + 10 * MS),
         boot=digests("boot", PAUSED_NS + 500 * MS),
-        pfns_before=pfns,
-        pfns_after=pfns,
-        pfns_before_artifact=make_artifact(layout.pfns(hop, guest, "before"), pfns),
-        pfns_after_artifact=make_artifact(layout.pfns(hop, guest, "after"), pfns),
+        pfns_before=make_frames(pfns, slots.PFNS_BEFORE.raw_path(hop, guest)),
+        pfns_after=make_frames(pfns, slots.PFNS_AFTER.raw_path(hop, guest)),
     )
 
 

@@ -14,9 +14,10 @@ from msgspec.structs import replace
 
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import READ, WRITE, Run, pack_runs
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.costs import KeptTables
 from liveupdate.model.evidence import (
+    UNSTORED,
     Artifact,
     BindingSample,
     ConfigFacts,
@@ -105,13 +106,12 @@ def make_mapping(
         access=READ | WRITE,
         faults=(),
         runs=raw,
-        artifact=Artifact(
-            path=layout.runs(hop, view, moment, FUNCTION),
-            sha256=hashlib.sha256(raw).hexdigest(),
-            size_bytes=len(raw),
-        ),
+        artifact=UNSTORED,
     )
-    return replace(facts, **changes)
+    path = slots.MAPPINGS.raw_path(hop, value=facts)
+    sha256 = hashlib.sha256(raw).hexdigest()
+    artifact = Artifact(path=path, sha256=sha256, size_bytes=len(raw))
+    return replace(facts, **{"artifact": artifact, **changes})
 
 
 def make_config(*, is_bridge: bool = False, **words: int) -> bytes:

@@ -9,7 +9,7 @@ from liveupdate.core.units import PAGE_BYTES, format_addr
 from liveupdate.judging.check import Asked, CheckRow
 from liveupdate.judging.compare import PageDiff, compare_words, count_distinct, count_zero
 from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.evidence import Artifact, GuestMemory, PageDigests
 from liveupdate.model.scenario import GuestSpec
 
@@ -52,11 +52,8 @@ def _judge_digests(context: Context, hop: int, guest: GuestSpec) -> Finding:
     where = f"hop {hop}, {guest.name}"
     memory = context.memory(hop, guest.name)
     paths = {
-        moment: (
-            layout.digests(hop, guest.name, moment),
-            layout.guest_file(hop, guest.name, f"{moment}.json"),
-        )
-        for moment in ("freeze", "boot")
+        moment: (slot.raw_path(hop, guest.name), slot.path(hop, guest.name))
+        for moment, slot in slots.DIGESTS.items()
     }
     if memory is None or memory.freeze is None:
         return context.missing("page digests at the freeze", hop, guest.name, paths["freeze"])
@@ -65,7 +62,7 @@ def _judge_digests(context: Context, hop: int, guest: GuestSpec) -> Finding:
     files = (paths["freeze"][0], paths["boot"][0])
     pages = guest.memory_bytes // PAGE_BYTES
     for moment, digests in (("freeze", memory.freeze), ("boot", memory.boot)):
-        if memory.pages != pages or len(digests.digests) != pages * _WORD:
+        if digests.pages != pages or len(digests.digests) != pages * _WORD:
             return error_finding(
                 f"{where}: the {moment} digests cover {len(digests.digests) // _WORD} "
                 f"of {pages} pages",
@@ -102,7 +99,7 @@ def _judge_moments(
     paused = facts.paused_ns.get(guest.name) if facts else None
     resumed = facts.resumed_ns.get(guest.name) if facts else None
     if paused is None:
-        marks = layout.hop_file(hop, "marks.jsonl")
+        marks = slots.MARKS.path(hop)
         return context.missing("the moment of the pause", hop, guest.name, (marks,))
     if freeze.began_ns < paused:
         return error_finding(f"{where}: the freeze digests were begun before the guest was paused")
@@ -131,7 +128,7 @@ def _judge_pattern(context: Context, hop: int, guest: GuestSpec) -> list[Finding
     if not guest.kind.payload:
         return []
     where = f"hop {hop}, {guest.name}"
-    path = layout.guest_file(hop, guest.name, "pattern.json")
+    path = slots.PATTERN.path(hop, guest.name)
     trace = context.trace(hop, guest.name)
     if trace is None or trace.pattern is None:
         if context.rolled_back(hop):
@@ -176,45 +173,45 @@ def _judge_pfns(
     context: Context, hop: int, guest: GuestSpec, memory: GuestMemory | None
 ) -> Finding:
     where = f"hop {hop}, {guest.name}"
-    files = (layout.pfns(hop, guest.name, "before"), layout.pfns(hop, guest.name, "after"))
+    tables = (slots.PFNS_BEFORE, slots.PFNS_AFTER)
+    files = tuple(slot.raw_path(hop, guest.name) for slot in tables)
     if memory is None or memory.pfns_before is None:
         return context.missing("page frames before the kexec", hop, guest.name, files[:1])
     if memory.pfns_after is None:
         return context.missing("page frames after the kexec", hop, guest.name, files[1:])
     pages = guest.memory_bytes // PAGE_BYTES
-    for moment, pfns in (("before", memory.pfns_before), ("after", memory.pfns_after)):
-        if memory.pages != pages or len(pfns) != pages * _WORD:
+    frames = (memory.pfns_before, memory.pfns_after)
+    for moment, each in zip(("before", "after"), frames, strict=True):
+        if each.pages != pages or len(each.pfns) != pages * _WORD:
             return error_finding(
-                f"{where}: page frames {moment} the kexec cover {len(pfns) // _WORD} "
+                f"{where}: page frames {moment} the kexec cover {len(each.pfns) // _WORD} "
                 f"of {pages} pages",
                 evidence=files,
             )
     altered = [
         path
-        for path, raw, artifact in (
-            (files[0], memory.pfns_before, memory.pfns_before_artifact),
-            (files[1], memory.pfns_after, memory.pfns_after_artifact),
-        )
-        if _is_altered(raw, artifact)
+        for path, each in zip(files, frames, strict=True)
+        if _is_altered(each.pfns, each.artifact)
     ]
+    before, after = (each.pfns for each in frames)
     # frame 0 is what pagemap gives for a page that is not present, or to a reader without privilege
-    if absent := count_zero(memory.pfns_before):
+    if absent := count_zero(before):
         return error_finding(f"{where}: {absent} pages had no page frame before the kexec")
-    if absent := count_zero(memory.pfns_after):
+    if absent := count_zero(after):
         return error_finding(f"{where}: {absent} pages have no page frame after the kexec")
-    diff = compare_words(memory.pfns_before, memory.pfns_after)
+    diff = compare_words(before, after)
     if diff.first is not None:
         alteration = f" (or evidence altered: {', '.join(altered)})" if altered else ""
         return failed(
-            f"{where}: page {diff.first} moved from {_frame(memory.pfns_before, diff.first)} to "
-            f"{_frame(memory.pfns_after, diff.first)}; {say_diff(diff)} moved{alteration}",
+            f"{where}: page {diff.first} moved from {_frame(before, diff.first)} to "
+            f"{_frame(after, diff.first)}; {say_diff(diff)} moved{alteration}",
             observed=say_diff(diff),
             expected="0 pages moved",
             evidence=files,
         )
     if altered:
         return error_finding(f"{where}: evidence altered: {', '.join(altered)}", evidence=files)
-    if count_distinct(memory.pfns_before) != pages:
+    if count_distinct(before) != pages:
         return error_finding(f"{where}: pagemap gave the same page frame for several pages")
     return passed(f"{where}: {pages} pages in place", f"{pages} pages in place", files)
 

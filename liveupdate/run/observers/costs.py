@@ -9,7 +9,7 @@ from liveupdate.core.errors import EvidenceError, RemoteError
 from liveupdate.core.steps import Steps
 from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats import kho_map
-from liveupdate.model import codec
+from liveupdate.model import codec, slots
 from liveupdate.model.costs import CostFacts, HandedOver
 from liveupdate.run.testbed import Testbed
 
@@ -24,7 +24,8 @@ def record_costs(bed: Testbed, hop: int, when: str, steps: Steps) -> None:
     except (RemoteError, codec.CodecError) as error:
         steps.note("costs-not-told", hop=hop, when=when, error=str(error))
         return
-    bed.record.put_costs(hop, when, costs)
+    slot = slots.COSTS_BEFORE if when == "before" else slots.COSTS_AFTER
+    bed.record.put(slot, costs, hop)
 
 
 def record_handed_over(bed: Testbed, hop: int, steps: Steps) -> None:
@@ -45,4 +46,4 @@ def record_handed_over(bed: Testbed, hop: int, steps: Steps) -> None:
         steps.note("handover-not-walked", hop=hop, error=str(error))
         return
     facts = HandedOver(nodes=found.nodes, folios=found.folios, ours_bytes=ours)
-    bed.record.put_handed_over(hop, facts)
+    bed.record.put(slots.HANDED_OVER, facts, hop)

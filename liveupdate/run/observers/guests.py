@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import LiveUpdateError
+from liveupdate.model import slots
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.evidence import AgentPing, Incident
 from liveupdate.model.guest_kinds import Watch
@@ -121,9 +122,9 @@ class GuestObservers:
     def _store_echoes(self, echoes: EchoWatcher, hop: int) -> None:
         record = self._bed.record
         for name in echoes.guests:
-            record.put_echoes(hop, name, echoes.take(name))
+            record.add(slots.ECHOES, echoes.take(name), hop, name)
             if name not in self._ticks and name not in self._pings:
-                record.put_watched(hop, name, echoes.sender.take_watched())
+                record.put(slots.WATCHED, echoes.sender.take_watched(), hop, name)
 
     def latest_tick_ns(self, guest: str, after_ns: int) -> int | None:
         """When the guest's first tick after ``after_ns`` was seen; None: not yet."""
@@ -134,13 +135,13 @@ class GuestObservers:
         """Hand what was collected since the last call to the run directory."""
         record = self._bed.record
         for name, ticks in self._ticks.items():
-            record.put_ticks(hop, name, ticks.take())
-            record.put_watched(hop, name, ticks.take_watched())
+            record.add(slots.TICKS, ticks.take(), hop, name)
+            record.put(slots.WATCHED, ticks.take_watched(), hop, name)
         for name, journals in self._journals.items():
-            record.put_journal(hop, name, journals.take())
+            record.add(slots.JOURNAL_SEEN, journals.take(), hop, name)
         for name, pings in self._pings.items():
-            record.put_pings(hop, name, pings.take())
-            record.put_watched(hop, name, pings.sampler.take_watched())
+            record.add(slots.PINGS, pings.take(), hop, name)
+            record.put(slots.WATCHED, pings.sampler.take_watched(), hop, name)
         if self._echoes is not None:
             self._store_echoes(self._echoes, hop)
         watchers: list[Sampler | FrameSender] = [*self._samplers(), *self.senders.values()]

@@ -13,8 +13,8 @@ from liveupdate.core.errors import (
 )
 from liveupdate.core.steps import Steps
 from liveupdate.formats import payload
-from liveupdate.model import codec
-from liveupdate.model.evidence import Incident, KernelFacts
+from liveupdate.model import codec, slots
+from liveupdate.model.evidence import Incident, KernelFacts, SshFacts, VmmStatus
 from liveupdate.run.testbed import GuestHandle, Testbed
 
 #: reading a page back for the first time after a resume is a nested fault; under TCG, 4.3 ms were
@@ -30,11 +30,12 @@ def ask_facts(bed: Testbed) -> KernelFacts:
 def record_vmm(bed: Testbed, hop: int, name: str, status: object) -> None:
     """Store what ``guest_status`` says of one guest."""
     if not isinstance(status, dict):
-        bed.record.put_vmm_status(hop, name, None)
+        bed.record.put(slots.VMM, VmmStatus(status=None), hop, name)
         return
     error = status.get("error")
     state = status.get("status")
-    bed.record.put_vmm_status(hop, name, state if isinstance(state, str) else None)
+    said = VmmStatus(status=state if isinstance(state, str) else None)
+    bed.record.put(slots.VMM, said, hop, name)
     if error:
         bed.record.add_incident(Incident(kind="vmm-lost", hop=hop, guest=name, text=str(error)))
 
@@ -51,7 +52,7 @@ def verify_pattern(bed: Testbed, hop: int, guest: GuestHandle, steps: Steps) -> 
         steps.note("pattern-not-verified", guest=guest.spec.name, error=str(error))
         return
     assert isinstance(line, payload.Verified)
-    bed.record.put_pattern(hop, guest.spec.name, line.to_facts())
+    bed.record.put(slots.PATTERN, line.to_facts(), hop, guest.spec.name)
 
 
 def read_over_ssh(bed: Testbed, hop: int) -> None:
@@ -65,4 +66,5 @@ def read_over_ssh(bed: Testbed, hop: int) -> None:
         bed.record.add_incident(Incident(kind="lost-ssh", hop=hop, text=str(error)))
         return
     boot_id, _, nonce = answer.stdout.decode(errors="replace").strip().partition("\n")
-    bed.record.put_ssh(hop, boot_id, nonce.strip() == bed.nonce)
+    facts = SshFacts(boot_id=boot_id, nonce_ok=nonce.strip() == bed.nonce)
+    bed.record.put(slots.SSH, facts, hop)

@@ -19,6 +19,7 @@ from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import parse_bdf
 from liveupdate.formats.keep_dma import parse_preserved
 from liveupdate.formats.malformed import MalformedError
+from liveupdate.model import slots
 from liveupdate.model.evidence import ConfigFacts, Incident, MappingFacts
 from liveupdate.probes.iommu import IommuWatcher
 from liveupdate.probes.iommu_inside import from_driver, read_inside
@@ -89,16 +90,16 @@ class IommuObserver:
         if not watcher.is_begun:
             return
         found, record = watcher.harvest(), self._bed.record
-        record.put_devices(self._hop, found.devices)
-        record.put_iommu_watch(self._hop, found.watch)
-        record.put_unit_samples(self._hop, found.samples)
-        record.put_bindings(self._hop, found.bindings)
-        record.put_tables(self._hop, found.tables)
-        record.put_device_events(self._hop, found.events)
+        record.put(slots.DEVICES, found.devices, self._hop)
+        record.put(slots.WATCH, found.watch, self._hop)
+        record.add(slots.SAMPLES, found.samples, self._hop)
+        record.add(slots.BINDINGS, found.bindings, self._hop)
+        record.add(slots.TABLES, found.tables, self._hop)
+        record.add(slots.DEVICE_EVENTS, found.events, self._hop)
         for line in self._bed.host.console.lines(self._mark):
             kept = parse_preserved(line.text)
             if kept is not None:
-                record.put_kept_tables(self._hop, kept)
+                record.put(slots.KEPT, kept, self._hop)
                 break
 
     def _close(self) -> None:
@@ -110,9 +111,8 @@ class IommuObserver:
 
     def _put(self, mappings: Iterable[MappingFacts], configs: Iterable[ConfigFacts]) -> None:
         for facts in mappings:
-            self._bed.record.put_mapping(self._hop, facts)
-        for config in configs:
-            self._bed.record.put_config(self._hop, config)
+            self._bed.record.add(slots.MAPPINGS, [facts], self._hop)
+        self._bed.record.add(slots.CONFIGS, configs, self._hop)
 
     def _read_inside(self, moment: str) -> None:
         assert self._watcher is not None

@@ -26,6 +26,7 @@ from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
 from liveupdate.faults.table import FAULTS
 from liveupdate.judging.judge import CHECK_IDS
+from liveupdate.model import slots
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
 from liveupdate.model.scenario import Scenario
@@ -100,7 +101,7 @@ def fake_run(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
     ) -> RunResult:
         record = RunDir.create(results, plan=plan, scenario=dump_scenario(scenario))
         origin = replace(make.make_provenance(), argv=argv, accel_reason=accel_reason)
-        record.put_provenance(origin)
+        record.put(slots.PROVENANCE, origin)
         with steps.step("hop", hop=1):
             steps.note("resumed", guest="vm0")
         console = record.path / "boot-1" / "console.log"

@@ -8,7 +8,6 @@ import os
 import resource
 import shutil
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,13 +18,12 @@ from liveupdate.core.errors import EvidenceError
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir, StoreError, write_atomic
 from liveupdate.judging.judge import judge
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.costs import HopCosts
 from liveupdate.model.evidence import (
     AgentPing,
     Evidence,
     Incident,
-    IommuEvidence,
     SessionFacts,
     TableSample,
 )
@@ -35,72 +33,13 @@ from liveupdate.report.json_result import render_json
 from liveupdate.report.text import render_text
 from tests.support import evidence_builder as make
 from tests.support import iommu_evidence as seen
+from tests.support.stored_evidence import files_of, put
 
 PLAN = make.make_plan()
 #: with costs told on the outgoing side and nothing on the incoming one
 EVIDENCE = make.with_hop(
     make.make_evidence(), costs=HopCosts(before=make.COSTS, handed_over=make.HANDED_OVER)
 )
-
-
-def put(record: RunDir, evidence: Evidence) -> None:
-    """Put everything there is, in about the order of a run."""
-    if evidence.provenance is not None:
-        record.put_provenance(evidence.provenance)
-    for hop in evidence.hops:
-        if hop.before is not None:
-            record.put_facts(hop.number, "before", hop.before)
-        for memory in hop.memory:
-            for moment, digests in (("freeze", memory.freeze), ("boot", memory.boot)):
-                assert digests is not None
-                record.put_digests(
-                    hop.number,
-                    memory.guest,
-                    moment,
-                    digests.digests,
-                    digests.began_ns,
-                    digests.ended_ns,
-                )
-            assert memory.pfns_before is not None and memory.pfns_after is not None
-            record.put_pfns(hop.number, memory.guest, "before", memory.pfns_before)
-            record.put_pfns(hop.number, memory.guest, "after", memory.pfns_after)
-        for session in hop.sessions:
-            record.put_session(hop.number, session)
-        if hop.after is not None:
-            record.put_facts(hop.number, "after", hop.after)
-        if hop.costs.before is not None:
-            record.put_costs(hop.number, "before", hop.costs.before)
-        if hop.costs.handed_over is not None:
-            record.put_handed_over(hop.number, hop.costs.handed_over)
-        record.put_ssh(hop.number, hop.ssh_boot_id, hop.ssh_nonce_ok)
-        for phase in hop.phases:
-            record.put_phase(phase)
-        for guest, at_ns in hop.paused_ns.items():
-            record.put_mark(hop.number, guest, "paused", at_ns)
-        for guest, at_ns in hop.resumed_ns.items():
-            record.put_mark(hop.number, guest, "resumed", at_ns)
-        for trace in hop.guests:
-            record.put_trace(hop.number, trace)
-        if hop.iommu is not None:
-            put_iommu(record, hop.number, hop.iommu)
-    for incident in evidence.incidents:
-        record.add_incident(incident)
-
-
-def put_iommu(record: RunDir, hop: int, iommu: IommuEvidence) -> None:
-    record.put_devices(hop, iommu.devices)
-    if iommu.watch is not None:
-        record.put_iommu_watch(hop, iommu.watch)
-    if iommu.kept is not None:
-        record.put_kept_tables(hop, iommu.kept)
-    record.put_unit_samples(hop, iommu.samples)
-    record.put_bindings(hop, iommu.bindings)
-    record.put_tables(hop, iommu.tables)
-    record.put_device_events(hop, iommu.events)
-    for mapping in iommu.mappings:
-        record.put_mapping(hop, mapping)
-    for config in iommu.configs:
-        record.put_config(hop, config)
 
 
 def without_artifacts(evidence: Evidence) -> Evidence:
@@ -153,13 +92,15 @@ def test_verdict_is_the_same_without_the_machine(record: RunDir) -> None:
 
 def test_traces_name_their_files(record: RunDir) -> None:
     paths = [artifact.path for artifact in reload(record).hops[0].guests[0].artifacts]
-    assert paths == [layout.series(1, "vm0", name) for name in ("echoes", "journal", "ticks")]
+    assert paths == [
+        slot.path(1, "vm0") for slot in (slots.ECHOES, slots.JOURNAL_SEEN, slots.TICKS)
+    ]
 
 
 def test_incidents_pings_and_roll_back_are_read_back(tmp_path: Path) -> None:
     record = make_record(tmp_path)
     pings = (AgentPing(host_ns=1, realtime_ns=None), AgentPing(host_ns=2, realtime_ns=3))
-    record.put_pings(1, "vm0", pings)
+    record.add(slots.PINGS, pings, 1, "vm0")
     record.add_incident(Incident(kind="panic", hop=1, text="µ\n\x00"))
     record.set_rolled_back()
     record.close()
@@ -236,7 +177,8 @@ def test_threads_do_not_tear_lines(tmp_path: Path) -> None:
     def work(number: int) -> None:
         for index in range(50):
             name = f"s{number}-{index}"
-            record.put_session(1, SessionFacts(name=name, error=None, tokens=1, retrieve_ns=1))
+            session = SessionFacts(name=name, error=None, tokens=1, retrieve_ns=1)
+            record.add(slots.SESSIONS, [session], 1)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -255,36 +197,18 @@ def test_steps_and_decisions_are_logged(record: RunDir) -> None:
     with steps.step("boot", kernel=Path("x")):
         pass
     record.journal("jump", hop=1)
-    events = [json.loads(line) for line in (record.path / layout.EVENTS).read_text().splitlines()]
+    events = [json.loads(line) for line in (record.path / slots.EVENTS).read_text().splitlines()]
     assert [(event["kind"], event["name"]) for event in events] == [
         ("start", "boot"),
         ("stop", "boot"),
     ]
-    assert json.loads((record.path / layout.JOURNAL).read_text())["kind"] == "jump"
+    assert json.loads((record.path / slots.JOURNAL).read_text())["kind"] == "jump"
 
 
 # --- what befalls files
 
 
-_GUEST_FILES = (
-    "freeze.json", "freeze.xxh3", "boot.json", "boot.xxh3", "pfns-before.u64", "pfns-after.json",
-    "ticks.jsonl", "echoes.jsonl", "journal.jsonl", "vmm.json", "watched.json",
-    "journal-before.json", "journal-after.json", "pattern.json",
-)  # fmt: skip
-
-
-def evidence_files() -> Iterator[str]:
-    yield layout.INDEX
-    yield layout.INCIDENTS
-    yield layout.PROVENANCE
-    for name in ("before.json", "after.json", "ssh.json", "sessions.jsonl", "marks.jsonl",
-                 "phases.jsonl"):  # fmt: skip
-        yield layout.hop_file(1, name)
-    for name in _GUEST_FILES:
-        yield layout.guest_file(1, "vm0", name)
-
-
-FILES = list(evidence_files())
+FILES = [slots.INDEX, slots.INCIDENTS.place, *(path for path, _slot in files_of(EVIDENCE))]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -295,7 +219,7 @@ def test_deleted_file_is_error_and_named(record: RunDir, name: str) -> None:
     assert name in verdict.reason or name in reload(record).unreadable
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != layout.INCIDENTS])
+@pytest.mark.parametrize("name", [name for name in FILES if name != slots.INCIDENTS.place])
 @pytest.mark.parametrize("how", ["truncated", "emptied", "garbage", "directory"])
 def test_file_that_was_spoilt_is_never_pass(record: RunDir, name: str, how: str) -> None:
     path = record.path / name
@@ -309,19 +233,19 @@ def test_file_that_was_spoilt_is_never_pass(record: RunDir, name: str, how: str)
 
 
 def test_spoilt_incidents_are_error_though_there_were_none(record: RunDir) -> None:
-    (record.path / layout.INCIDENTS).write_text("{}\n")
+    (record.path / slots.INCIDENTS.place).write_text("{}\n")
     assert judge(PLAN, reload(record)).outcome is Outcome.ERROR
 
 
 def test_file_that_was_slipped_in_is_not_believed(record: RunDir) -> None:
-    (record.path / layout.ROLLED_BACK).write_text('{"format":"rolled-back/1","value":true}')
+    (record.path / slots.ROLLED_BACK.place).write_text('{"format":"rolled-back/1","value":true}')
     evidence = reload(record)
     assert not evidence.rolled_back
-    assert "index" in evidence.unreadable[layout.ROLLED_BACK]
+    assert "index" in evidence.unreadable[slots.ROLLED_BACK.place]
 
 
 def test_line_taken_out_of_the_index_is_error(record: RunDir) -> None:
-    path = record.path / layout.INDEX
+    path = record.path / slots.INDEX
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if "vmm.json" not in line))
     assert judge(PLAN, reload(record)).outcome is Outcome.ERROR
@@ -329,7 +253,7 @@ def test_line_taken_out_of_the_index_is_error(record: RunDir) -> None:
 
 @pytest.mark.parametrize("name", ["freeze.xxh3", "boot.xxh3"])
 def test_one_byte_changed_in_a_digest_file_is_fail(record: RunDir, name: str) -> None:
-    path = record.path / layout.guest_file(1, "vm0", name)
+    path = record.path / f"{slots.hop_dir(1)}/vm0/{name}"
     path.write_bytes(make.flip(path.read_bytes(), 8 * 321))
     verdict = judge(PLAN, reload(record))
     assert verdict.exit_code is ExitCode.FAIL
@@ -337,7 +261,7 @@ def test_one_byte_changed_in_a_digest_file_is_fail(record: RunDir, name: str) ->
 
 
 def test_one_byte_changed_in_parsed_evidence_is_error(record: RunDir) -> None:
-    path = record.path / layout.hop_file(1, "after.json")
+    path = record.path / slots.KERNEL_AFTER.path(1)
     path.write_bytes(path.read_bytes().replace(b'"generation": 1', b'"generation": 9'))
     verdict = judge(PLAN, reload(record))
     assert verdict.exit_code is ExitCode.ERROR
@@ -346,23 +270,23 @@ def test_one_byte_changed_in_parsed_evidence_is_error(record: RunDir) -> None:
 
 def test_line_cut_by_a_crash_keeps_what_came_before_it(tmp_path: Path) -> None:
     record = make_record(tmp_path)
-    record.put_ticks(1, "vm0", make.make_ticks()[:10])
-    path = record.path / layout.series(1, "vm0", "ticks")
+    record.add(slots.TICKS, make.make_ticks()[:10], 1, "vm0")
+    path = record.path / slots.TICKS.path(1, "vm0")
     path.write_bytes(path.read_bytes()[:-5])
     evidence = reload(record)
     assert len(evidence.hops[0].guests[0].ticks) == 9
-    assert "cut short in line 10" in evidence.unreadable[layout.series(1, "vm0", "ticks")]
+    assert "cut short in line 10" in evidence.unreadable[slots.TICKS.path(1, "vm0")]
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"format":"plan/1","value":{}}'])
 def test_spoilt_plan_is_a_typed_error(record: RunDir, text: str) -> None:
-    (record.path / layout.PLAN).write_text(text)
+    (record.path / slots.PLAN).write_text(text)
     with pytest.raises(EvidenceError, match=r"plan\.json"):
         RunDir.open(record.path).load_plan()
 
 
 def test_plan_changed_afterwards_is_refused(record: RunDir) -> None:
-    path = record.path / layout.PLAN
+    path = record.path / slots.PLAN
     path.write_text(path.read_text().replace('"stall_s": 1.0', '"stall_s": 99.0'))
     with pytest.raises(EvidenceError, match="altered"):
         RunDir.open(record.path).load_plan()
@@ -386,7 +310,7 @@ def test_full_disk_costs_evidence_but_not_the_verdict(tmp_path: Path) -> None:
     record.close()
     assert record.failure is not None and "No space left" in record.failure
     with pytest.raises(StoreError, match="No space left"):
-        record.write_report(layout.RESULT, "{}")
+        record.write_report(slots.RESULT, "{}")
 
     evidence = record.load_evidence()
     assert evidence.incidents == (Incident(kind="harness", hop=2, text="disk full"),)
@@ -415,20 +339,23 @@ def test_run_directory_that_vanished_is_error(tmp_path: Path) -> None:
 def test_reports_and_artifacts(record: RunDir) -> None:
     (record.path / "boot-0").mkdir()
     (record.path / "boot-0" / "console.log").write_bytes(b"Linux version\n")
-    record.write_report(layout.RESULT, "{}")
+    record.write_report(slots.RESULT, "{}")
     paths = {artifact.path for artifact in record.artifacts()}
-    assert {layout.PLAN, layout.console(0), layout.digests(1, "vm0", "freeze")} <= paths
-    assert layout.RESULT not in paths
+    assert {slots.PLAN, slots.console(0), slots.FREEZE.raw_path(1, "vm0")} <= paths
+    assert slots.RESULT not in paths
 
 
 # --- devices
 
 
+def device_evidence() -> Evidence:
+    table = TableSample(host_ns=1, requester=seen.FUNCTION, top=seen.TOP, pages=0, first="")
+    return seen.spoil(seen.make_evidence(), tables=(table,))
+
+
 @pytest.fixture(scope="module")
 def with_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    plan, evidence = seen.make_plan(), seen.make_evidence()
-    table = TableSample(host_ns=1, requester=seen.FUNCTION, top=seen.TOP, pages=0, first="")
-    evidence = seen.spoil(evidence, tables=(table,))
+    plan, evidence = seen.make_plan(), device_evidence()
     made = make_record(tmp_path_factory.mktemp("with-device"), plan)
     put(made, evidence)
     made.close()
@@ -442,7 +369,7 @@ def test_one_altered_byte_of_stored_mappings_makes_the_judge_say_fail(
     with_device: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(with_device, tmp_path / "run")
-    path = run / layout.runs(1, "outside", "after", seen.FUNCTION)
+    path = run / slots.MAPPINGS.raw_path(1, value=seen.make_mapping(1, "outside", "after"))
     raw = bytearray(path.read_bytes())
     raw[9] ^= 0x40
     path.write_bytes(raw)
@@ -459,9 +386,9 @@ def test_one_altered_byte_of_stored_mappings_makes_the_judge_say_fail(
 def test_other_evidence_of_devices_that_is_altered_or_gone_is_error(
     with_device: Path, tmp_path: Path, name: str
 ) -> None:
-    cut = shutil.copytree(with_device, tmp_path / "cut") / layout.iommu_file(1, name)
+    cut = shutil.copytree(with_device, tmp_path / "cut") / f"evidence/iommu/hop-1/{name}"
     cut.write_bytes(cut.read_bytes()[:-20])
-    gone = shutil.copytree(with_device, tmp_path / "gone") / layout.iommu_file(1, name)
+    gone = shutil.copytree(with_device, tmp_path / "gone") / f"evidence/iommu/hop-1/{name}"
     gone.unlink()
     for run in (tmp_path / "cut", tmp_path / "gone"):
         verdict = judge(seen.make_plan(), RunDir.open(run).load_evidence())

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from liveupdate.core.units import MIB
 from liveupdate.judging.judge import CHECK_IDS, judge
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.evidence import (
     AgentPing,
     Echo,
@@ -127,9 +127,13 @@ def flip_digest(evidence: Evidence) -> Evidence:
 
 def move_page(evidence: Evidence) -> Evidence:
     raw = make.flip(make.make_pfns(), 8 * 5 + 3)
-    return make.with_memory(
-        evidence, pfns_after=raw, pfns_after_artifact=make.make_artifact("x", raw)
-    )
+    return make.with_memory(evidence, pfns_after=make.make_frames(raw))
+
+
+def fewer_pages(evidence: Evidence) -> Evidence:
+    freeze = evidence.hops[0].memory[0].freeze
+    assert freeze is not None
+    return make.with_memory(evidence, freeze=replace(freeze, pages=500))
 
 
 def spoil_ticks(change: Callable[[Tick], Tick], after_ns: int = 6 * SECOND) -> Spoil:
@@ -365,7 +369,7 @@ MISSING: list[tuple[str, Spoil, str]] = [
     ("memory", drop_hop(memory=()), "memory.content"),
     ("freeze", lambda e: make.with_memory(e, freeze=None), "memory.content"),
     ("boot", lambda e: make.with_memory(e, boot=None), "memory.content"),
-    ("fewer-pages", lambda e: make.with_memory(e, pages=500), "memory.content"),
+    ("fewer-pages", fewer_pages, "memory.content"),
     ("pattern", trace(pattern=None), "memory.content"),
     ("pattern-short", trace(pattern=PatternFacts(pages=9, bad=0)), "memory.content"),
     ("pfns-before", lambda e: make.with_memory(e, pfns_before=None), "memory.placement"),
@@ -465,7 +469,7 @@ def test_injected_fault_is_a_note() -> None:
 
 
 def test_unreadable_file_is_error_and_named() -> None:
-    path = layout.hop_file(1, "phases.jsonl")
+    path = slots.PHASES.path(1)
     verdict = judge(PLAN, replace(GOOD, unreadable={path: "cut short"}))
     assert verdict.outcome is Outcome.ERROR
     assert path in verdict.reason and "cut short" in verdict.reason
@@ -521,17 +525,8 @@ def test_digests_taken_at_the_wrong_time_prove_nothing(
     [bytes(make.PAGES * 8), b"\x01" + bytes(7) + make.make_pfns()[8:-8] + b"\x01" + bytes(7)],
 )
 def test_page_frames_of_nothing_prove_nothing(pfns: bytes) -> None:
-    artifact = make.make_artifact("x", pfns)
-    verdict = judge(
-        PLAN,
-        make.with_memory(
-            GOOD,
-            pfns_before=pfns,
-            pfns_after=pfns,
-            pfns_before_artifact=artifact,
-            pfns_after_artifact=artifact,
-        ),
-    )
+    frames = make.make_frames(pfns)
+    verdict = judge(PLAN, make.with_memory(GOOD, pfns_before=frames, pfns_after=frames))
     assert status_of(verdict, "memory.placement") == "ERROR"
 
 
@@ -794,18 +789,19 @@ def test_any_flipped_digest_bit_is_fail_and_names_its_page(
 @settings(max_examples=60, deadline=None)
 @given(which=st.sampled_from(["before", "after"]), position=st.integers(0, make.PAGES * 8 - 1))
 def test_any_flipped_frame_number_is_not_pass(which: str, position: int) -> None:
-    raw = make.flip(make.make_pfns(), position)
-    verdict = judge(PLAN, make.with_memory(GOOD, **{f"pfns_{which}": raw}))
+    good = make.make_frames(make.make_pfns())
+    bad = replace(good, pfns=make.flip(good.pfns, position))
+    verdict = judge(PLAN, make.with_memory(GOOD, **{f"pfns_{which}": bad}))
     assert status_of(verdict, "memory.placement") == "FAIL"
 
 
 #: fields whose absence takes nothing from what a check needs
 _OPTIONAL = {
-    "phases", "agent_pings", "artifacts", "pfns_before_artifact", "pfns_after_artifact",
+    "phases", "agent_pings", "artifacts",
     # the plan has no device
     "devices", "iommu",
-    # what it costs is measured, not judged
-    "costs",
+    # what it costs is measured, not judged, and no check knows what is in no field
+    "costs", "more",
 }  # fmt: skip
 
 

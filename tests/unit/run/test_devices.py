@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from liveupdate.core.errors import LostMachine
 from liveupdate.core.steps import StepEvent, Steps
 from liveupdate.evidence import RunDir
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.evidence import DeviceFacts, FrameSent, Landed
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.frames import FrameSender
@@ -69,8 +69,8 @@ class FakeBed:
         self.frames: list[FrameSent] = []
         self.facts: list[DeviceFacts] = []
         self.record = SimpleNamespace(
-            put_frames=lambda hop, name, frames: self.frames.extend(frames),
-            put_device=lambda hop, facts: self.facts.append(facts),
+            add=lambda slot, frames, hop, name: self.frames.extend(frames),
+            put=lambda slot, facts, hop, name: self.facts.append(facts),
         )
 
     def call(self, name: str, timeout_s: float = 0) -> Mapping[str, object]:
@@ -143,8 +143,8 @@ def test_machine_that_is_gone_gives_nothing_back_and_that_is_said() -> None:
 
 def stored(tmp_path: Path) -> RunDir:
     record = RunDir.create(tmp_path, plan=make.make_plan(), scenario="")
-    record.put_device(1, make_facts())
-    record.put_frames(1, "nic0", make_frames())
+    record.put(slots.DEVICE, make_facts(), 1, "nic0")
+    record.add(slots.FRAMES, make_frames(), 1, "nic0")
     record.close()
     return record
 
@@ -155,13 +155,13 @@ def test_what_is_stored_of_a_device_is_read_back(tmp_path: Path) -> None:
     assert trace.facts == make_facts()
     assert trace.frames == make_frames()
     assert {artifact.path for artifact in trace.artifacts} == {
-        layout.device(1, "nic0"),
-        layout.frames(1, "nic0"),
+        slots.DEVICE.path(1, "nic0"),
+        slots.FRAMES.path(1, "nic0"),
     }
     assert replace(evidence, hops=()).unreadable == {}
 
 
-@pytest.mark.parametrize("path", [layout.device(1, "nic0"), layout.frames(1, "nic0")])
+@pytest.mark.parametrize("path", [slots.DEVICE.path(1, "nic0"), slots.FRAMES.path(1, "nic0")])
 def test_one_altered_byte_is_noticed(tmp_path: Path, path: str) -> None:
     record = stored(tmp_path)
     file = record.path / path

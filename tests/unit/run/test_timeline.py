@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from liveupdate.model.evidence import Mark
 from liveupdate.run.timeline import GUEST_PHASES, HOST_PHASES, find_moments, marks, phases
 
 
@@ -54,7 +55,7 @@ def test_marks_are_the_ends_of_a_guests_blackout() -> None:
     }
     # one that was put to sleep is out from then on, and vm1 was not seen to go on
     assert list(marks(moments, ("vm0", "vm1"))) == [
-        ("vm0", "paused", 5),
-        ("vm0", "resumed", 9),
-        ("vm1", "paused", 2),
+        Mark(what="paused", guest="vm0", at_ns=5),
+        Mark(what="resumed", guest="vm0", at_ns=9),
+        Mark(what="paused", guest="vm1", at_ns=2),
     ]
