@@ -1,61 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run directory read back into :class:`Evidence`. Missing and garbled files are facts."""
+"""A run directory read back into :class:`Evidence`. Missing and garbled files are facts.
+
+What is read, and which field it fills, follows from the table of :mod:`liveupdate.model.slots`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import re
+import os
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from msgspec import structs
 
 from liveupdate.core.errors import EvidenceError
 from liveupdate.evidence.files import RunFiles
-from liveupdate.model import codec, layout
-from liveupdate.model.builder import EvidenceBuilder, GuestParts, HopParts, IommuParts
-from liveupdate.model.costs import CostFacts, HandedOver, KeptTables
+from liveupdate.model import codec, slots
+from liveupdate.model.costs import HopCosts
 from liveupdate.model.evidence import (
-    AgentPing,
     Artifact,
-    BindingSample,
-    ConfigFacts,
-    DeviceEvent,
-    DeviceFacts,
     DeviceTrace,
-    Echo,
     Evidence,
-    FrameSent,
-    Incident,
-    IommuWatch,
-    JournalSample,
-    KernelFacts,
-    MappingFacts,
-    Mark,
-    PageDigests,
-    PageFrames,
-    PatternFacts,
-    Phase,
-    Provenance,
-    SessionFacts,
-    SshFacts,
-    TableSample,
-    Tick,
-    UnitSample,
-    VmmStatus,
-    Watched,
-    WatchedDevice,
+    GuestMemory,
+    GuestTrace,
+    HopEvidence,
+    IommuEvidence,
 )
-from liveupdate.model.guest_device_use import JournalFacts
+from liveupdate.model.slots import Document, Slot
 
-T = TypeVar("T")
-
-_DEVICE_FILE = re.compile(r"(?:device|frames)-([a-z0-9-]{1,20})\.jsonl?")
-_HOP_DIR = re.compile(r"hop-([1-9][0-9]{0,5})")
-#: raw tables: compared by the judge even when altered, so that it can name the page or mapping
-_RAW_SUFFIXES = (".xxh3", ".u64", ".runs")
-_WORD = 8
+#: what fills the fields of one guest, device or part of a hop: names to values
+_Fields = dict[str, Any]
 
 
 def load_evidence(files: RunFiles) -> Evidence:
@@ -66,197 +42,152 @@ def load_evidence(files: RunFiles) -> Evidence:
 class _Reader:
     def __init__(self, files: RunFiles) -> None:
         self._root = files.path
-        self._parts = EvidenceBuilder()
+        self._unreadable: dict[str, str] = {}
         self._index: Mapping[str, Artifact | None] = {}
+        #: fields by hop (0: of the run), part of the hop ("": itself), and guest or device
+        self._found: defaultdict[tuple[int, str, str], _Fields] = defaultdict(dict)
         try:
             self._index = files.index()
         except EvidenceError as error:
-            self._parts.unreadable[layout.INDEX] = error.message
+            self._unreadable[slots.INDEX] = error.message
 
     def read(self) -> Evidence:
-        parts = self._parts
-        for path in self._index:
+        paths = {*self._index, *self._files()}
+        for path in {*self._index, slots.INCIDENTS.place}:
             if not (self._root / path).is_file():
-                parts.unreadable[path] = "the file is missing"
-        if layout.INCIDENTS not in self._index and not (self._root / layout.INCIDENTS).is_file():
-            parts.unreadable[layout.INCIDENTS] = "the file is missing"
-        parts.provenance = self._document(layout.PROVENANCE, "provenance", Provenance)
-        parts.rolled_back = bool(self._document(layout.ROLLED_BACK, "rolled-back", bool))
-        parts.incidents.extend(self._objects(layout.INCIDENTS, Incident))
-        for hop in self._hops():
-            self._read_hop(hop, parts.hops[hop])
-        return parts.build()
-
-    def _hops(self) -> list[int]:
-        directory = self._root / layout.EVIDENCE
-        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-        return sorted(int(match[1]) for name in names if (match := _HOP_DIR.fullmatch(name)))
-
-    def _read_hop(self, hop: int, parts: HopParts) -> None:
-        for when in ("before", "after"):
-            kernel = self._document(layout.hop_file(hop, f"{when}.json"), "kernel", KernelFacts)
-            if kernel is not None:
-                parts.kernels[when] = kernel
-            path = layout.hop_file(hop, f"costs-{when}.json")
-            costs = self._document(path, "costs", CostFacts)
-            if costs is not None:
-                parts.costs[when] = costs
-        path = layout.hop_file(hop, "handed-over.json")
-        parts.handed_over = self._document(path, "handed-over", HandedOver)
-        parts.ssh = self._document(layout.hop_file(hop, "ssh.json"), "ssh", SshFacts)
-        parts.sessions += self._objects(layout.hop_file(hop, "sessions.jsonl"), SessionFacts)
-        parts.phases += self._objects(layout.hop_file(hop, "phases.jsonl"), Phase)
-        parts.marks += self._objects(layout.hop_file(hop, "marks.jsonl"), Mark)
-        names: set[str] = set()
-        for entry in sorted((self._root / layout.hop_dir(hop)).iterdir()):
-            if entry.is_dir():
-                self._read_guest(hop, entry.name, parts.guests[entry.name])
-            elif match := _DEVICE_FILE.fullmatch(entry.name):
-                names.add(match[1])
-        parts.devices = {name: self._read_device(hop, name) for name in sorted(names)}
-        self._read_iommu(hop, parts.iommu)
-
-    def _read_device(self, hop: int, name: str) -> DeviceTrace:
-        paths = (layout.device(hop, name), layout.frames(hop, name))
-        sealed = [self._index.get(path) for path in paths]
-        return DeviceTrace(
-            facts=self._document(paths[0], "device", DeviceFacts),
-            frames=tuple(self._rows(paths[1], FrameSent)),
-            artifacts=tuple(artifact for artifact in sealed if artifact is not None),
+                self._unreadable[path] = "the file is missing"
+        for path in sorted(paths):
+            for slot in slots.SLOTS:
+                if match := slot.pattern.fullmatch(path):
+                    places = match.groupdict()
+                    self._read_slot(slot, int(places.get("hop", 0)), places.get("of", ""))
+        hops = sorted({hop for hop, _part, _of in self._found} - {0})
+        return Evidence(
+            **{"provenance": None, **self._found[0, "", ""]},
+            hops=tuple(self._build_hop(hop) for hop in hops),
+            unreadable=dict(sorted(self._unreadable.items())),
         )
 
-    def _read_iommu(self, hop: int, parts: IommuParts) -> None:
-        def path(name: str) -> str:
-            return layout.iommu_file(hop, name)
+    def _files(self) -> list[str]:
+        found = [
+            Path(parent, name).relative_to(self._root).as_posix()
+            for parent, _names, names in os.walk(self._root / slots.EVIDENCE)
+            for name in names
+        ]
+        return [*found, slots.PROVENANCE.place]
 
-        devices = self._document(path("devices.json"), "devices", tuple[WatchedDevice, ...])
-        parts.devices = devices or ()
-        parts.watch = self._document(path("watch.json"), "watch", IommuWatch)
-        parts.kept = self._document(path("kept.json"), "kept", KeptTables)
-        parts.samples = self._rows(path("samples.jsonl"), UnitSample)
-        parts.bindings = self._rows(path("bindings.jsonl"), BindingSample)
-        parts.tables = self._rows(path("tables.jsonl"), TableSample)
-        parts.events = self._rows(path("events.jsonl"), DeviceEvent)
-        parts.configs = self._objects(path("configs.jsonl"), ConfigFacts)
-        for row in self._objects(path("mappings.jsonl"), MappingFacts):
-            runs = self._bytes(layout.runs(hop, row.view, row.moment, row.requester))
-            if runs is not None:
-                parts.mappings.append(structs.replace(row, runs=runs))
+    def _read_slot(self, slot: Slot[Any], hop: int, of: str) -> None:
+        """Read one file into what it fills; also when it is unreadable, its guest is known."""
+        path = slot.path(hop, of)
+        part, _, field = slot.field.rpartition(".")
+        fields = self._found[hop, part, of if part else ""]
+        value = self._value(slot, path, hop, of)
+        if value is None:
+            return
+        if slot.unpack is not None:
+            fields.update(slot.unpack(value))
+        elif field:
+            fields[field] = value
+        else:
+            fields.setdefault("more", {})[path] = value
 
-    def _read_guest(self, hop: int, guest: str, parts: GuestParts) -> None:
-        for moment in ("freeze", "boot"):
-            self._read_digests(hop, guest, moment, parts)
-        for moment in ("before", "after"):
-            self._read_pfns(hop, guest, moment, parts)
+    def _build_hop(self, hop: int) -> HopEvidence:
+        def each(part: str) -> list[tuple[str, _Fields]]:
+            return sorted((of, f) for (n, p, of), f in self._found.items() if (n, p) == (hop, part))
 
-        def fact(name: str, wanted: type[T]) -> T | None:
-            path = layout.guest_file(hop, guest, f"{name}.json")
-            return self._document(path, name, wanted)
+        iommu = IommuEvidence(**self._found[hop, "iommu", ""])
+        return HopEvidence(
+            number=hop,
+            **self._found[hop, "", ""],
+            memory=tuple(GuestMemory(guest=guest, **rest) for guest, rest in each("memory")),
+            guests=tuple(
+                GuestTrace(guest=guest, artifacts=self._sealed(hop, "guests", guest), **rest)
+                for guest, rest in each("guests")
+            ),
+            devices={
+                name: DeviceTrace(artifacts=self._sealed(hop, "devices", name), **rest)
+                for name, rest in each("devices")
+            },
+            costs=HopCosts(**self._found[hop, "costs", ""]),
+            iommu=None if iommu == IommuEvidence() else iommu,
+        )
 
-        def series(name: str, wanted: type[T]) -> list[T]:
-            path = layout.series(hop, guest, name)
-            sealed = self._index.get(path)
-            if sealed is not None:
-                parts.artifacts[path] = sealed
-            return self._rows(path, wanted)
-
-        names = [f"{name}.jsonl" for name in layout.SERIES]
-        names += [f"{name}.json" for name in layout.GUEST_FACTS]
-        known = [layout.guest_file(hop, guest, name) for name in names]
-        parts.has_trace = any(path in self._index or (self._root / path).exists() for path in known)
-        status = fact("vmm", VmmStatus)
-        parts.vmm_status = status.status if status else None
-        parts.watched = fact("watched", Watched)
-        parts.pattern = fact("pattern", PatternFacts)
-        for when in ("before", "after"):
-            scan = fact(f"journal-{when}", JournalFacts)
-            if scan is not None:
-                parts.scans[when] = scan
-        parts.ticks = series("ticks", Tick)
-        parts.echoes = series("echoes", Echo)
-        parts.journal = series("journal", JournalSample)
-        parts.pings = series("pings", AgentPing)
-
-    def _read_digests(self, hop: int, guest: str, moment: str, parts: GuestParts) -> None:
-        name = layout.guest_file(hop, guest, f"{moment}.json")
-        facts = self._document(name, "digests", PageDigests)
-        raw = self._table(layout.digests(hop, guest, moment), facts.pages if facts else None)
-        if facts is not None and raw is not None:
-            parts.digests[moment] = structs.replace(facts, digests=raw)
-
-    def _read_pfns(self, hop: int, guest: str, moment: str, parts: GuestParts) -> None:
-        name = layout.guest_file(hop, guest, f"pfns-{moment}.json")
-        facts = self._document(name, "pfns", PageFrames)
-        raw = self._table(layout.pfns(hop, guest, moment), facts.pages if facts else None)
-        if facts is not None and raw is not None:
-            parts.pfns[moment] = structs.replace(facts, pfns=raw)
+    def _sealed(self, hop: int, part: str, of: str) -> tuple[Artifact, ...]:
+        """Describe the files that a guest's or a device's trace was read from."""
+        paths = {slot.path(hop, of) for slot in slots.SLOTS if slot.field.partition(".")[0] == part}
+        found = (self._index.get(path) for path in sorted(paths))
+        return tuple(artifact for artifact in found if artifact is not None)
 
     # --- files
 
-    def _table(self, path: str, pages: int | None) -> bytes | None:
+    def _value(self, slot: Slot[Any], path: str, hop: int, of: str) -> Any:
+        """Read a file as its slot says; None: it has nothing that can be used."""
+        if not isinstance(slot, Document):
+            values = self._lines(path, slot.holds)
+            whole = (self._with_raw(slot, value, hop, of) for value in values)
+            return tuple(value for value in whole if value is not None)
         raw = self._bytes(path)
-        if raw is None or pages is None:
+        if raw is None:
             return None
-        if len(raw) != pages * _WORD:
-            self._parts.unreadable[path] = f"{len(raw)} bytes, recorded were {pages * _WORD}"
+        try:
+            return self._with_raw(slot, codec.loads(slot.holds, slot.format, raw), hop, of)
+        except codec.CodecError as error:
+            self._unreadable[path] = str(error)
             return None
-        return raw
 
-    def _bytes(self, path: str) -> bytes | None:
-        """Read a file; a file that is not there and was never recorded is not worth a word."""
+    def _with_raw(self, slot: Slot[Any], value: Any, hop: int, of: str) -> Any:
+        """Put a value and the file of its bytes together; None: that file cannot be used."""
+        if not slot.raw_field:
+            return value
+        path = slot.raw_path(hop, of, value)
+        # compared by the judge even when altered, so that it can name the page or the mapping
+        raw = self._bytes(path, is_judged=True)
+        if raw is None:
+            return None
+        if len(raw) != value.artifact.size_bytes:
+            self._unreadable[path] = f"{len(raw)} bytes, recorded were {value.artifact.size_bytes}"
+            return None
+        return structs.replace(value, **{slot.raw_field: raw})
+
+    def _bytes(self, path: str, *, is_judged: bool = False) -> bytes | None:
+        """Read a file; one that is not there and was never recorded is no fact."""
         file = self._root / path
         if not file.exists():
             return None
-        if path not in self._index and layout.INDEX not in self._parts.unreadable:
-            self._parts.unreadable[path] = f"not in {layout.INDEX}: it was not written by the run"
+        if path not in self._index and slots.INDEX not in self._unreadable:
+            self._unreadable[path] = f"not in {slots.INDEX}: it was not written by the run"
             return None
         try:
             raw = _read_plain(file)
         except OSError as error:
-            self._parts.unreadable[path] = error.strerror or str(error)
+            self._unreadable[path] = error.strerror or str(error)
             return None
         recorded = self._index.get(path)
-        if recorded is not None and not path.endswith(_RAW_SUFFIXES):
+        if recorded is not None and not is_judged:
             found = hashlib.sha256(raw).hexdigest()
             if found != recorded.sha256:
-                self._parts.unreadable[path] = (
+                self._unreadable[path] = (
                     f"altered: sha256 is {found[:12]}…, recorded was {recorded.sha256[:12]}…"
                 )
                 return None
         return raw
 
-    def _document(self, path: str, kind: str, wanted: type[T]) -> T | None:
-        raw = self._bytes(path)
-        if raw is None:
-            return None
-        try:
-            return codec.loads(wanted, kind, raw)
-        except codec.CodecError as error:
-            self._parts.unreadable[path] = str(error)
-            return None
-
-    def _objects(self, path: str, wanted: type[T]) -> list[T]:
-        return self._lines(path, wanted)
-
-    def _rows(self, path: str, wanted: type[T]) -> list[T]:
-        return self._lines(path, wanted)
-
-    def _lines(self, path: str, wanted: type[T]) -> list[T]:
+    def _lines(self, path: str, wanted: type[Any]) -> list[Any]:
         """Read up to the first line that is no good; what came before it is kept and shown."""
         raw = self._bytes(path)
         if not raw:
             return []
-        values: list[T] = []
+        values: list[Any] = []
         lines = raw.split(b"\n")
         cut = lines.pop()
         for number, line in enumerate(lines, 1):
             try:
                 values.append(codec.parse(wanted, line, f"line {number}"))
             except codec.CodecError as error:
-                self._parts.unreadable[path] = str(error)
+                self._unreadable[path] = str(error)
                 return values
         if cut:
-            self._parts.unreadable[path] = f"cut short in line {len(lines) + 1}"
+            self._unreadable[path] = f"cut short in line {len(lines) + 1}"
         return values
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from liveupdate.evidence import RunDir
 from liveupdate.judging.judge import judge
+from tests.support.stored_evidence import put_value, values_of
 
 RUNS = Path(__file__).parents[2] / "data" / "runs"
 NAMES = ("pass", "fail", "error")
@@ -45,6 +46,23 @@ def test_a_stored_run_comes_to_its_stored_verdict(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stored_run_is_readable_to_the_last_file(name: str, tmp_path: Path) -> None:
     assert RunDir.open(unpack(name, tmp_path)).load_evidence().unreadable == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_read_from_a_stored_run_is_written_as_it_was(name: str, tmp_path: Path) -> None:
+    old = unpack(name, tmp_path)
+    read = RunDir.open(old)
+    new = RunDir.create(tmp_path / "new", plan=read.load_plan(), scenario="")
+    for slot, value, hop, of in values_of(read.load_evidence()):
+        put_value(new, slot, value, hop, of)
+    names = [
+        path.relative_to(old).as_posix()
+        for path in (old / "evidence").rglob("*")
+        if path.is_file() and path.name != "index.jsonl"
+    ]
+    assert len(names) > 10
+    for each in (*names, "plan.json", "provenance.json"):
+        assert (new.path / each).read_bytes() == (old / each).read_bytes(), each
 
 
 def test_the_stored_pass_does_not_survive_a_lost_file(tmp_path: Path) -> None:
