@@ -99,12 +99,12 @@ def document(
     bundle: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """Build the JSON document of ``apply``, ``resume``, ``abort`` and ``status``."""
-    from liveupdate.model import layout
+    from liveupdate.model import slots
     from liveupdate.model.codec import encode
 
     result = None
-    if run_dir is not None and (run_dir / layout.RESULT).is_file():
-        result = json.loads((run_dir / layout.RESULT).read_text(encoding="utf-8"))
+    if run_dir is not None and (run_dir / slots.RESULT).is_file():
+        result = json.loads((run_dir / slots.RESULT).read_text(encoding="utf-8"))
     update = (state.begin or {}).get("update") if state is not None else None
     following = None
     if run_dir is not None and outcome in ("interrupted", "stopped", "in-progress", "unreachable"):

@@ -247,10 +247,10 @@ def read_results(directory: Path) -> list[tuple[str, Document]]:
 
     A run that was cut off has no result, and is as if it had never been.
     """
-    from liveupdate.model import layout
+    from liveupdate.model import slots
 
     found: list[tuple[str, Document]] = []
-    for path in sorted(directory.glob(f"*/{layout.RESULT}")):
+    for path in sorted(directory.glob(f"*/{slots.RESULT}")):
         if path.parent.is_symlink():
             continue
         try:

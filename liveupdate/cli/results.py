@@ -109,10 +109,10 @@ def store_reports(outcome: Outcome) -> Outcome:
     from dataclasses import replace
 
     from liveupdate.evidence import RunDir, StoreError
-    from liveupdate.model import layout
+    from liveupdate.model import slots
     from liveupdate.model.verdict import Outcome as Status
 
-    reports = (("json", layout.RESULT), ("junit", layout.JUNIT), ("html", layout.REPORT))
+    reports = (("json", slots.RESULT), ("junit", slots.JUNIT), ("html", slots.REPORT))
     try:
         record = RunDir.open(outcome.run_dir)
         for kind, name in reports:

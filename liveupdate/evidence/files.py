@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of a run directory: they appear whole or not at all, and an index of what was written.
 
-Knows names and digests, nothing of what evidence means. Layout: :mod:`liveupdate.model.layout`.
+Knows names and digests, nothing of what evidence means: that is in :mod:`liveupdate.model.slots`.
 Documents are written to a temporary file, fsync'ed and renamed; logs are appended to and never
 edited. ``evidence/index.jsonl`` names every file with its sha256 (null while it is still growing),
 so that a file that went missing or was altered is known when the run is read back
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from liveupdate.core.atomic_write import atomic_write
 from liveupdate.core.errors import EvidenceError, LiveUpdateError
-from liveupdate.model import codec, layout
+from liveupdate.model import codec, slots
 from liveupdate.model.base import Value
 from liveupdate.model.evidence import Artifact
 from liveupdate.model.plan import Plan
@@ -118,11 +118,11 @@ class RunFiles:
         try:
             results_dir.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=0o700)
-            (path / layout.EVIDENCE).mkdir(mode=0o700)
+            (path / slots.EVIDENCE).mkdir(mode=0o700)
         except OSError as error:
             raise StoreError(path, error) from error
         run = cls(path)
-        run.append_rows(layout.INCIDENTS, [])
+        run.append_rows(slots.INCIDENTS.place, [])
         run._point_latest(results_dir / LATEST)
         return run
 
@@ -135,9 +135,9 @@ class RunFiles:
         resolved = path.resolve()
         if not resolved.is_dir():
             raise EvidenceError(f"'{path}' is not a run directory")
-        if not (resolved / layout.PLAN).exists() and not (resolved / layout.EVIDENCE).is_dir():
+        if not (resolved / slots.PLAN).exists() and not (resolved / slots.EVIDENCE).is_dir():
             raise EvidenceError(
-                f"'{path}' has neither '{layout.PLAN}' nor '{layout.EVIDENCE}/'",
+                f"'{path}' has neither '{slots.PLAN}' nor '{slots.EVIDENCE}/'",
                 hint="name one directory below the results directory",
             )
         return cls(resolved)
@@ -224,7 +224,7 @@ class RunFiles:
 
     def _enter(self, relative: str, artifact: Artifact | None) -> None:
         row = codec.encode(artifact) if artifact else {"path": relative, "sha256": None}
-        append_line(self.path / layout.INDEX, _to_line(row))
+        append_line(self.path / slots.INDEX, _to_line(row))
 
     def log(self, relative: str, row: object, *, sync: bool = False) -> None:
         """Append one JSON line to a log that is no evidence; not in the index.
@@ -248,17 +248,17 @@ class RunFiles:
 
         :raises EvidenceError: when there is no index or a line of it is garbled.
         """
-        path = self.path / layout.INDEX
+        path = self.path / slots.INDEX
         entries: dict[str, Artifact | None] = {}
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise EvidenceError(f"'{layout.INDEX}' cannot be read: {_say(error)}") from error
+            raise EvidenceError(f"'{slots.INDEX}' cannot be read: {_say(error)}") from error
         if not text.endswith("\n"):
-            raise EvidenceError(f"'{layout.INDEX}' is empty or cut short")
+            raise EvidenceError(f"'{slots.INDEX}' is empty or cut short")
         lines = text.split("\n")[:-1]
         for number, line in enumerate(lines, 1):
-            where = f"{layout.INDEX}:{number}"
+            where = f"{slots.INDEX}:{number}"
             try:
                 row = codec.parse(_Entry, line, where)
                 sealed = row.sha256 is not None
@@ -272,10 +272,10 @@ class RunFiles:
 
         :raises EvidenceError: when it is missing, garbled or altered.
         """
-        path = self.path / layout.PLAN
+        path = self.path / slots.PLAN
         try:
             raw = path.read_bytes()
-            recorded = self.index().get(layout.PLAN)
+            recorded = self.index().get(slots.PLAN)
             if recorded and recorded.sha256 != hashlib.sha256(raw).hexdigest():
                 raise EvidenceError(f"'{path}' was altered after it was written")
             return codec.loads(Plan, "plan", raw)

@@ -15,7 +15,7 @@ derives from this that a guest gains at most 1 s.
 from __future__ import annotations
 
 from liveupdate.judging.context import Context
-from liveupdate.model import layout
+from liveupdate.model import slots
 
 #: clocks of a tick to which Linux adds the time asleep
 SLEEP_CLOCKS = frozenset({"boottime", "realtime"})
@@ -38,7 +38,7 @@ def has_slept(context: Context, hop: int, guest: str) -> bool | None:
 
 def sleep_files(context: Context, hop: int, guest: str) -> list[str]:
     """Return the files of the run directory that say whether a guest slept."""
-    return [layout.device(hop, name) for name in _devices(context, guest)]
+    return [slots.DEVICE.path(hop, name) for name in _devices(context, guest)]
 
 
 def _devices(context: Context, guest: str) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from liveupdate.core.errors import EvidenceError, LaunchError
 from liveupdate.evidence.files import StoreError
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.operate.journal import Record, State, decode, encode, replay
 
 #: a journal has some hundred lines
@@ -25,7 +25,7 @@ def read_journal(run_dir: Path) -> tuple[Record, ...]:
 
     :raises EvidenceError: there is none, or it is not a liveupdate journal.
     """
-    path = run_dir / layout.JOURNAL
+    path = run_dir / slots.JOURNAL
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
@@ -47,7 +47,7 @@ class Wal:
         :raises EvidenceError: it is not a liveupdate journal.
         :raises StoreError: it cannot be opened.
         """
-        self.path = run_dir / layout.JOURNAL
+        self.path = run_dir / slots.JOURNAL
         flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
         try:
             self._fd = os.open(self.path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)

@@ -426,8 +426,8 @@ def test_a_check_of_evidence_that_is_there_is_one_row_and_its_judge_in_one_file(
     copy.write("judging/checks/budget.py", CHECK)
     copy.replace(
         "judging/checks/budget.py",
-        "from liveupdate.model import layout\n",
-        "from liveupdate.model import layout\nfrom liveupdate.model.targets import Capability\n",
+        "from liveupdate.model import slots\n",
+        "from liveupdate.model import slots\nfrom liveupdate.model.targets import Capability\n",
     )
     assert len(copy.touched) == 1
     said = copy.script(

@@ -7,7 +7,7 @@ from liveupdate.core.units import format_ns
 from liveupdate.judging.check import Asked, CheckRow
 from liveupdate.judging.checks.guest import blackout_ns, reached
 from liveupdate.judging.context import Context, Finding, failed, passed, skipped
-from liveupdate.model import layout
+from liveupdate.model import slots
 
 
 def judge_blackout(context: Context) -> list[Finding]:
@@ -22,7 +22,7 @@ def judge_blackout(context: Context) -> list[Finding]:
             findings.append(skipped(f"hop {hop}, {guest.name}: rolled back, no blackout"))
             continue
         if length_ns is None:
-            path = layout.hop_file(hop, "marks.jsonl")
+            path = slots.MARKS.path(hop)
             findings.append(context.missing("the blackout", hop, guest.name, (path,)))
             continue
         findings.append(

@@ -15,7 +15,7 @@ from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
 from liveupdate.judging.check import Asked, CheckRow
 from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
 from liveupdate.judging.hop_devices import QUIESCE
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.evidence import (
     DeviceFacts,
@@ -59,7 +59,7 @@ def _judge_rest(context: Context, hop: int, device: DeviceSpec) -> Finding:
     start again.
     """
     where = f"hop {hop}, {device.name}"
-    paths = (layout.device(hop, device.name),)
+    paths = (slots.DEVICE.path(hop, device.name),)
     if context.rolled_back(hop):
         return skipped(f"{where}: rolled back, there was no kexec")
     evidence = context.hop(hop)
@@ -93,7 +93,7 @@ def _judge_rest(context: Context, hop: int, device: DeviceSpec) -> Finding:
 def _judge_guests_own(context: Context, hop: int, device: DeviceSpec, guest: str) -> Finding:
     """Judge a guest's own device: it stopped while the guest slept, and was used again after it."""
     where = f"hop {hop}, {device.name}"
-    paths = (layout.device(hop, device.name),)
+    paths = (slots.DEVICE.path(hop, device.name),)
     if context.rolled_back(hop):
         return skipped(f"{where}: rolled back, there was no kexec")
     evidence = context.hop(hop)
@@ -124,7 +124,7 @@ def _judge_guests_own(context: Context, hop: int, device: DeviceSpec, guest: str
 
 def _judge_device(context: Context, hop: int, device: DeviceSpec) -> Finding:
     where = f"hop {hop}, {device.name}"
-    paths = (layout.device(hop, device.name), layout.frames(hop, device.name))
+    paths = (slots.DEVICE.path(hop, device.name), slots.FRAMES.path(hop, device.name))
     evidence = context.hop(hop)
     trace = evidence.devices.get(device.name) if evidence is not None else None
     unreadable = any(path in context.evidence.unreadable for path in paths)

@@ -29,7 +29,7 @@ from liveupdate.judging.hop_devices import (
     find_spaces,
     judge_hop_devices,
 )
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.evidence import DeviceEvent
 
 #: kinds whose driver can reset them through a register; QEMU does not trace of which device
@@ -48,7 +48,7 @@ def judge_no_reset(context: Context) -> list[Finding]:
 
 def _judge_resets(hop_devices: HopDevices, device: JudgedDevice) -> Finding:
     where = f"hop {hop_devices.hop}, {device.name} ({device.found.function})"
-    path = layout.iommu_file(hop_devices.hop, "events.jsonl")
+    path = slots.DEVICE_EVENTS.path(hop_devices.hop)
     spaces = find_spaces(hop_devices, device.found.function)
     express = None
     if isinstance(spaces, tuple):
@@ -132,7 +132,7 @@ def _judge_function(hop_devices: HopDevices, device: JudgedDevice, function: str
     is_bridge = function != device.found.function
     what = "bridge above" if is_bridge else "function of"
     where = f"hop {hop_devices.hop}, {what} {device.name} ({function})"
-    path = layout.iommu_file(hop_devices.hop, "configs.jsonl")
+    path = slots.CONFIGS.path(hop_devices.hop)
     spaces = find_spaces(hop_devices, function)
     if isinstance(spaces, str):
         return error_finding(f"{where}: {spaces}", evidence=(path,))
@@ -164,7 +164,7 @@ def _judge_function(hop_devices: HopDevices, device: JudgedDevice, function: str
             f"{hop_devices.since_pause(stops[0].host_ns)}",
             observed=f"command {stops[0].value:#x}",
             expected="bus mastering on all the time",
-            evidence=(layout.iommu_file(hop_devices.hop, "events.jsonl"),),
+            evidence=(slots.DEVICE_EVENTS.path(hop_devices.hop),),
         )
     return find_blindness(hop_devices, is_sampled=False) or passed(
         f"{where}: identity, BARs, bus mastering as before, and never a master less",

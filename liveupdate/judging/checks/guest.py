@@ -20,7 +20,7 @@ from liveupdate.judging.compare import (
 )
 from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
 from liveupdate.judging.sleep import RTC_SECOND_NS, SLEEP_CLOCKS, has_slept, sleep_files
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.device_models import NAMESPACE_BYTES
 from liveupdate.model.evidence import Echo, GuestTrace
 from liveupdate.model.guest_device_use import JournalFacts
@@ -80,7 +80,8 @@ def judge_clock(context: Context) -> list[Finding]:
                 skipped(f"{guest.name}: the clock of a user's image is not seen on the network")
             )
             continue
-        path = layout.series(hop, guest.name, clock)
+        readings = slots.TICKS if clock is Watch.TICKS else slots.PINGS
+        path = readings.path(hop, guest.name)
         trace = context.trace(hop, guest.name)
         window = find_window(context, hop, guest.name)
         if path in context.evidence.unreadable or trace is None:
@@ -98,7 +99,7 @@ def judge_clock(context: Context) -> list[Finding]:
 def _judge_clocks(
     context: Context, hop: int, guest: GuestSpec, trace: GuestTrace, window: Window
 ) -> list[Finding]:
-    path = layout.series(hop, guest.name, "ticks" if trace.ticks else "pings")
+    path = (slots.TICKS if trace.ticks else slots.PINGS).path(hop, guest.name)
     gap = clock_gap(trace, window.paused_ns, window.resumed_ns)
     if gap is None and window.paused_ns is not None:
         return [context.missing("clock readings on both sides of the update", hop, guest.name)]
@@ -199,7 +200,7 @@ def judge_network(context: Context) -> list[Finding]:
         if not guest.kind.answers and not guest.address:
             findings.append(skipped(f"{guest.name}: a user's image without an address"))
             continue
-        path = layout.series(hop, guest.name, "echoes")
+        path = slots.ECHOES.path(hop, guest.name)
         trace = context.trace(hop, guest.name)
         window = find_window(context, hop, guest.name)
         if path in context.evidence.unreadable or trace is None or not trace.echoes:
@@ -215,7 +216,7 @@ def _judge_echoes(
     context: Context, hop: int, guest: GuestSpec, echoes: Sequence[Echo], window: Window
 ) -> Finding:
     where = f"hop {hop}, {guest.name}"
-    path = layout.series(hop, guest.name, "echoes")
+    path = slots.ECHOES.path(hop, guest.name)
     answered = [echo for echo in echoes if echo.received_ns is not None]
     boots = {echo.boot for echo in answered}
     if guest.kind.payload:
@@ -273,16 +274,15 @@ def judge_storage(context: Context) -> list[Finding]:
             # after a roll-back there is no scan; that the journal grows is still seen
             findings.append(_judge_growth(context, hop, guest, trace))
             continue
-        for name, facts in (("journal-before", before), ("journal-after", after)):
+        scans = (slots.JOURNAL_BEFORE, slots.JOURNAL_AFTER)
+        files = tuple(slot.path(hop, guest.name) for slot in scans)
+        for slot, path, facts in zip(scans, files, (before, after), strict=True):
             if facts is None:
-                path = layout.guest_file(hop, guest.name, f"{name}.json")
-                findings.append(context.missing(f"the {name} scan", hop, guest.name, (path,)))
+                findings.append(
+                    context.missing(f"the {slot.format} scan", hop, guest.name, (path,))
+                )
         if trace is None or before is None or after is None:
             continue
-        files = tuple(
-            layout.guest_file(hop, guest.name, f"journal-{when}.json")
-            for when in ("before", "after")
-        )
         where = f"hop {hop}, {guest.name}"
         findings.append(
             _judge_journal(where, guest.disk_bytes, before, after, files)
@@ -301,7 +301,7 @@ def _judge_own_disks(context: Context) -> Iterator[Finding]:
             facts = context.hop(hop)
             trace = facts.devices.get(device.name) if facts is not None else None
             use = trace.facts.use if trace is not None and trace.facts is not None else None
-            path = layout.device(hop, device.name)
+            path = slots.DEVICE.path(hop, device.name)
             if use is None or use.journal_before is None or use.journal_after is None:
                 what = f"the journal on {device.name}"
                 yield context.missing(what, hop, guest.name, (path,))
@@ -362,7 +362,7 @@ def _oldest_kept(disk_bytes: int, before: JournalFacts, after: JournalFacts) -> 
 
 def _judge_growth(context: Context, hop: int, guest: GuestSpec, trace: GuestTrace) -> Finding:
     where = f"hop {hop}, {guest.name}"
-    path = layout.series(hop, guest.name, "journal")
+    path = slots.JOURNAL_SEEN.path(hop, guest.name)
     window = find_window(context, hop, guest.name)
     if isinstance(window, Finding):
         return window

@@ -20,7 +20,7 @@ from liveupdate.judging.context import (
     session_name,
     skipped,
 )
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.evidence import HopEvidence, KernelFacts, SessionFacts
 from liveupdate.model.mechanism import AGENT_SESSION, KHO, LUO
 from liveupdate.model.plan import Hop, KernelImage
@@ -57,8 +57,8 @@ def _judge_kho_hop(context: Context, hop: Hop) -> list[Finding]:
         return gone
     facts = context.hop(hop.number)
     files = (
-        layout.hop_file(hop.number, "before.json"),
-        layout.hop_file(hop.number, "after.json"),
+        slots.KERNEL_BEFORE.path(hop.number),
+        slots.KERNEL_AFTER.path(hop.number),
     )
     if facts is None or facts.before is None:
         return [context.missing("the outgoing kernel's facts", hop.number, paths=files[:1])]
@@ -132,7 +132,7 @@ def _judge_kernel(where: str, planned: KernelImage, found: KernelFacts, path: st
 
 
 def _judge_ssh(context: Context, facts: HopEvidence, after: KernelFacts) -> list[Finding]:
-    path = layout.hop_file(facts.number, "ssh.json")
+    path = slots.SSH.path(facts.number)
     where = f"hop {facts.number}"
     if facts.ssh_boot_id is None or facts.ssh_nonce_ok is None:
         return [context.missing("boot_id and nonce over SSH", facts.number, paths=(path,))]
@@ -161,7 +161,7 @@ def judge_generation(context: Context) -> list[Finding]:
             findings += gone
             continue
         facts = context.hop(hop.number)
-        paths = [layout.hop_file(hop.number, f"{name}.json") for name in ("before", "after")]
+        paths = [each.path(hop.number) for each in (slots.KERNEL_BEFORE, slots.KERNEL_AFTER)]
         if facts is None or facts.before is None or facts.after is None:
             findings.append(context.missing("the KHO generation", hop.number, paths=paths))
             continue
@@ -191,8 +191,8 @@ def judge_session(context: Context) -> list[Finding]:
             continue
         facts = context.hop(hop.number)
         paths = (
-            layout.hop_file(hop.number, "sessions.jsonl"),
-            layout.hop_file(hop.number, "after.json"),
+            slots.SESSIONS.path(hop.number),
+            slots.KERNEL_AFTER.path(hop.number),
         )
         if facts is None or facts.after is None:
             findings.append(context.missing("sessions", hop.number, paths=paths))
@@ -216,7 +216,7 @@ def judge_session(context: Context) -> list[Finding]:
 def _judge_sessions(
     context: Context, hop: int, sessions: tuple[SessionFacts, ...]
 ) -> list[Finding]:
-    path = layout.hop_file(hop, "sessions.jsonl")
+    path = slots.SESSIONS.path(hop)
     by_name = {session.name: session for session in sessions}
     agents = by_name.get(AGENT_SESSION)
     if agents is not None and agents.error is not None:
@@ -262,7 +262,7 @@ def _judge_luo_number(
         return []
     if any(finding.status is Outcome.FAIL for finding in so_far):
         return []
-    path = layout.hop_file(hop, "after.json")
+    path = slots.KERNEL_AFTER.path(hop)
     if after.luo_number is None:
         return [context.missing("'Retrieved live update data' in the kernel log", hop)]
     if after.luo_number != hop:

@@ -14,7 +14,7 @@ from liveupdate.judging.hop_devices import (
     find_blindness,
     judge_hop_devices,
 )
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.evidence import UnitSample
 
 
@@ -25,9 +25,7 @@ def judge_faults(context: Context) -> list[Finding]:
 
 def _judge_faults(hop_devices: HopDevices) -> list[Finding]:
     where, samples = f"hop {hop_devices.hop}", hop_devices.evidence.samples
-    paths = tuple(
-        layout.iommu_file(hop_devices.hop, name) for name in ("samples.jsonl", "events.jsonl")
-    )
+    paths = tuple(slot.path(hop_devices.hop) for slot in (slots.SAMPLES, slots.DEVICE_EVENTS))
     if not samples:
         return [error_finding(f"{where}: no sample of the registers", evidence=paths)]
     events = [each for each in hop_devices.evidence.events if each.what == qemu_trace.FAULT]

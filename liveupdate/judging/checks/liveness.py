@@ -31,7 +31,7 @@ from liveupdate.judging.context import (
     say_incident,
     skipped,
 )
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.evidence import GuestTrace, Watched
 from liveupdate.model.guest_kinds import Watch
 from liveupdate.model.scenario import GuestSpec
@@ -53,7 +53,7 @@ class Window:
 def find_window(context: Context, hop: int, guest: str) -> Window | Finding:
     """Find when a guest was paused, resumed and watched, or say why that is not known."""
     trace = context.trace(hop, guest)
-    path = layout.guest_file(hop, guest, "watched.json")
+    path = slots.WATCHED.path(hop, guest)
     if trace is None or trace.watched is None:
         return context.missing("when the guest was watched", hop, guest, (path,))
     facts = context.hop(hop)
@@ -66,7 +66,7 @@ def find_window(context: Context, hop: int, guest: str) -> Window | Finding:
         return Window(paused_ns=paused, resumed_ns=resumed, watched=trace.watched)
     if paused is None or resumed is None:
         what = "the moment of the pause" if paused is None else "the moment of the resume"
-        return context.missing(what, hop, guest, (layout.hop_file(hop, "marks.jsonl"),))
+        return context.missing(what, hop, guest, (slots.MARKS.path(hop),))
     return Window(paused_ns=paused, resumed_ns=resumed, watched=trace.watched)
 
 
@@ -103,7 +103,7 @@ def _judge_guest(context: Context, hop: int, guest: GuestSpec) -> Finding:
     if trace is None:
         return context.missing("the guest's liveness", hop, guest.name)
     if trace.vmm_status is None and not context.rolled_back(hop):
-        path = layout.guest_file(hop, guest.name, "vmm.json")
+        path = slots.VMM.path(hop, guest.name)
         return context.missing("the VMM's status", hop, guest.name, (path,))
     if trace.vmm_status not in ("running", None):
         return failed(
@@ -130,7 +130,7 @@ def _judge_ticks(
     context: Context, hop: int, guest: GuestSpec, trace: GuestTrace, window: Window
 ) -> Finding:
     where = f"hop {hop}, {guest.name}"
-    path = layout.series(hop, guest.name, "ticks")
+    path = slots.TICKS.path(hop, guest.name)
     if path in context.evidence.unreadable or not trace.ticks:
         return context.missing("ticks", hop, guest.name, (path,))
     if (rebooted := _judge_boot(context, hop, guest, trace, path)) is not None:
@@ -216,7 +216,7 @@ def _judge_pings(
 ) -> Finding:
     """Judge a user's image that has a QEMU guest agent."""
     where = f"hop {hop}, {guest.name}"
-    path = layout.series(hop, guest.name, "pings")
+    path = slots.PINGS.path(hop, guest.name)
     pings = sorted(trace.agent_pings, key=lambda ping: ping.host_ns)
     after = [ping for ping in pings if ping.host_ns > window.resumed_ns]
     if path in context.evidence.unreadable or not after:
@@ -246,7 +246,7 @@ def _judge_answers(
 ) -> Finding:
     """Judge a user's image that is only seen to answer on the network."""
     where = f"hop {hop}, {guest.name}"
-    path = layout.series(hop, guest.name, "echoes")
+    path = slots.ECHOES.path(hop, guest.name)
     after = [echo for echo in trace.echoes if echo.sent_ns >= window.resumed_ns]
     if path in context.evidence.unreadable or not after:
         return context.missing("network answers after the resume", hop, guest.name, (path,))

@@ -31,7 +31,7 @@ from liveupdate.judging.hop_devices import (
     judge_hop_devices,
     rows_of,
 )
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.evidence import MappingFacts
 
 MOMENTS = ("before", "after")
@@ -48,14 +48,14 @@ def judge_mappings(context: Context) -> list[Finding]:
 
 def _judge_device(hop_devices: HopDevices, device: JudgedDevice) -> Finding:
     where = f"hop {hop_devices.hop}, {device.name} ({device.found.function})"
-    listing = layout.iommu_file(hop_devices.hop, "mappings.jsonl")
+    listing = slots.MAPPINGS.path(hop_devices.hop)
     walks: dict[tuple[str, str], tuple[MappingSet, ...]] = {}
     files: list[str] = []
     altered: list[str] = []
     for facts in hop_devices.evidence.mappings:
         if facts.requester.split()[0] != device.found.function:
             continue
-        path = layout.runs(hop_devices.hop, facts.view, facts.moment, facts.requester)
+        path = slots.MAPPINGS.raw_path(hop_devices.hop, value=facts)
         files.append(path)
         is_altered = hashlib.sha256(facts.runs).hexdigest() != facts.artifact.sha256
         altered += [path] * is_altered
@@ -235,7 +235,7 @@ def _find_tampering(hop_devices: HopDevices, device: JudgedDevice) -> Finding | 
                 f"{row.first}",
                 observed=f"{row.pages} tables changed, first {row.first}",
                 expected="page tables untouched while they are in use",
-                evidence=(layout.iommu_file(hop_devices.hop, "tables.jsonl"),),
+                evidence=(slots.TABLES.path(hop_devices.hop),),
             )
     return None
 

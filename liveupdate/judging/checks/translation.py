@@ -26,7 +26,7 @@ from liveupdate.judging.hop_devices import (
     rows_of,
     say_rate,
 )
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.evidence import DeviceEvent, UnitSample
 
 #: what leads to page tables
@@ -42,7 +42,7 @@ def judge_translation(context: Context) -> list[Finding]:
 
 def _judge_translation(hop_devices: HopDevices) -> list[Finding]:
     samples = hop_devices.evidence.samples
-    path = layout.iommu_file(hop_devices.hop, "samples.jsonl")
+    path = slots.SAMPLES.path(hop_devices.hop)
     if not samples:
         return [
             error_finding(f"hop {hop_devices.hop}: no sample of the registers", evidence=(path,))
@@ -85,7 +85,7 @@ def _switches(hop_devices: HopDevices) -> list[DeviceEvent]:
 
 def _judge_enabled(hop_devices: HopDevices) -> list[Finding]:
     where, samples = f"hop {hop_devices.hop}", hop_devices.evidence.samples
-    path = layout.iommu_file(hop_devices.hop, "samples.jsonl")
+    path = slots.SAMPLES.path(hop_devices.hop)
     off = [each for each in samples if not _is_on(hop_devices, each)]
     if off:
         return [
@@ -105,7 +105,7 @@ def _judge_enabled(hop_devices: HopDevices) -> list[Finding]:
                 f"first at {hop_devices.since_pause(dropped[0].host_ns)}",
                 observed="enable 0 in QEMU's trace",
                 expected="never off",
-                evidence=(layout.iommu_file(hop_devices.hop, "events.jsonl"),),
+                evidence=(slots.DEVICE_EVENTS.path(hop_devices.hop),),
             )
         ]
     modes = {RootPointer.decode(each.rtaddr).mode for each in samples}
@@ -124,7 +124,7 @@ def _judge_enabled(hop_devices: HopDevices) -> list[Finding]:
 def _judge_entries(hop_devices: HopDevices, device: JudgedDevice) -> list[Finding]:
     """Require that the device was attached to page tables in every sample."""
     where = f"hop {hop_devices.hop}, {device.name} ({device.found.function})"
-    path = layout.iommu_file(hop_devices.hop, "bindings.jsonl")
+    path = slots.BINDINGS.path(hop_devices.hop)
     rows = rows_of(hop_devices, device)
     if not rows:
         return [error_finding(f"{where}: its entries were never sampled", evidence=(path,))]
@@ -147,7 +147,7 @@ def _judge_entries(hop_devices: HopDevices, device: JudgedDevice) -> list[Findin
 def _judge_stop(hop_devices: HopDevices) -> list[Finding]:
     """Judge tier quiesce: on at both ends, and no device could do DMA while translation was off."""
     where, samples = f"hop {hop_devices.hop}", hop_devices.evidence.samples
-    path = layout.iommu_file(hop_devices.hop, "samples.jsonl")
+    path = slots.SAMPLES.path(hop_devices.hop)
     for moment, sample in (("before", samples[0]), ("after", samples[-1])):
         if not _is_on(hop_devices, sample):
             return [
@@ -164,7 +164,7 @@ def _judge_stop(hop_devices: HopDevices) -> list[Finding]:
             "translation went off",
             observed="bus master on",
             expected="bus master off before translation is",
-            evidence=(layout.iommu_file(hop_devices.hop, "events.jsonl"),),
+            evidence=(slots.DEVICE_EVENTS.path(hop_devices.hop),),
         )
         for device in hop_devices.devices
         if _is_master_when_off(hop_devices, device)

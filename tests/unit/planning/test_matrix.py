@@ -20,7 +20,7 @@ from liveupdate.cli import run as run_verb
 from liveupdate.cli.app import main
 from liveupdate.core.errors import BuildError, LaunchError, PlanError
 from liveupdate.images.codelines import count_lines
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.mechanism import Trait, Traits
 from liveupdate.model.verdict import ExitCode
 from liveupdate.planning.matrix import COLUMNS, Cell, Figure, Row, fit_slope, make_cells, summarise
@@ -254,7 +254,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, str]], 
             made.append((mechanism, results.name))
             if outcomes[mechanism] == "crash":
                 raise LaunchError("QEMU did not start")
-            path = results / f"run-{next(numbers):03}" / layout.RESULT
+            path = results / f"run-{next(numbers):03}" / slots.RESULT
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(document(outcomes[mechanism])))
 
@@ -345,7 +345,7 @@ def test_wrong_lists_are_usage_errors(matrix: Callable[..., int], args: tuple[st
 def test_result_that_cannot_be_read_is_as_if_it_had_never_been(tmp_path: Path) -> None:
     for name, text in (("a", "{"), ("b", json.dumps(document()))):
         (tmp_path / name).mkdir()
-        (tmp_path / name / layout.RESULT).write_text(text)
+        (tmp_path / name / slots.RESULT).write_text(text)
     (tmp_path / "latest").symlink_to("b")
     assert [path for path, _ in verb.read_results(tmp_path)] == [str(tmp_path / "b")]
 
@@ -365,7 +365,7 @@ while len(list(here.parent.glob("*/began"))) < 2:
         sys.exit(3)
     time.sleep(0.05)
 (here / "run").mkdir()
-(here / "run" / "{layout.RESULT}").write_text({text!r})
+(here / "run" / "{slots.RESULT}").write_text({text!r})
 """
 
     def argv(cell: Cell, _scenario: object, _more: object, directory: Path) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.pci_config import COMMAND
 from liveupdate.judging.judge import judge
-from liveupdate.model import layout
+from liveupdate.model import slots
 from liveupdate.model.evidence import (
     DeviceEvent,
     DeviceFacts,
@@ -97,7 +97,7 @@ def test_any_frame_that_is_not_right_fails(after: FrameAccount, said: str) -> No
     check = spoil(replace(make_facts(), after=after))
     assert check.status is Outcome.FAIL
     assert said in check.reason
-    assert check.evidence == (layout.device(1, "nic0"), layout.frames(1, "nic0"))
+    assert check.evidence == (slots.DEVICE.path(1, "nic0"), slots.FRAMES.path(1, "nic0"))
 
 
 # --- devices that work for their driver, and are sent nothing
@@ -294,7 +294,7 @@ def test_missing_fact_of_a_device_that_rests_is_an_error(field: str) -> None:
     assert rest(**{field: None}).status is Outcome.ERROR
 
 
-@pytest.mark.parametrize("path", [layout.device(1, "nic0"), layout.frames(1, "nic0")])
+@pytest.mark.parametrize("path", [slots.DEVICE.path(1, "nic0"), slots.FRAMES.path(1, "nic0")])
 def test_unreadable_evidence_is_an_error(path: str) -> None:
     evidence = replace(make_evidence(), unreadable={path: "altered"})
     check = check_of(evidence)

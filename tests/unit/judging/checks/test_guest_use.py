@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from liveupdate.judging.judge import judge
-from liveupdate.model import codec, layout
+from liveupdate.model import codec, slots
 from liveupdate.model.evidence import DeviceFacts, DeviceTrace, Evidence, Incident
 from liveupdate.model.guest_device_use import GuestUse, JournalFacts
 from liveupdate.model.plan import Plan
@@ -109,7 +109,7 @@ def test_missing_use_is_an_error() -> None:
 
 
 def test_unreadable_use_is_an_error() -> None:
-    path = layout.device(1, "disk0")
+    path = slots.DEVICE.path(1, "disk0")
     evidence = make.with_hop(make.make_evidence(), devices={"nic0": trace(NIC, USE)})
     check = check_of(STORAGE, replace(evidence, unreadable={path: "altered"}))
     assert check.status is Outcome.ERROR
@@ -247,7 +247,7 @@ def test_gain_is_an_error_when_nothing_says_whether_the_guest_slept() -> None:
 
 
 def test_gain_is_an_error_when_the_file_that_says_so_was_altered() -> None:
-    path = layout.device(1, "disk0")
+    path = slots.DEVICE.path(1, "disk0")
     evidence = make.with_hop(make.make_evidence(), devices={})
     check = check_of(CLOCK, replace(wake(evidence, 113 * MS), unreadable={path: "altered"}))
     assert check.status is Outcome.ERROR
