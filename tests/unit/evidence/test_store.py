@@ -10,6 +10,7 @@ import shutil
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -28,6 +29,7 @@ from liveupdate.model.evidence import (
     TableSample,
 )
 from liveupdate.model.plan import Plan
+from liveupdate.model.slots import Slot
 from liveupdate.model.verdict import ExitCode, Outcome
 from liveupdate.report.json_result import render_json
 from liveupdate.report.text import render_text
@@ -391,3 +393,42 @@ def test_other_evidence_of_devices_that_is_altered_or_gone_is_error(
     for run in (tmp_path / "cut", tmp_path / "gone"):
         verdict = judge(seen.make_plan(), RunDir.open(run).load_evidence())
         assert verdict.exit_code is ExitCode.ERROR, run
+
+
+DEVICE_EVIDENCE = device_evidence()
+WANTED = [
+    pytest.param(plan, evidence, path, slot, id=f"{path}")
+    for plan, evidence in ((PLAN, EVIDENCE), (seen.make_plan(), DEVICE_EVIDENCE))
+    for path, slot in dict(files_of(evidence)).items()
+]
+
+
+@pytest.mark.parametrize(("plan", "evidence", "path", "slot"), WANTED)
+def test_every_check_that_wants_a_file_misses_it(
+    plan: Plan,
+    evidence: Evidence,
+    path: str,
+    slot: Slot[Any],
+    finished: Path,
+    with_device: Path,
+    tmp_path: Path,
+) -> None:
+    whole = finished if evidence is EVIDENCE else with_device
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / path).unlink()
+    verdict = judge(plan, RunDir.open(run).load_evidence())
+    status = {check.id: check.status for check in verdict.checks}
+    skips = dict(plan.skips)
+    # nothing need have happened: that the file was lost is then for handover.kho to say
+    wanting = ("handover.kho",) if slot in (slots.TABLES, slots.DEVICE_EVENTS) else slot.checks
+    for check in wanting:
+        assert check in skips or status[check] is Outcome.ERROR, check
+    assert verdict.exit_code is ExitCode.ERROR
+
+
+def test_every_slot_is_in_one_of_the_runs_above() -> None:
+    found = {slot for each in (EVIDENCE, DEVICE_EVIDENCE) for _path, slot in files_of(each)}
+    # a guest of another kind, a device of the agent's own, and an update that was given up
+    rest = {slots.PINGS, slots.DEVICE, slots.FRAMES, slots.ROLLED_BACK}
+    rest |= {slots.INCIDENTS, slots.COSTS_AFTER}
+    assert set(slots.SLOTS) - found == rest
