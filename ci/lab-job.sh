@@ -73,7 +73,7 @@ tree() {
 	for child in $(ps -o pid= --ppid "$1"); do tree "$child"; done
 }
 
-# Whoever still works on the machine has to end before its place is somebody else's.
+# Processes that work on the machine have to end before its place is given back.
 end_job() {
 	trap '' INT TERM HUP
 	[ -n "$job" ] || return 0

@@ -29,5 +29,5 @@ flock -n 9 || {
 for marker in "$nights"/*/.place-taken; do
 	[ ! -e "$marker" ] || "$job" give-back "$host" "$(dirname "$marker")" 9>&-
 done
-# Not a child of ours: a signal that ends the service has to reach the job itself.
+# exec, not a child: a signal that ends the service has to reach the job itself.
 exec "$job" run "$host" "$nights/$(date -u +%Y%m%dT%H%M%SZ)" "$@"
