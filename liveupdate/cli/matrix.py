@@ -95,8 +95,8 @@ def matrix(
 ) -> int:  # fmt: skip
     """Run every mechanism with every guest size and compare them.
 
-    Broken off, it goes on where it stopped. Writes matrix.json, matrix.md and plots beside the
-    runs.
+    An interrupted matrix continues where it stopped. Writes matrix.json, matrix.md and plots
+    beside the runs.
     """
     from liveupdate.cli.matrix_jobs import fill_all
     from liveupdate.planning import matrix as cells

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The header of the record that our kernels hand over for devices whose DMA goes on.
+"""The header of the record that the patched kernels hand over for devices whose DMA continues.
 
 And what they say when it is written.
 
@@ -21,7 +21,7 @@ VERSION = 1
 HEADER_BYTES = 96
 #: a field that is only printed: the checksum covers it, and no code uses it
 PRESERVE_NS_AT = 56
-#: a record is bounded by the kernel; what claims more is none
+#: the kernel bounds a record; a larger one is not valid
 MAX_BYTES = 64 << 20
 
 _TOTAL = struct.Struct("<Q")

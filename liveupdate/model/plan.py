@@ -76,7 +76,9 @@ class Hop(Value, frozen=True, kw_only=True):
 
 
 class Expected(Value, frozen=True, kw_only=True):
-    """What a run with an injected fault must come to; for its test, the judge does not look."""
+    """The result that a run with an injected fault must have; for its test, the judge does not
+    read it.
+    """
 
     check: str
     status: str

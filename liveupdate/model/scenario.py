@@ -43,7 +43,7 @@ class DeviceSpec(Value, frozen=True, kw_only=True):
     kind: str = "igb"
     #: the guest whose own drivers use it; None: the agent's driver on the host does
     guest: str | None = None
-    #: continuous: its DMA goes on through the kexec; quiesce: its driver lets go of it before
+    #: continuous: its DMA continues through the kexec; quiesce: its driver releases it before
     tier: str = "continuous"
     #: its address in the host under update; None: the first of its kind that no other entry took
     bdf: str | None = None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mechanisms side by side: cells of a matrix, and what their runs come to. Pure.
+"""Mechanisms side by side: cells of a matrix, and the results of their runs. Pure.
 
 Works on the documents of ``result.json``, so that a matrix can be made again from its directory
-with no machine, and one that was broken off goes on where it stopped.
+without a machine, and an interrupted one continues where it stopped.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ SLOPES = ("allocate", "prepare", "blackout", "restore", "metadata")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """What the runs of a cell came to in one column: ``count`` values, median and spread."""
+    """The results of a cell's runs in one column: ``count`` values, median and spread."""
 
     count: int
     median: float

@@ -155,7 +155,7 @@ def _watch_probe(child: proc.Child, directory: Path, serial: Path, deadline: Dea
                 answer = qmp.execute("query-status", {}, deadline)
                 status = answer.get("status") if isinstance(answer, dict) else None
                 if status in ("internal-error", "guest-panicked", "io-error", "shutdown"):
-                    return f"a probe guest came to '{status}'"
+                    return f"a probe guest ended in state '{status}'"
                 return None
 
             # "" is an answer, too

@@ -66,7 +66,7 @@ def test_kvm_internal_error_with_qemu_still_alive(tmp_path: Path) -> None:
     body = 'print("KVM internal error. Suberror: 1", file=sys.stderr, flush=True)\n'
     error = probe(tmp_path, body + 'monitor("internal-error")')
     assert error == (
-        "a probe guest came to 'internal-error'; QEMU says: KVM internal error. Suberror: 1"
+        "a probe guest ended in state 'internal-error'; QEMU says: KVM internal error. Suberror: 1"
     )
 
 

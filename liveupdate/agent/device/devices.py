@@ -7,7 +7,7 @@
     prepare          preserve the memfd, select the device to be kept
     freeze           stop reading the ring; the device continues
                      --- kexec ---
-    restore          count what has landed, open without a reset, map the same, adopt, go on
+    restore          count what has landed, open without a reset, map the same, adopt
 
 In tier quiesce ``freeze`` releases it (stop, unmap, close), and ``restore`` starts it again with
 the same memory at the same addresses. What its work is depends on its kind (:mod:`.jobs`). A thread
@@ -273,7 +273,7 @@ class Device:
             try:
                 self._resume()
             except ERRORS as err:
-                self.error = f"does not go on: {err}"
+                self.error = f"does not continue: {err}"
                 self.tell("device-failed", message=self.error)
                 return
         self._poll()

@@ -224,7 +224,7 @@ def _judge_stop(
     landed = facts.landed.found if facts.landed is not None else 0
     more = f"; before the kexec: {facts.not_kept}" if facts.not_kept else ""
     return failed(
-        f"{where}: DMA did not go on: {breakers}{why}{more}",
+        f"{where}: DMA did not continue: {breakers}{why}{more}",
         observed=f"{landed} frames landed during the blackout"
         + (f", {_refused(trace.frames)} of {sent} were not taken by the device" if sent else ""),
         expected="every frame received" if sent else "every transfer done",

@@ -236,7 +236,7 @@ class Link:
         try:
             bounded(
                 connection.close,
-                Deadline.after(CONNECT_TIMEOUT_S, "libvirt to let go"),
+                Deadline.after(CONNECT_TIMEOUT_S, "libvirt to release the connection"),
                 "close the connection",
             )
         except (self._libvirt.libvirtError, LiveUpdateError) as error:

@@ -153,7 +153,7 @@ def test_transfer_that_did_not_land_by_itself_fails() -> None:
 def test_device_that_does_nothing_more_says_why() -> None:
     check = judge_own(replace(make_facts(), adopted_ns=None, error="the controller is not ready"))
     assert check.status is Outcome.FAIL
-    assert "DMA did not go on: the controller is not ready" in check.reason
+    assert "DMA did not continue: the controller is not ready" in check.reason
     assert check.expected == "every transfer done"
 
 
