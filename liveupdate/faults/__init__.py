@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Faults that a run can inject: each is a row and, beside it, the function that strikes."""

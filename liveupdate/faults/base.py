@@ -2,7 +2,7 @@
 """What a fault is: a row, and beside it the function that strikes.
 
 A fault says what it needs; which mechanisms, targets and scenarios it applies to follows from what
-these offer (:mod:`liveupdate.planning.faults`). The judge never reads any of it.
+these offer (:mod:`liveupdate.planning.faults`). The judge never reads any of this.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Moment(StrEnum):
 
 
 class Part(StrEnum):
-    """What a scenario may have that a fault strikes, or is seen by."""
+    """What a scenario may have that a fault strikes, or that shows its effect."""
 
     #: its first device is one that a driver of the host uses
     DEVICE = "device"
@@ -114,29 +114,29 @@ class Fault:
 
     @property
     def where(self) -> str:
-        """The part of a hop in which it strikes, as people know the parts."""
+        """The part of a hop in which it strikes, for people."""
         return Moment.BROWNOUT if self.at is Moment.PREPARE else self.at
 
     @property
     def scenario(self) -> str:
-        """The shipped scenario that has what it strikes; a run that names none takes it."""
+        """The shipped scenario that has what it strikes; the default of a run with this fault."""
         return next((name for need, name in SCENARIOS.items() if need in self.needs), DEFAULT)
 
 
 def fails(check: str, exit_code: int = 1) -> Expected:
-    """Return that ``check`` must be FAIL."""
+    """Return the expectation that ``check`` is FAIL."""
     return Expected(check=check, status="FAIL", exit_code=exit_code)
 
 
 def errs(check: str, exit_code: int = 3) -> Expected:
-    """Return that ``check`` must be ERROR: the fault takes away what would answer it."""
+    """Return the expectation that ``check`` is ERROR: the fault removes its evidence."""
     return Expected(check=check, status="ERROR", exit_code=exit_code)
 
 
 def fault(
     name: str, what: str, *, at: Moment, expect: Expected, needs: Iterable[Need] = ()
 ) -> Callable[[Strike], Fault]:
-    """Make a function that strikes into a :class:`Fault`."""
+    """Decorate a function that strikes; it becomes a :class:`Fault`."""
 
     def make(strike: Strike) -> Fault:
         return Fault(
@@ -161,5 +161,5 @@ def planned_fault(
 
 
 def ask_agent(bed: Testbed, name: str, **details: object) -> None:
-    """Have the agent carry out its part of fault ``name``; errors as :meth:`AgentLink.call`."""
+    """Let the agent carry out its part of fault ``name``; errors as :meth:`AgentLink.call`."""
     bed.call("inject", {"fault": name, "args": details}, timeout_s=CALL_S)

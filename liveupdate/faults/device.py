@@ -48,6 +48,7 @@ drop_translation = planned_fault(
     expect=fails("iommu.mappings"),
 )
 def tamper_pte(bed: Testbed) -> None:
+    """Let the entry of the device's last page lead to its first page."""
     from liveupdate.formats.iommu_walk import ADDRESS_MASK
     from liveupdate.formats.vtd.paging import find_leaf
     from liveupdate.formats.vtd.tables import decode_unit
@@ -74,6 +75,7 @@ def tamper_pte(bed: Testbed) -> None:
     expect=fails("iommu.translation"),
 )
 def tamper_context(bed: Testbed) -> None:
+    """Clear the present bit of the device's context entry."""
     from liveupdate.formats.vtd.tables import find_entry
 
     root, device = bed.find_device(_first(bed))
@@ -100,6 +102,7 @@ stock_kernel = planned_fault(
     expect=fails("device.dma-continuity"),
 )
 def drop_frames(bed: Testbed) -> None:
+    """Drop five numbered frames on the control host, after a few that get through."""
     sender = bed.senders[_first(bed)]
     first = sender.next_number + DROP_AFTER
     sender.lost = frozenset(range(first, first + DROPPED))
@@ -107,12 +110,13 @@ def drop_frames(bed: Testbed) -> None:
 
 @fault(
     "map-unpreserved",
-    "the device gets a mapping of memory that nobody preserves",
+    "the device gets a mapping of memory that is not preserved",
     at=Moment.BROWNOUT,
     needs={Part.DEVICE},
     expect=fails("handover.session", 5),
 )
 def map_unpreserved(bed: Testbed) -> None:
+    """Let the agent map memory for the device that the kernel does not preserve."""
     ask_agent(bed, "map-unpreserved", device=_first(bed))
 
 
@@ -124,6 +128,9 @@ def map_unpreserved(bed: Testbed) -> None:
     expect=fails("device.dma-continuity"),
 )
 def corrupt_record(bed: Testbed) -> None:
+    """Flip a bit of the record of kept DMA in the host's RAM, in a field that the outgoing
+    kernel does not use.
+    """
     from liveupdate.formats import keep_dma
 
     # The outgoing kernel still goes by the record when it stops all other devices: what it reads
@@ -140,6 +147,7 @@ def corrupt_record(bed: Testbed) -> None:
     expect=fails("device.dma-continuity"),
 )
 def record_version(bed: Testbed) -> None:
+    """Change the version in the record of kept DMA, and correct its checksum."""
     from liveupdate.formats import keep_dma
 
     address = _find_record(bed)
@@ -155,6 +163,7 @@ def record_version(bed: Testbed) -> None:
     expect=fails("device.dma-continuity"),
 )
 def reset_device(bed: Testbed) -> None:
+    """Let the incoming agent reset the function before it takes the device over."""
     ask_agent(bed, "reset-device", device=_first(bed))
 
 
@@ -166,6 +175,7 @@ def reset_device(bed: Testbed) -> None:
     expect=fails("handover.session", 5),
 )
 def dma_after_free(bed: Testbed) -> None:
+    """Let the agent free a page that the device may still write to."""
     ask_agent(bed, "release-page", device=_first(bed))
 
 
@@ -180,6 +190,7 @@ def dma_after_free(bed: Testbed) -> None:
     expect=fails("device.dma-continuity"),
 )
 def guest_link_cut(bed: Testbed) -> None:
+    """Switch the link of the guest's network card off, through QEMU's monitor."""
     bed.cut_cable(_first(bed))
 
 
@@ -188,7 +199,9 @@ def _first(bed: Testbed) -> str:
 
 
 def _find_record(bed: Testbed) -> PhysAddr:
-    """Where the outgoing kernel has left its record, which is there when it has said so."""
+    """Return the address of the outgoing kernel's record; it exists once the kernel has logged
+    it.
+    """
     from liveupdate.formats import keep_dma
 
     deadline = Deadline.after(_RECORD_S, "the outgoing kernel to write its record of kept DMA")
@@ -197,7 +210,7 @@ def _find_record(bed: Testbed) -> PhysAddr:
         with contextlib.suppress(ValueError):  # some page that happens to begin like one
             if keep_dma.is_whole(_read_record(bed, address)):
                 return address
-    raise EvidenceError("the record of kept DMA is nowhere in the host's memory")
+    raise EvidenceError("the host's memory has no record of kept DMA")
 
 
 def _read_record(bed: Testbed, address: PhysAddr) -> bytes:

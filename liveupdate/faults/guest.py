@@ -33,6 +33,7 @@ CLOCK_JUMP_NS = 30_000_000_000
     expect=fails("guest.liveness"),
 )
 def kill_vmm(bed: Testbed) -> None:
+    """Let the agent kill the VMM after the resume."""
     ask_agent(bed, "kill-vmm", guest=bed.first_guest.spec.name)
 
 
@@ -44,6 +45,7 @@ def kill_vmm(bed: Testbed) -> None:
     expect=fails("guest.liveness"),
 )
 def guest_dead_timer(bed: Testbed) -> None:
+    """Let the payload stop the guest's timers after the resume."""
     _command(bed, cmd="dead-timer")
 
 
@@ -54,6 +56,7 @@ def guest_dead_timer(bed: Testbed) -> None:
     expect=fails("guest.liveness"),
 )
 def guest_reboot(bed: Testbed) -> None:
+    """Let the agent reset the guest after the resume."""
     ask_agent(bed, "reset-guest", guest=bed.first_guest.spec.name)
 
 
@@ -65,6 +68,7 @@ def guest_reboot(bed: Testbed) -> None:
     expect=fails("guest.storage"),
 )
 def guest_disk_lost(bed: Testbed) -> None:
+    """Overwrite the guest's journal disk with zeros, from outside."""
     disk = bed.own_machine.disks[bed.first_guest.spec.name]
     with disk.open("r+b") as stream:
         for offset in range(0, disk.stat().st_size, MIB):
@@ -80,6 +84,7 @@ def guest_disk_lost(bed: Testbed) -> None:
     expect=fails("guest.clock"),
 )
 def clock_jump(bed: Testbed) -> None:
+    """Let the payload step the guest's CLOCK_REALTIME."""
     _command(bed, cmd="clock-jump", ns=str(CLOCK_JUMP_NS))
 
 

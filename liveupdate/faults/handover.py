@@ -86,6 +86,7 @@ hang_incoming = planned_fault(
     expect=fails("handover.session"),
 )
 def close_session(bed: Testbed) -> None:
+    """Let the agent close the guest's session before the jump."""
     ask_agent(bed, "close-session", guest=bed.first_guest.spec.name)
 
 
@@ -96,6 +97,7 @@ def close_session(bed: Testbed) -> None:
     expect=fails("handover.session", 5),
 )
 def freeze_refused(bed: Testbed) -> None:
+    """Let the agent's freeze fail."""
     ask_agent(bed, "refuse-state", guest=bed.first_guest.spec.name)
 
 
@@ -106,6 +108,7 @@ def freeze_refused(bed: Testbed) -> None:
     expect=errs("handover.kho", 124),
 )
 def hang_outgoing(bed: Testbed) -> None:
+    """Let the agent hang the outgoing kernel after the freeze."""
     ask_agent(bed, "spin-at-jump")
 
 
@@ -117,4 +120,5 @@ def hang_outgoing(bed: Testbed) -> None:
     expect=fails("handover.kho"),
 )
 def cold_reset(bed: Testbed) -> None:
+    """Reset the machine in place of the jump."""
     bed.own_machine.qmp.execute("system_reset", {}, Deadline.after(CALL_S, "system_reset"))

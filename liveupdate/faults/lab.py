@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     expect=errs("handover.session"),
 )
 def kill_agent(bed: Testbed) -> None:
+    """Kill the agent over SSH."""
     deadline = Deadline.after(CALL_S, "the agent to be killed over SSH")
     bed.ssh(deadline).run(("kill", "-9", str(bed.agent_pid)), deadline).check()
 
@@ -32,6 +33,7 @@ def kill_agent(bed: Testbed) -> None:
     expect=errs("handover.kho"),
 )
 def ssh_drop(bed: Testbed) -> None:
+    """Cut the SSH network of the host under update."""
     bed.own_machine.cut_ssh()
 
 
@@ -43,6 +45,7 @@ def ssh_drop(bed: Testbed) -> None:
     expect=errs("handover.kho"),
 )
 def qmp_drop(bed: Testbed) -> None:
+    """Cut the connection to the monitor."""
     bed.own_machine.qmp.drop()
 
 
@@ -54,6 +57,7 @@ def qmp_drop(bed: Testbed) -> None:
     expect=errs("handover.kho"),
 )
 def qemu_killed(bed: Testbed) -> None:
+    """Kill QEMU, the machine of the host under update."""
     bed.own_machine.kill()
 
 
@@ -65,4 +69,5 @@ def qemu_killed(bed: Testbed) -> None:
     expect=errs("memory.content"),
 )
 def disk_full(bed: Testbed) -> None:
+    """Let later writes to the run directory fail as on a full disk."""
     bed.record.fill_disk()

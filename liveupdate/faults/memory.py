@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     expect=fails("memory.content"),
 )
 def flip_bit(bed: Testbed) -> None:
+    """Flip one bit of a page of the guest's pattern, in the host's RAM."""
     bed.own_machine.ram.flip_bit(bed.first_guest.pattern_address(), 3)
 
 
@@ -32,5 +33,6 @@ def flip_bit(bed: Testbed) -> None:
     expect=fails("memory.placement"),
 )
 def move_page(bed: Testbed) -> None:
+    """Let the agent give one page another frame, with the same content."""
     guest = bed.first_guest
     ask_agent(bed, "move-page", guest=guest.spec.name, page=guest.pattern_page())

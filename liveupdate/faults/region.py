@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 region_missing = planned_fault(
     "region-missing",
-    "the incoming kernel is not told of the reserved region",
+    "the incoming kernel's command line has no reserved region",
     HopChange(drop=("memmap", "reserve_mem")),
     needs={Offer.REGION},
     expect=fails("handover.session"),
@@ -24,7 +24,7 @@ region_missing = planned_fault(
 
 region_size = planned_fault(
     "region-size",
-    "the incoming kernel is told a smaller region",
+    "the incoming kernel's command line has a smaller region",
     HopChange(shrink=True),
     needs={Offer.REGION},
     expect=fails("handover.session"),
@@ -39,6 +39,7 @@ region_size = planned_fault(
     expect=fails("handover.session"),
 )
 def region_corrupt(bed: Testbed) -> None:
+    """Flip a bit in the page that describes the region; only its checksum covers the bit."""
     bed.own_machine.ram.flip_bit(_find_description(bed) + bed.mechanism.corrupt_at, 1)
 
 
@@ -50,6 +51,7 @@ def region_corrupt(bed: Testbed) -> None:
     expect=fails("handover.session"),
 )
 def region_version(bed: Testbed) -> None:
+    """Flip a bit of the version in the page that describes the region."""
     bed.own_machine.ram.flip_bit(_find_description(bed) + bed.mechanism.version_at, 1)
 
 
@@ -61,6 +63,7 @@ def region_version(bed: Testbed) -> None:
     expect=fails("handover.session", 5),
 )
 def region_full(bed: Testbed) -> None:
+    """Let the agent's mechanism use up its room."""
     ask_agent(bed, "fill-region")
 
 
@@ -72,6 +75,7 @@ def region_full(bed: Testbed) -> None:
     expect=fails("handover.session"),
 )
 def wrong_pointer(bed: Testbed) -> None:
+    """Let the agent point the incoming kernel a page beside the stream."""
     ask_agent(bed, "wrong-pointer")
 
 

@@ -48,10 +48,12 @@ class FakeGuest:
         self.live()
 
     def address(self, page: int) -> PhysAddr:
+        """Return the host-physical address of page ``page`` of its RAM."""
         return PhysAddr((self.frame + page) * PAGE_BYTES)
 
     @property
     def pfns(self) -> bytes:
+        """Return the page frame numbers of its RAM, u64 LE each."""
         return array("Q", range(self.frame, self.frame + self.pages)).tobytes()
 
     def live(self) -> None:
@@ -80,6 +82,7 @@ class FakeGuest:
         os.pwrite(self._disk, data, at * journal.SECTOR_BYTES)
 
     def answer(self, request: echo.EchoFrame) -> bytes | None:
+        """Return the answer to an echo request; None: the guest is paused or not meant."""
         with self._lock:
             if not self.is_running:
                 return None
@@ -90,6 +93,7 @@ class FakeGuest:
         return echo.encode_echo(reply)
 
     def pause(self) -> None:
+        """Let the guest stand still."""
         with self._lock:
             self.is_running, self._paused_ns = False, time.monotonic_ns()
 
@@ -119,4 +123,5 @@ class FakeGuest:
         return None
 
     def close(self) -> None:
+        """Close its disk."""
         os.close(self._disk)

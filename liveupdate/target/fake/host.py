@@ -38,18 +38,23 @@ class FakeMonitor(Monitor):
 
     @property
     def lost(self) -> str | None:
+        """Why the connection is gone; None while it lives."""
         return self._lost
 
     def connect(self, deadline: Deadline) -> Mapping[str, object]:
+        """Return a version; there is nothing to connect."""
         return {"qemu": {"major": 0, "minor": 0, "micro": 0}}
 
     def drop(self) -> None:
+        """Cut the connection; for the fault tests."""
         self._lost = "cut"
 
     def close(self) -> None:
+        """Close the connection."""
         self._lost = self._lost or "closed by us"
 
     def shut_down(self, reason: str) -> None:
+        """Report an event SHUTDOWN with that reason."""
         self._keep("SHUTDOWN", {"reason": reason})
 
     def execute(
@@ -58,6 +63,11 @@ class FakeMonitor(Monitor):
         arguments: Mapping[str, object] | None = None,
         deadline: Deadline | None = None,
     ) -> object:
+        """Answer the commands that a run sends.
+
+        :raises QmpRefused: any other command.
+        :raises LostMachine: the connection was cut.
+        """
         if self._lost:
             raise LostMachine(f"QMP is gone: {self._lost}; wanted '{command}'", how="no-answer")
         match command:
@@ -83,14 +93,17 @@ class FakeSsh(Ssh):
 
     @property
     def is_alive(self) -> bool:
+        """Whether the connection has not been closed."""
         return self._boot_id == self._machine.boot_id
 
     def close(self) -> None:
+        """Close the connection."""
         pass
 
     def run(
         self, argv: Sequence[str], deadline: Deadline, *, stdin: bytes = b"", check: bool = False
     ) -> SshResult:
+        """Return boot_id and nonce of the machine, for any command."""
         if not (self.is_alive and self._machine.script.is_ssh_up):
             raise OutcomeUnknown("the line was cut")
         said = f"{self._machine.boot_id}\n{self._machine.nonce}\n".encode()
@@ -120,9 +133,11 @@ class FakeHost(QemuHost):
 
     @property
     def machine(self) -> FakeMachine:
+        """The machine. :raises StateError: the host is not entered."""
         return cast(FakeMachine, self._child)
 
     def ssh(self, deadline: Deadline) -> Ssh:
+        """Return a fake connection."""
         if not self.script.is_ssh_up:
             raise deadline.exceeded("no answer")
         return FakeSsh(self.machine)

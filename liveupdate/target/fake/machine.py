@@ -98,6 +98,7 @@ class FakeMachine:
     # --- as a process
 
     def wait(self, deadline: Deadline) -> int:
+        """Wait until it ends. :raises DeadlineExceeded: it has not."""
         return wait_until(lambda: self.returncode, deadline)
 
     def end(self, code: int) -> None:
@@ -109,9 +110,11 @@ class FakeMachine:
                 link.shutdown(socket.SHUT_RDWR)
 
     def kill(self) -> None:
+        """End it. Idempotent."""
         self.end(-9)
 
     def close(self) -> None:
+        """End it and join its threads. Idempotent."""
         self.kill()
         self._asked.set()
         self._wire.wake()

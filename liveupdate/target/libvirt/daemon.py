@@ -44,6 +44,7 @@ class Command:
 
     @property
     def uri(self) -> str:
+        """The URI at which the daemon answers."""
         return f"qemu+unix:///session?socket={self.socket}"
 
 
