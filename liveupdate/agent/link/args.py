@@ -23,6 +23,10 @@ class CallError(Exception):
 
 
 def text(args: Args, key: str) -> str:
+    """Return a string argument.
+
+    :raises CallError: it is missing or no string.
+    """
     value = args.get(key)
     if not isinstance(value, str):
         raise CallError("args", f"'{key}' must be a string, is {value!r}")
@@ -30,6 +34,10 @@ def text(args: Args, key: str) -> str:
 
 
 def integer(args: Args, key: str) -> int:
+    """Return an integer argument.
+
+    :raises CallError: it is missing or no integer.
+    """
     value = args.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
         raise CallError("args", f"'{key}' must be an integer, is {value!r}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class CostCalls:
-    """Fragments memory, and says what that and the mechanism cost this kernel."""
+    """Fragments memory, and measures what that and the mechanism cost this kernel."""
 
     def __init__(self, handover: Handover, guests: dict[str, Guest]) -> None:
         self._handover = handover
@@ -24,6 +24,10 @@ class CostCalls:
         self._hugetlb: Args | None = None
 
     def fragment(self, args: Args) -> Args:
+        """Fragment the host's free memory, once.
+
+        :raises CallError: it was done before, or failed.
+        """
         share = args.get("share")
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise CallError("args", f"'share' is {share!r}, must be a number above 0, at most 1")
@@ -37,11 +41,15 @@ class CostCalls:
         return self._fragmented
 
     def of_host(self) -> Args:
+        """Return the fields of ``CostFacts``."""
         guests = [guest for guest in self._guests.values() if guest.error is None]
         mechanism = self._handover.open()
         return costs.of_host(mechanism, guests, self._fragmented, self._hugetlb)
 
     def try_hugetlb(self, args: Args) -> Args:
+        """Allocate as much memory from hugetlbfs and free it; return the fields of
+        ``HugetlbFacts``.
+        """
         size = integer(args, "bytes")
         if size <= 0 or size % costs.HUGE_BYTES:
             raise CallError("args", f"'bytes' is {size}, must be a multiple of 2 MiB")

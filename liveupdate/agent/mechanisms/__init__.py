@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mechanisms, the default first.
-
-Each is the file of its name, with "-" as "_". It has ``REQUIREMENTS``, data that the planner reads
-(:class:`liveupdate.model.mechanism.Requirements`), and ``open_mechanism()``.
-"""
+"""Mechanisms: what carries guests' memory from one kernel to the next, one file each."""
 
 NAMES = (
     "luo-memfd",

@@ -24,11 +24,11 @@ DEFAULT = NAMES[0]
 
 
 class MechanismError(Exception):
-    """The mechanism cannot be used, or what the previous kernel left cannot be believed."""
+    """The mechanism cannot be used, or what the previous kernel left is not valid."""
 
 
 class Ram:
-    """A guest's RAM: what a VMM has to map. ``align`` 0: as the VMM likes."""
+    """A guest's RAM, for a VMM to map. ``align`` 0: the VMM chooses."""
 
     __slots__ = ("align", "fd", "offset", "pinnable", "size")
 
@@ -45,13 +45,14 @@ class Ram:
         self.pinnable = pinnable
 
     def close(self) -> None:
+        """Close the descriptor; the memory itself stays as long as another reference exists."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 class PreservedSet:
-    """A named set of files that goes out together, or came in from the previous kernel."""
+    """A named set of files that leaves this kernel together, or came from the previous one."""
 
     name: str
     incoming: bool
@@ -62,28 +63,28 @@ class PreservedSet:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is neither given up nor given back."""
+        """Whether it has been neither dropped nor finished."""
         raise NotImplementedError
 
     def preserve_ram(self, ram: Ram) -> None:
-        """Have a guest's RAM carried over while the guest runs and writes to it."""
+        """Let a guest's RAM be carried over, while the guest runs and writes to it."""
         raise NotImplementedError
 
     def preserve(self, fd: int, token: int) -> None:
-        """Have the content of ``fd`` carried over under ``token``.
+        """Let the content of ``fd`` be carried over under ``token``.
 
         :raises OSError: EEXIST or the like when the token is taken.
         """
         raise NotImplementedError
 
     def seal(self) -> None:
-        """Say that all contents are final; the kernel is left next."""
+        """Declare all contents final; the kernel is left next."""
         raise NotImplementedError
 
     def retrieve_ram(self, size: int) -> Ram:
         """Return the RAM that was carried over.
 
-        :raises MechanismError: it has not that size.
+        :raises MechanismError: its size differs.
         """
         raise NotImplementedError
 
@@ -92,15 +93,15 @@ class PreservedSet:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Give an incoming preserved set back: what was not retrieved is freed."""
+        """Finish an incoming preserved set: what was not retrieved is freed."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of it. One that goes out is given up: nothing of it is carried over."""
+        """Release the set. An outgoing one is dropped: nothing of it is carried over."""
         raise NotImplementedError
 
     def let_go(self) -> None:
-        """Give up one that goes out, finish one that came in; twice is fine."""
+        """Drop an outgoing set, finish an incoming one; idempotent."""
         try:
             if self.incoming and self.is_open:
                 self.finish()
@@ -122,28 +123,28 @@ class Mechanism:
         raise NotImplementedError
 
     def free_ram(self, guest: str, ram: Ram) -> None:
-        """Close a guest's RAM and give the memory back."""
+        """Close a guest's RAM and free the memory."""
         raise NotImplementedError
 
     def metadata_bytes(self) -> int | None:
-        """Return how much of its memory the mechanism itself takes now, beside what is in it.
+        """Return how much memory the mechanism itself uses now, beside the content.
 
-        None: it cannot tell. What KHO takes is counted from outside.
+        None: unknown. What KHO uses is counted from outside.
         """
         return None
 
     def next_words(self) -> str:
-        """Return what the next kernel's command line has to say beside what is planned."""
+        """Return words for the next kernel's command line, in addition to the planned ones."""
         return ""
 
     def exhaust(self) -> None:
-        """Take what room there is beside that of guests' RAM, or have none given; for faults."""
+        """Use up the room beside guests' RAM, or refuse to give any; for faults."""
 
     def mislead(self) -> None:
-        """Have :meth:`next_words` point elsewhere from now on; for faults."""
+        """Let :meth:`next_words` point elsewhere from now on; for faults."""
 
     def create(self, name: str) -> PreservedSet:
-        """Begin a preserved set that goes out."""
+        """Begin an outgoing preserved set."""
         raise NotImplementedError
 
     def retrieve(self, name: str) -> PreservedSet:
@@ -155,7 +156,7 @@ class Mechanism:
 
 
 def populate(ram: Ram) -> None:
-    """Make all of the memory exist by writing to every page; what is there stays.
+    """Allocate all of the memory by writing to every page; existing content stays.
 
     MAP_POPULATE would only read a shared mapping, and leave holes.
     """

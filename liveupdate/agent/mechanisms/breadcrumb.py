@@ -45,7 +45,7 @@ REQUIREMENTS = {
 
 
 class BreadcrumbSet(CopySet):
-    """What is to go into the stream, or came out of it."""
+    """The content of one preserved set, for the stream or from it."""
 
     def __init__(
         self, mechanism: BreadcrumbMechanism, name: str, parts: stream.Parts | None
@@ -56,24 +56,35 @@ class BreadcrumbSet(CopySet):
         self._parts = stream.Parts() if parts is None else parts
 
     def preserve_ram(self, ram: Ram) -> None:
+        """Note where the RAM is in the pool; it stays in place."""
         self._parts.ram = (self._mechanism.pool.start + ram.offset, ram.size)
         self.tokens += 1
 
     def reserve(self, token: int, size: int) -> None:
+        """Reserve room in the stream for a content of this size.
+
+        :raises OSError: ENOSPC when there is too little.
+        """
         if token in self._sources:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), f"{self.name}/{token}")
         self._mechanism.take_room(self.name, size)
 
     def seal(self) -> None:
+        """Write the stream with all sets so far."""
         self._need_open()
         for token, fd in self._sources.items():
             self.copy(fd, token)
         self._mechanism.put(self.name, self._parts)
 
     def copy(self, source: int, token: int) -> None:
+        """Keep a copy of the content for the stream."""
         self._parts.data[token] = _read_all(source, 0, os.fstat(source).st_size)
 
     def retrieve_ram(self, size: int) -> Ram:
+        """Return the object of the pool that the stream names.
+
+        :raises MechanismError: the stream names none, or its size or place do not fit.
+        """
         if self._parts.ram is None:
             raise MechanismError("the stream says nothing of RAM")
         start, found = self._parts.ram
@@ -87,6 +98,10 @@ class BreadcrumbSet(CopySet):
         return Ram(os.dup(pool.fd), size, offset=offset, align=HUGE_BYTES, pinnable=False)
 
     def retrieve(self, token: int) -> int:
+        """Return a memfd with the content of ``token``.
+
+        :raises FileNotFoundError: the stream has none.
+        """
         data = self._parts.data.pop(token, None)
         if data is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self.name}/{token}")
@@ -98,6 +113,7 @@ class BreadcrumbSet(CopySet):
         return fd
 
     def clear(self) -> None:
+        """Forget the contents of an incoming set; leave an outgoing one out of the stream."""
         if self.incoming:
             self._parts.data.clear()
         else:
@@ -155,6 +171,10 @@ class BreadcrumbMechanism(PoolMechanism):
             ) from None
 
     def retrieve(self, name: str) -> PreservedSet:
+        """Return a preserved set of the previous kernel's stream.
+
+        :raises FileNotFoundError: it left none of that name.
+        """
         parts = self._incoming.pop(name, None)
         if parts is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
@@ -164,19 +184,24 @@ class BreadcrumbMechanism(PoolMechanism):
     # --- writing it
 
     def metadata_bytes(self) -> int | None:
+        """Return what is neither free nor guests' RAM: the pool's own, and the stream's object."""
         rest = super().metadata_bytes()
         return None if rest is None else rest + self._room
 
     def next_words(self) -> str:
+        """Return ``lu.breadcrumb=`` with the address of the outgoing stream."""
         return f"{_WORD}{self.pool.start + self._offset + self._beside:#x}"
 
     def mislead(self) -> None:
+        """Point the next kernel a page beside the stream; for faults."""
         self._beside = _PAGE_BYTES
 
     def exhaust(self) -> None:
+        """Count all room in the stream as taken; for faults."""
         self._taken["exhaust"] = self._room
 
     def create(self, name: str) -> PreservedSet:
+        """Begin an outgoing preserved set, without leftovers of an interrupted update."""
         preserved = BreadcrumbSet(self, name, None)
         preserved.finish()  # of an update that was broken off
         return preserved

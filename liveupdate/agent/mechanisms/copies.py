@@ -18,7 +18,7 @@ COPY_BYTES = 1 << 20
 
 
 class CopySet(PreservedSet):
-    """What is common to them; heirs say where a token's room is."""
+    """What these sets share; subclasses say where the room of a token is."""
 
     def __init__(self, name: str, *, incoming: bool) -> None:
         self.name = name
@@ -30,6 +30,7 @@ class CopySet(PreservedSet):
 
     @property
     def is_open(self) -> bool:
+        """Whether it has been neither dropped nor finished."""
         return self._open
 
     def preserve(self, fd: int, token: int) -> None:
@@ -43,14 +44,17 @@ class CopySet(PreservedSet):
         self.tokens += 1
 
     def seal(self) -> None:
+        """Copy all contents; they are final."""
         self._need_open()
         for token, fd in self._sources.items():
             self.copy(fd, token)
 
     def finish(self) -> None:
+        """Free the set's contents; RAM is in use and stays."""
         self.clear()
 
     def close(self) -> None:
+        """Close the set; an outgoing one is dropped."""
         if self._open and not self.incoming:
             self.clear()
         self._open = False

@@ -26,10 +26,15 @@ class FileSet(CopySet):
         self._path = path
 
     def preserve_ram(self, ram: Ram) -> None:
+        """Sync the blocks of the RAM's file; its content needs no copy."""
         os.fsync(ram.fd)  # its blocks; what is in them needs no copy
         self.tokens += 1
 
     def reserve(self, token: int, size: int) -> None:
+        """Make the file of ``token`` with all its blocks.
+
+        :raises OSError: EEXIST: the token is taken; ENOSPC.
+        """
         out = os.open(f"{self._path}/{token}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
         try:
             if size:
@@ -39,6 +44,7 @@ class FileSet(CopySet):
         _sync_directory(self._path)
 
     def copy(self, source: int, token: int) -> None:
+        """Copy the content of ``source`` into the file of ``token`` and sync it."""
         out = os.open(f"{self._path}/{token}", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.ftruncate(out, copy_all(source, out))
@@ -47,6 +53,10 @@ class FileSet(CopySet):
             os.close(out)
 
     def retrieve_ram(self, size: int) -> Ram:
+        """Open the file of the RAM.
+
+        :raises MechanismError: its size differs.
+        """
         fd = os.open(f"{self._path}/{_RAM}", os.O_RDWR | os.O_CLOEXEC)
         found = os.fstat(fd).st_size
         if found != size:
@@ -56,6 +66,7 @@ class FileSet(CopySet):
         return Ram(fd, size, align=HUGE_BYTES)
 
     def retrieve(self, token: int) -> int:
+        """Open the file of ``token`` and remove its name, so that it is used once."""
         path = f"{self._path}/{token}"
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         os.unlink(path)
@@ -63,6 +74,7 @@ class FileSet(CopySet):
         return fd
 
     def clear(self) -> None:
+        """Remove all files of the set except RAM, which is in use."""
         for name in os.listdir(self._path):
             if name != _RAM:
                 os.unlink(f"{self._path}/{name}")
@@ -70,20 +82,21 @@ class FileSet(CopySet):
 
 
 class FileMechanism(Mechanism):
-    """Preserved sets below a directory; what mounts it there is the business of its heirs."""
+    """Preserved sets below a directory; subclasses mount a file system there."""
 
     def __init__(self, name: str, root: str) -> None:
         self.name = name
         self.root = root
 
     def allocate_ram(self, guest: str, size: int) -> Ram:
+        """Return a new file for a guest's RAM, with all its blocks allocated."""
         directory = self._directory(f"lu.guest.{guest}")
         os.makedirs(directory, mode=0o700, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         ram = Ram(os.open(f"{directory}/{_RAM}", flags, 0o600), size, align=HUGE_BYTES)
         try:
             os.posix_fallocate(ram.fd, 0, size)
-            # Blocks that were never written to would be holes to whoever only reads.
+            # Blocks that were never written would be holes for a reader.
             populate(ram)
         except BaseException:
             self.free_ram(guest, ram)
@@ -91,11 +104,12 @@ class FileMechanism(Mechanism):
         return ram
 
     def free_ram(self, guest: str, ram: Ram) -> None:
+        """Close the file and remove it."""
         ram.close()
         os.unlink(f"{self._directory(f'lu.guest.{guest}')}/{_RAM}")
 
     def metadata_bytes(self) -> int | None:
-        """What is neither free nor the content of a file of ours."""
+        """Return what is neither free nor the content of a file of the agent."""
         found = os.statvfs(self.root)
         held = sum(
             os.stat(f"{where}/{name}").st_blocks * 512
@@ -111,6 +125,7 @@ class FileMechanism(Mechanism):
         return told
 
     def create(self, name: str) -> PreservedSet:
+        """Begin an outgoing preserved set, without leftovers of an interrupted update."""
         directory = self._directory(name)
         os.makedirs(directory, mode=0o700, exist_ok=True)
         preserved = self.preserved(directory, name, incoming=False)
@@ -118,6 +133,10 @@ class FileMechanism(Mechanism):
         return preserved
 
     def retrieve(self, name: str) -> PreservedSet:
+        """Return the previous kernel's directory of that name.
+
+        :raises FileNotFoundError: it left none.
+        """
         directory = self._directory(name)
         if not os.path.isdir(directory):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)

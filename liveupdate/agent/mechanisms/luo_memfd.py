@@ -2,7 +2,7 @@
 """The ioctls of /dev/liveupdate (include/uapi/linux/liveupdate.h of Linux 7.3).
 
 Sessions are created on the outgoing kernel and retrieved by name on the incoming one; there is
-no call that lists them. Closing an outgoing session gives up everything in it.
+no call that lists them. Closing an outgoing session drops everything in it.
 """
 
 from __future__ import annotations
@@ -66,14 +66,15 @@ class Session(PreservedSet):
 
     @property
     def is_open(self) -> bool:
+        """Whether the session has not been closed."""
         return self.fd >= 0
 
     def preserve_ram(self, ram: Ram) -> None:
         """Preserve a running guest's RAM.
 
-        What lies in KHO's scratch is moved out of it first. A folio that somebody uses just then
-        cannot be moved, which is ENOMEM, too (migrate_longterm_unpinnable_folios() in mm/gup.c):
-        so ENOMEM is believed only when it stays.
+        Folios in KHO's scratch are moved out of it first. A folio that is in use at that moment
+        cannot be moved, which is also ENOMEM (migrate_longterm_unpinnable_folios() in mm/gup.c), so
+        ENOMEM counts only when it persists.
         """
         for left in reversed(range(PIN_ATTEMPTS)):
             try:
@@ -86,6 +87,10 @@ class Session(PreservedSet):
         return None
 
     def retrieve_ram(self, size: int) -> Ram:
+        """Return the memfd of the RAM.
+
+        :raises MechanismError: its size differs.
+        """
         ram = Ram(self.retrieve(TOKEN_RAM), size, align=HUGE_BYTES)
         found = os.fstat(ram.fd).st_size
         if found != size:
@@ -115,6 +120,7 @@ class Session(PreservedSet):
         fcntl.ioctl(self.fd, _FINISH, bytearray(struct.pack(_NONE, 8, 0)))
 
     def close(self) -> None:
+        """Close the session. An outgoing one is dropped by the kernel."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -133,6 +139,11 @@ class Device(Mechanism):
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def allocate_ram(self, guest: str, size: int) -> Ram:
+        """Return shmem for a guest's RAM, in huge folios where the kernel has them, outside of
+        KHO's scratch.
+
+        :raises OSError: the kernel cannot allocate or pin it.
+        """
         from . import shmem
 
         ram = Ram(shmem.create(f"lu-ram-{guest}", size), size, align=HUGE_BYTES)
@@ -157,9 +168,11 @@ class Device(Mechanism):
             session.close()
 
     def free_ram(self, guest: str, ram: Ram) -> None:
+        """Close the memory."""
         ram.close()
 
     def create(self, name: str) -> Session:
+        """Make an outgoing session."""
         return Session(self._session(_CREATE_SESSION, name), name, incoming=False)
 
     def retrieve(self, name: str) -> Session:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our kernel modules, which lie on the kit for each of the two kernels."""
+"""Kernel modules of this repository, on the kit for each of the two kernels."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pkernfs: a file system of ours in a reserved region, ``guest-images/modules/fs/pkernfs``.
+"""pkernfs: a file system in a reserved region, ``guest-images/modules/fs/pkernfs``.
 
 The same words on the next command line give the same region again, and the module finds its files
-in it; no KHO. A region that was never used is formatted by the first mount. What cannot be believed
-is refused by the kernel, and stays as it is until somebody says otherwise in ``/sys/fs/pkernfs``.
+in it; no KHO. The first mount formats a region that was never used. The kernel refuses a region
+that is not valid, and leaves it as it is until a command is written to ``/sys/fs/pkernfs``.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class PkernfsMechanism(FileMechanism):
             raise MechanismError(_explain(str(err))) from err
 
     def region_bytes(self, told: int) -> int:
+        """Return the size of the region in bytes, as the module reports it."""
         return int(read_text(f"{SYSFS}/region").partition("!")[0], 16)
 
 

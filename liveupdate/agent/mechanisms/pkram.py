@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pkram: a file system of ours in ordinary memory, ``guest-images/modules/fs/pkram``.
+"""pkram: a file system in ordinary memory, ``guest-images/modules/fs/pkram``.
 
 One mount, whose save the next kernel finds under its name. A save is made when RAM is preserved,
 with the guest running, so that what is left for the blackout is what has come since: VM state and
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MODULE = "pkram"
 MOUNT_POINT = "/run/liveupdate/keep"
 SYSFS = "/sys/fs/pkram"
-#: of our save, for the next kernel
+#: name of the agent's save, for the next kernel
 SAVE_NAME = "liveupdate"
 #: guest-images/modules/include/uapi/linux/pkram.h
 _SAVE = 0x70C0
@@ -63,16 +63,18 @@ class PkramSet(FileSet):
         self._root = root
 
     def preserve_ram(self, ram: Ram) -> None:
+        """Save the file system, which holds the file of the RAM."""
         save(self._root)
         self.tokens += 1
 
     def seal(self) -> None:
+        """Save the file system again, now with the VM state."""
         super().seal()
         save(self._root)
 
 
 class PkramMechanism(FileMechanism):
-    """The file system with our save, or an empty one."""
+    """The file system with the agent's save, or an empty one."""
 
     def __init__(self) -> None:
         super().__init__("pkram", MOUNT_POINT)
@@ -84,12 +86,15 @@ class PkramMechanism(FileMechanism):
             raise MechanismError(_explain(str(err))) from err
 
     def preserved(self, directory: str, name: str, *, incoming: bool) -> PreservedSet:
+        """Return a preserved set in ``directory``."""
         return PkramSet(self.root, directory, name, incoming=incoming)
 
     def metadata_bytes(self) -> int | None:
+        """Return what describes the content, as the module counts it."""
         return int(read_text(f"{SYSFS}/metadata_bytes"))
 
     def exhaust(self) -> None:
+        """Set the limit to what is in use, so that there is no more room; for faults."""
         # to take all memory that the kernel has would be another fault
         found = os.statvfs(self.root)
         used = (found.f_blocks - found.f_bfree) * found.f_frsize

@@ -106,7 +106,7 @@ class Pool:
     pinnable = False
 
     def __init__(self, path: str = DEVICE) -> None:
-        """:raises MechanismError: what is in the region cannot be believed."""
+        """:raises MechanismError: the content of the region is not valid."""
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         #: physical address of the region
         self.start = self.check()
@@ -114,7 +114,7 @@ class Pool:
     def check(self) -> int:
         """Return the physical address of the region.
 
-        :raises MechanismError: what is in the region cannot be believed.
+        :raises MechanismError: the content of the region is not valid.
         """
         stat = bytearray(struct.calcsize(_STAT))
         fcntl.ioctl(self.fd, STAT, stat)
@@ -157,10 +157,14 @@ class Pool:
         return self._call(INFO, name)
 
     def free(self, name: str) -> None:
-        """:raises OSError: EBUSY while it is mapped."""
+        """Free an object.
+
+        :raises OSError: EBUSY while it is mapped.
+        """
         self._call(FREE, name)
 
     def seal(self, name: str) -> None:
+        """Seal an object with a checksum of its content."""
         self._call(SEAL, name)
 
     def verify(self, name: str) -> None:
@@ -207,18 +211,28 @@ class PoolSet(CopySet):
         self._pool = pool
 
     def preserve_ram(self, ram: Ram) -> None:
+        """Do nothing: the object is already where it has to be."""
         self.tokens += 1  # it is where it has to be
 
     def reserve(self, token: int, size: int) -> None:
+        """Allocate the object of a content of this size.
+
+        :raises OSError: ENOSPC when there is no room.
+        """
         self._pool.allocate(self._object(token), size)
 
     def copy(self, source: int, token: int) -> None:
+        """Copy the content of ``source`` into the object of ``token`` and seal it."""
         name = self._object(token)
         size, offset = self._pool.find(name)
         copy_all(source, self._pool.fd, offset=offset, size=size)
         self._pool.seal(name)
 
     def retrieve_ram(self, size: int) -> Ram:
+        """Return the object of the RAM.
+
+        :raises MechanismError: its size differs.
+        """
         found, offset = self._pool.find(f"{self.name}/ram")
         if found != size:
             raise MechanismError(f"RAM has {found} bytes, the manifest says {size}")
@@ -226,6 +240,7 @@ class PoolSet(CopySet):
         return _ram_of(self._pool, size, offset)
 
     def retrieve(self, token: int) -> int:
+        """Return a memfd with the verified content of ``token``; the object is freed."""
         name = self._object(token)
         self._pool.verify(name)
         fd = self._pool.read(name)
@@ -234,6 +249,7 @@ class PoolSet(CopySet):
         return fd
 
     def clear(self) -> None:
+        """Free all objects of the set except RAM, which is in use."""
         mine = f"{self.name}/"
         for name in self._pool.names():
             if name.startswith(mine) and name != f"{mine}ram":
@@ -247,9 +263,8 @@ class PoolMechanism(Mechanism):
     """Preserved sets in the pool."""
 
     def __init__(self, name: str, parameters: str, *, is_new: bool = False) -> None:
-        """
-        :param parameters: of the module: which memory it has.
-        :param is_new: this kernel has that memory from nobody: whatever is in it is forgotten.
+        """:param parameters: of the module: which memory it has.
+        :param is_new: the previous kernel did not hand this memory over: its content is forgotten.
         """
         self.name = name
         if modules.load(MODULE, parameters) and is_new:
@@ -257,10 +272,12 @@ class PoolMechanism(Mechanism):
         self.pool = Pool()
 
     def allocate_ram(self, guest: str, size: int) -> Ram:
+        """Return a new object for a guest's RAM."""
         offset = self.pool.allocate(_ram_name(guest), size)
         return _ram_of(self.pool, size, offset)
 
     def free_ram(self, guest: str, ram: Ram) -> None:
+        """Close the memory and free the object."""
         ram.close()
         self.pool.free(_ram_name(guest))
 
@@ -270,11 +287,16 @@ class PoolMechanism(Mechanism):
         return size - free - sum(held for _, held, _ in self.pool.objects())
 
     def create(self, name: str) -> PreservedSet:
+        """Begin an outgoing preserved set, without leftovers of an interrupted update."""
         preserved = PoolSet(self.pool, name, incoming=False)
         preserved.finish()  # of an update that was broken off
         return preserved
 
     def retrieve(self, name: str) -> PreservedSet:
+        """Return the previous kernel's preserved set of that name.
+
+        :raises FileNotFoundError: it left none.
+        """
         mine = f"{name}/"
         if not any(found.startswith(mine) for found in self.pool.names()):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)

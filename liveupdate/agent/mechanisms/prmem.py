@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/dev/prmem (guest-images/modules/include/uapi/linux/prmem.h): instances with names, as they come.
+"""/dev/prmem (guest-images/modules/include/uapi/linux/prmem.h): named instances of any memory.
 
 Used as the pool is (:mod:`.pool`), with other memory behind it: no region, but folios that the
-kernel's allocator gives and KHO keeps. An instance whose record cannot be believed is refused
-alone; when the root cannot be, all is.
+kernel's allocator gives and KHO keeps. An instance whose record is not valid is refused alone; with
+an invalid root, all are.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ class Prmem(Pool):
     pinnable = True
 
     def __init__(self, path: str = DEVICE) -> None:
-        """:raises MechanismError: nothing of what the previous kernel left can be believed."""
+        """:raises MechanismError: nothing that the previous kernel left is valid."""
         super().__init__(path)
 
     def check(self) -> int:
         """Return the physical address of the root.
 
-        :raises MechanismError: it cannot be believed.
+        :raises MechanismError: it is not valid.
         """
         state, _, _, root, reason = self._stat()
         if state == _ALL_REFUSED:
@@ -114,18 +114,33 @@ class Prmem(Pool):
         return found, offset
 
     def allocate(self, name: str, size: int) -> int:
+        """Make a zeroed instance; return its offset in the device."""
         return self._ask(CREATE, name, size)[1]
 
     def find(self, name: str) -> tuple[int, int]:
+        """Return size and offset of an instance.
+
+        :raises FileNotFoundError: there is none.
+        :raises MechanismError: it is refused.
+        """
         return self._ask(INFO, name)
 
     def free(self, name: str) -> None:
+        """Free an instance.
+
+        :raises OSError: EBUSY while it is mapped.
+        """
         self._ask(FREE, name)
 
     def seal(self, name: str) -> None:
+        """Seal an instance with a checksum of its content."""
         self._ask(SEAL, name)
 
     def verify(self, name: str) -> None:
+        """Check the content of an instance against its seal.
+
+        :raises MechanismError: it differs, or was never sealed.
+        """
         self.find(name)  # says why, when it is refused
         try:
             self._ask(VERIFY, name)
@@ -159,9 +174,11 @@ class PrmemMechanism(PoolMechanism):
         self.pool = Prmem()
 
     def metadata_bytes(self) -> int | None:
+        """Return what describes the instances, as the module counts it."""
         return self.pool.used()[1]
 
     def exhaust(self) -> None:
+        """Set the limit to what is in use, so that there is no more room; for faults."""
         # to take all memory that the kernel has would be another fault
         with open(MAX_BYTES, "w") as limit:
             limit.write(str(self.pool.used()[0]))

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pool (:mod:`.pool`) on memory that ``reserve_mem=SIZE:ALIGN:NAME`` keeps and KHO revives.
 
-Without KHO such memory is from nobody, and holds what was left in RAM. With it, a region whose
-name, size or alignment are not as they were is other memory too, and the kernel only says so in
-its log. A pool that is then blank would look like a first boot, so the log is asked before that is
-believed.
+Without KHO such memory comes from no kernel, and holds what was left in RAM. With KHO, a region
+with another name, size or alignment is other memory too, and the kernel says so in its log only. A
+pool in it would be blank and look like a first boot, so the log is checked first.
 """
 
 from __future__ import annotations
@@ -50,6 +49,11 @@ class ReserveMemMechanism(PoolMechanism):
         super().__init__("reserve-mem", f"reserve={name}", is_new=not was_handed_over(name))
 
     def retrieve(self, name: str) -> PreservedSet:
+        """Return the previous kernel's preserved set of that name.
+
+        :raises MechanismError: the region is not the previous kernel's.
+        :raises FileNotFoundError: it left no such set.
+        """
         try:
             return super().retrieve(name)
         except FileNotFoundError:

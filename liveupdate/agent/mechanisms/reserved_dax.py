@@ -67,6 +67,7 @@ class DaxMechanism(FileMechanism):
             self._mount()
 
     def allocate_ram(self, guest: str, size: int) -> Ram:
+        """Return a file for a guest's RAM; format and mount a blank region first."""
         if self._is_blank:
             status, said = run_program([*_MKE2FS_ARGV, DEVICE])
             if status:
@@ -76,9 +77,11 @@ class DaxMechanism(FileMechanism):
         return super().allocate_ram(guest, size)
 
     def metadata_bytes(self) -> int | None:
+        """Return what ext4 uses beside the content of files; None: the region is blank."""
         return None if self._is_blank else super().metadata_bytes()
 
     def region_bytes(self, told: int) -> int:
+        """Return the size of the pmem device in bytes."""
         with open(DEVICE, "rb") as device:
             return device.seek(0, os.SEEK_END)
 
@@ -102,7 +105,9 @@ def describe(head: bytes) -> str | None:
         raise MechanismError(f"{DEVICE} holds no ext4 and is not blank; it is left alone")
     label = block[_LABEL_AT : _LABEL_AT + _LABEL_BYTES].rstrip(b"\0")
     if label != LABEL:
-        raise MechanismError(f"{DEVICE} holds file system {label!r}, not ours; it is left alone")
+        raise MechanismError(
+            f"{DEVICE} holds file system {label!r}, not that of liveupdate; it is left alone"
+        )
     return label.decode("ascii")
 
 

@@ -2,8 +2,8 @@
 """The stream of records that the mechanism ``breadcrumb`` leaves for the incoming kernel's agent.
 
 The format is ``guest-images/modules/include/uapi/linux/lu_stream.h``: from LU_VERSION to LU_END,
-little endian, each record padded to 8 bytes. What is read is input that nobody vouches for: it is
-checked as a whole, once, before anything of it is used. Pure.
+little endian, each record padded to 8 bytes. The input is untrusted: it is checked
+as a whole, once, before any of it is used. Pure.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ END = Struct("<IIII")
 
 
 class StreamError(ValueError):
-    """A stream that cannot be believed; says what is wrong with it."""
+    """A stream that is not valid, with the reason."""
 
 
 class Parts:

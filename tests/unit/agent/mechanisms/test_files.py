@@ -160,7 +160,7 @@ def head(magic: bytes, label: bytes) -> bytes:
 def test_only_what_is_ours_or_was_never_used_is_touched() -> None:
     assert reserved_dax.describe(bytes(4096)) is None
     assert reserved_dax.describe(head(b"\x53\xef", b"lu-keep")) == "lu-keep"
-    with pytest.raises(MechanismError, match="'root', not ours"):
+    with pytest.raises(MechanismError, match="'root', not that of liveupdate"):
         reserved_dax.describe(head(b"\x53\xef", b"root"))
     with pytest.raises(MechanismError, match="no ext4 and is not blank"):
         reserved_dax.describe(head(b"\x00\x01", b""))
