@@ -234,7 +234,9 @@ static void late_mounts(void)
 
 int main(void)
 {
-	static char *const agent_argv[] = { "/usr/bin/python3", "-I", "-S", "/kit/agent", NULL };
+	/* not the directory: Python would import runpy and half of importlib to run that */
+	static char *const agent_argv[] = { "/usr/bin/python3", "-I", "-S",
+					    "/kit/agent/__main__.py", NULL };
 	static char *const sshd_argv[] = { "/usr/sbin/sshd", "-D", "-e", NULL };
 	pid_t agent = -1, sshd, pid;
 	struct pollfd ready;

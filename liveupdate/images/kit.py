@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kit: a small read-only disk with the agent and all kernels, mounted at ``/kit``.
 
-Layout: ``agent/`` (run as ``python3 -I -S /kit/agent``), ``kernel-a`` (outgoing), ``kernel-b``
-(incoming), ``guest-kernel``, ``guest-initrd``, ``modules/RELEASE/NAME.ko`` for each of
+Layout: ``agent/`` (run as ``python3 -I -S /kit/agent/__main__.py``), ``kernel-a`` (outgoing),
+``kernel-b`` (incoming), ``guest-kernel``, ``guest-initrd``, ``modules/RELEASE/NAME.ko`` for each of
 the two kernels that has any, ``config.json``. A disk of its own, so that another
 kernel or agent does not mean another root file system. Must not know machines.
 """

@@ -34,7 +34,7 @@ INSIDE = (
 #: more than any update has
 _ALL = 50
 _RECORD_S = 200.0
-_AGENT = ("/usr/bin/python3", "-I", "-S", "/kit/agent")
+_AGENT = ("/usr/bin/python3", "-I", "-S", "/kit/agent/__main__.py")
 #: prints the pid of the agent
 _FIND_AGENT = """
 import os
@@ -43,7 +43,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         argv = open(f"/proc/{pid}/cmdline", "rb").read().split(b"\\0")
     except OSError:
         continue
-    if b"/kit/agent" in argv:
+    if b"/kit/agent/__main__.py" in argv:
         print(pid)
 """
 
