@@ -28,10 +28,12 @@ from liveupdate.evidence.files import StoreError
 from liveupdate.judging.judge import judge
 from liveupdate.model.codec import CodecError
 from liveupdate.model.verdict import ExitCode, Outcome, Verdict
-from liveupdate.operate.hostside import HostSide, Unreachable, control_boot_id
+from liveupdate.operate.held import control_boot_id
+from liveupdate.operate.hostside import HostSide, Unreachable
 from liveupdate.operate.journal import HostView, decide, status_view
 from liveupdate.operate.steps import BY_NAME, FORWARD, NO_RETURN, Step
 from liveupdate.operate.wal import Wal
+from liveupdate.run.moves import MOVES
 from liveupdate.target.ssh.host import HostLocked
 from liveupdate.transport.ssh import WrongHostKey
 
@@ -160,7 +162,9 @@ class Driver:
             raise EvidenceError(f"the host's answer is none of our protocol: {error}") from error
 
     def _do(self, name: str, view: HostView) -> Mapping[str, object]:
-        host = self.host
+        host, state = self.host, self.journal.state
+        if name in MOVES:
+            return host.make(name, state, view, self._wait_incoming)
         match name:
             case "lock":
                 return host.lock(view)
@@ -168,35 +172,20 @@ class Driver:
                 return host.preflight()
             case "copy-kernel":
                 return host.copy_kernel()
-            case "observe-before":
-                return host.observe_before()
-            case "prepare":
-                return host.prepare(view)
-            case "load-kernel":
-                return host.load_kernel(self._fact("preflight", "tsc_khz"))
-            case "jump":
-                return host.jump()
-            case "incoming":
-                return self._wait_incoming()
-            case "observe-after":
-                return host.observe_after()
-            case "collect" | "collect-back" | "collect-lost":
-                return host.collect(name, self.journal.state)
-            case "finish":
-                return host.finish()
             case "abandon":
                 return host.abandon(view)
             case "unload":
                 return host.unload()
             case "observe-back":
-                return host.observe_back()
+                return host.observe_back(state)
+            case "collect-back":
+                return host.collect_back(state)
+            case "collect-lost":
+                return host.collect_lost(state)
             case "release" | "release-back" | "release-lost":
-                return host.release(self.journal.state.host_boot_id)
+                return host.release(state.host_boot_id)
             case _:
                 return self._judge()
-
-    def _fact(self, step: str, key: str) -> object:
-        return self.journal.state.facts.get(step, {}).get(key)
 
     def _wait_incoming(self) -> Mapping[str, object]:
         """Wait until the guests are back, or until it is known that they will not be.

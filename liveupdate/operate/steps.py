@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from liveupdate.run.moves import MOVES
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -22,7 +24,7 @@ class Step:
     is_past: bool = False
 
 
-FORWARD: tuple[Step, ...] = (
+_FORWARD: tuple[Step, ...] = (
     Step(
         name="lock",
         does="take the host: no other control host may change anything meanwhile",
@@ -109,6 +111,12 @@ FORWARD: tuple[Step, ...] = (
         is_past=True,
     ),
 )
+
+FORWARD: tuple[Step, ...] = tuple(
+    next(step for step in _FORWARD if step.name == name)
+    for name in ("lock", "preflight", "copy-kernel", *MOVES, "judge", "release")
+)
+"""The way forward: the hop, and what an update does around it."""
 
 BACK: tuple[Step, ...] = (
     Step(

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of the guests' pages over one hop: taken from outside, or told by the agent.
+"""Digests of the guests' pages over one hop, taken from outside.
 
-Whichever way they come, they are passes of one kind, and :func:`store_digests` stores them. Nothing
-here raises for a pass that failed: it is noted, and missing in the evidence.
+What an agent tells instead (:mod:`liveupdate.probes.inside_digests`) are passes of the same kind.
+Nothing here raises for a pass that failed: it is noted, and missing in the evidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from liveupdate.core.steps import Steps
-from liveupdate.evidence import RunDir
-from liveupdate.model import slots
-from liveupdate.model.evidence import PageDigests
 from liveupdate.probes.memory import DigestJob, DigestPass
 from liveupdate.run.testbed import GuestHandle, Testbed
 from liveupdate.transport.physmem import Page
@@ -58,10 +53,3 @@ class OutsideDigests:
             if job.result is not None:
                 passes.append(job.result)
         return passes
-
-
-def store_digests(record: RunDir, hop: int, passes: Iterable[DigestPass]) -> None:
-    """Store passes of one hop, from wherever they are."""
-    for each in passes:
-        digests = PageDigests.of(each.digests, each.began_ns, each.ended_ns)
-        record.put(slots.DIGESTS[each.moment], digests, hop, each.guest)

@@ -24,7 +24,7 @@ from liveupdate.model.plan import Hop, Plan
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import Verdict
 from liveupdate.run.bringup import TakeHost, bring_up
-from liveupdate.run.hop import FreezeRefused, HopRun
+from liveupdate.run.live import FreezeRefused, LiveHop
 from liveupdate.run.observers.guests import GuestObservers
 from liveupdate.run.provenance import describe
 from liveupdate.run.testbed import Testbed
@@ -99,7 +99,7 @@ def _walk(bed: Testbed, steps: Steps) -> None:
 
 def _hop(bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps) -> bool:
     """Make one hop and store it; tell whether there is anything left to hop with."""
-    walk = HopRun(bed, hop, watchers, steps)
+    walk = LiveHop(bed, hop, watchers, steps)
     try:
         walk.run()
     except FreezeRefused as error:

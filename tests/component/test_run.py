@@ -30,7 +30,7 @@ from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import Observation
 from liveupdate.model.verdict import Outcome
 from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, TickWatcher
-from liveupdate.run.hop import HopRun
+from liveupdate.run.live import LiveHop
 from liveupdate.run.runner import RunResult
 from liveupdate.target.base import Host
 from liveupdate.target.fake.machine import Refusal
@@ -380,15 +380,15 @@ def test_a_host_that_refuses_to_leave_after_the_freeze_is_rolled_back(made: Fake
     made.script.incoming = "hang"
     made.script.calls["jump"] = lambda _args: None
     host = made
-    real = HopRun._wait_boot
+    real = LiveHop._wait_boot
 
-    def wait_boot(hop: HopRun, *args: Any) -> Any:
+    def wait_boot(hop: LiveHop, *args: Any) -> Any:
         host.machine.emit("freeze-failed", guest="", message="reboot(KEXEC): EIO")
         host.machine._call_cont_guests({})
         return real(hop, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HopRun, "_wait_boot", wait_boot)
+        patch.setattr(LiveHop, "_wait_boot", wait_boot)
         result = made.run()
     assert kinds(result) == [("freeze-refused", 1)] and result.evidence.rolled_back
 

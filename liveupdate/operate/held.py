@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hop of an operator's update: made by processes that come and go, on a host that is far away.
+
+Nothing is seen as it happens: the host's agent watches its guests and records events and digests,
+and :meth:`HeldHop.collect` makes them the evidence of this hop. Before a move the host is asked
+what has been done already, so that each may be made again after it was cut off anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import (
+    DeadlineExceeded,
+    EvidenceError,
+    LiveUpdateError,
+    LostMachine,
+    RemoteError,
+)
+from liveupdate.core.steps import Steps
+from liveupdate.formats import payload
+from liveupdate.model import slots
+from liveupdate.model.plan import Hop
+from liveupdate.operate import host_record
+from liveupdate.operate.journal import ClockPair, HostView, State, status_view
+from liveupdate.run.hop import NOTHING, HopEngine
+from liveupdate.run.observers.host_queries import read_over_ssh
+from liveupdate.run.observers.ticks import GuestStopped, see_ticks
+from liveupdate.run.testbed import GuestHandle, Testbed
+from liveupdate.target.ssh.host import NEXT_KERNEL
+from liveupdate.transport.console import Crash
+
+_SHORT_S = 20.0
+_READY_S = 30.0
+_LOG_S = 120.0
+_TICK_S = 10.0
+#: so many ticks are a guest whose timers run
+_TICKS_SEEN = 5
+#: asking for one goes over the network
+_LOOK_S = 0.05
+_RECORD_LINES_MAX = 2_000_000
+
+
+class GuestNotAlive(LiveUpdateError):
+    """A guest does not show that it lives, before anything was done to it."""
+
+
+class HeldHop(HopEngine):
+    """The hop's moves, and what takes their place on the way back; made anew for each of them."""
+
+    def __init__(
+        self,
+        bed: Testbed,
+        hop: Hop,
+        steps: Steps,
+        *,
+        state: State,
+        view: HostView | None = None,
+        wait: Callable[[], Mapping[str, object]] | None = None,
+    ) -> None:
+        """
+        :param state: what the journal says; :param view: what the host said before this move.
+        :param wait: waits for the incoming kernel with its driver's patience.
+        """
+        super().__init__(bed, hop, steps)
+        self._state = state
+        self._view = view
+        self._wait = wait
+        self._offsets: dict[str, int] = {}
+        tsc_khz = state.facts.get("preflight", {}).get("tsc_khz")
+        self.tsc_khz = tsc_khz if isinstance(tsc_khz, int) else None
+
+    def status(self) -> Mapping[str, object]:
+        return self.bed.call("update_status", timeout_s=_SHORT_S)
+
+    def note(self, moment: str) -> None:
+        """Note nothing: a process that resumes knows no times of the one before."""
+
+    # --- forward
+
+    def observe_before(self) -> Mapping[str, object]:
+        """Have all guests watched, and see each of them alive.
+
+        :raises GuestNotAlive: one is not.
+        """
+        super().observe_before()
+        return {"tick_offsets": dict(self._offsets)}
+
+    def watch(self) -> None:
+        self._watch()
+        for guest in self.payload_guests():
+            try:
+                see_ticks(self.bed, guest, _TICKS_SEEN, _TICK_S, interval_s=_LOOK_S)
+            except GuestStopped as error:
+                self.status()  # a line that is gone is no guest that is dead
+                raise GuestNotAlive(
+                    f"guest '{guest.spec.name}' does not tick, at tick {error.seq}"
+                ) from error
+
+    def _watch(self, *, dead_too: bool = False) -> None:
+        """:param dead_too: leave out whoever does not answer: it is judged by what is missing."""
+        self._offsets = {}
+        for guest in self.payload_guests():
+            try:
+                self._greet(guest)
+            except GuestNotAlive:
+                if not dead_too:
+                    raise
+                continue
+            self._offsets[guest.spec.name] = guest.tick_offset()
+        self.bed.call("update_watch", {"guests": self._offsets})
+
+    def _greet(self, guest: GuestHandle) -> None:
+        """Have the payload say where its pages lie."""
+        try:
+            mark = self.bed.command(guest, payload.HELLO)
+            deadline = Deadline.after(_READY_S, f"guest '{guest.spec.name}' to answer")
+            line = self.bed.wait_payload(guest, payload.Ready, deadline, since=mark)
+        except (DeadlineExceeded, EvidenceError, LostMachine, RemoteError) as error:
+            self.status()  # a line that is gone is no guest that is dead
+            raise GuestNotAlive(f"guest '{guest.spec.name}' does not answer: {error}") from error
+        assert isinstance(line, payload.Ready)
+        guest.ready = line
+
+    def preserve(self) -> None:
+        if self._view is not None and self._view.handover == "prepared":
+            return
+        self.bed.call(
+            "prepare",
+            {"digest": self.bed.plan.observe.memory},
+            timeout_s=self.bed.plan.timeouts.prepare_s,
+        )
+
+    def place_kernel(self) -> str:
+        return NEXT_KERNEL
+
+    def load_args(self) -> Mapping[str, object]:
+        return {"sha256": self.hop.incoming.sha256}
+
+    def incoming(self) -> Mapping[str, object]:
+        assert self._wait is not None
+        return self._wait()
+
+    def collect(self) -> Mapping[str, object]:
+        """Fetch everything, and store it as the evidence of this hop."""
+        bed = self.bed
+        seen = self._fetch()
+        # waited for here, so that a network that is gone is not taken for evidence
+        bed.ssh(Deadline.after(bed.plan.timeouts.incoming_s, "SSH to the incoming kernel"))
+        bed.call("set_nonce", {"nonce": bed.nonce})
+        read_over_ssh(bed, self.n)
+        self.see_kernel()
+        self.put_sessions(self.status().get("sessions", []))
+        self.put_failures(seen.events)
+        self.see_guests([guest.spec.name for guest in bed.guests])
+        return {"lost_lines": seen.lost}
+
+    def see_guest(self, guest: GuestHandle) -> None:
+        with contextlib.suppress(GuestNotAlive):  # the pattern it does not verify says it, too
+            self._greet(guest)
+
+    def finish(self) -> Mapping[str, object]:
+        if status_view(self.status()).handover == "restored":
+            self.bed.call("finish")
+        return NOTHING
+
+    # --- back
+
+    def observe_back(self) -> Mapping[str, object]:
+        """Watch the guests where they are."""
+        self._watch(dead_too=True)
+        time.sleep(self.bed.plan.observe.before_s + self.bed.plan.observe.after_s)
+        return NOTHING
+
+    def collect_back(self) -> Mapping[str, object]:
+        """Fetch what the host recorded until the update was given up."""
+        seen = self._fetch()
+        failed = seen.first("freeze-failed")
+        if failed is not None:
+            self.incident("freeze-refused", str(failed.data.get("message", "")))
+        self.bed.record.set_rolled_back()
+        self.see_guests(())
+        return {"lost_lines": seen.lost}
+
+    def collect_lost(self, panic: Crash | None) -> Mapping[str, object]:
+        """The host is in a boot that knows nothing of its guests.
+
+        :param panic: what its console said.
+        """
+        self.bed.record.begin_anew(self.n)
+        self.see_kernel()
+        if panic is not None:
+            self.incident("panic", panic.text)
+        else:
+            self.incident("reset", self._state.why)
+        return NOTHING
+
+    # --- the host's record
+
+    def _fetch(self) -> host_record.HostRecord:
+        """Fetch the record and store what it says, in place of what was stored of this hop."""
+        lines: list[str] = []
+        start = 0
+        while len(lines) < _RECORD_LINES_MAX:
+            answer = self.bed.call("update_log", {"from": start}, timeout_s=_LOG_S)
+            piece, following = answer.get("lines"), answer.get("next")
+            if not isinstance(piece, list) or not isinstance(following, int):
+                raise LostMachine("the agent's record is none of our protocol", how="garbled")
+            lines += map(str, piece)
+            if answer.get("last") is True or following <= start:
+                break
+            start = following
+        record = self.bed.record
+        record.put_host_record(lines)
+        seen = host_record.read_record(lines, self._find_offsets())
+        record.begin_anew(self.n)
+        self.put_events(seen.events)
+        for guest in self.bed.plan.guests:
+            record.add(slots.TICKS, seen.ticks.get(guest.name, ()), self.n, guest.name)
+            record.add(slots.PINGS, seen.pings.get(guest.name, ()), self.n, guest.name)
+            if seen.watched is not None:
+                record.put(slots.WATCHED, seen.watched, self.n, guest.name)
+        return seen
+
+    def _find_offsets(self) -> dict[int, int]:
+        """Say what to add to times of either kernel to have them in this process's clock."""
+        now = status_view(self.status()).boot_id
+        boots = {host_record.BEFORE: self._state.host_boot_id or now, host_record.AFTER: now}
+        pairs = {which: self._state.clocks.get(boot_id) for which, boot_id in boots.items()}
+        return {
+            which: pair.offset_ns + _since_our_reboot(pair)
+            for which, pair in pairs.items()
+            if pair is not None
+        }
+
+
+def control_boot_id() -> str:
+    """Boot of this machine: its monotonic clock means nothing in another."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _since_our_reboot(pair: ClockPair) -> int:
+    """What to add to times of our monotonic clock as it was when ``pair`` was noted."""
+    if pair.control_boot_id == control_boot_id():
+        return 0
+    return pair.real_ns - (time.time_ns() - time.monotonic_ns())

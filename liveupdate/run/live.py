@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hop of a run: made in one go, and watched as it happens. Every fact is stored when it appears.
+
+What cannot go on is raised as a typed error; the runner makes an incident of it after the hop has
+stored what it had seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+
+from liveupdate.core.deadline import Deadline, wait_until
+from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, LostMachine
+from liveupdate.core.steps import Steps
+from liveupdate.faults.base import Moment
+from liveupdate.formats.journal import JournalError
+from liveupdate.model import slots
+from liveupdate.model.evidence import SessionFacts
+from liveupdate.model.guest_device_use import JournalFacts
+from liveupdate.model.mechanism import AGENT_SESSION
+from liveupdate.model.plan import Hop
+from liveupdate.probes.liveness import scan_disk
+from liveupdate.run.devices import DeviceHop
+from liveupdate.run.digests import OutsideDigests
+from liveupdate.run.hop import NOTHING, HopEngine
+from liveupdate.run.moves import STEPS
+from liveupdate.run.observers.costs import record_costs, record_handed_over
+from liveupdate.run.observers.guests import GuestObservers
+from liveupdate.run.observers.host_queries import read_over_ssh
+from liveupdate.run.observers.iommu import IommuObserver
+from liveupdate.run.testbed import GuestHandle, Testbed, disk_of
+from liveupdate.run.timeline import find_moments
+from liveupdate.transport.agent_link import AgentEvent
+from liveupdate.transport.console import ConsoleLine
+
+#: an agent that is alive answers a ping at once, even under TCG
+_PING_S = 5.0
+#: how soon a refused kexec is noticed
+_SLOT_S = 0.5
+
+
+class FreezeRefused(LiveUpdateError):
+    """The freeze failed, and the agent says that the guests go on, on the outgoing kernel."""
+
+
+class LiveHop(HopEngine):
+    """One hop under way. :meth:`run` walks it; :meth:`store` may be called whatever happened."""
+
+    def __init__(self, bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps) -> None:
+        super().__init__(bed, hop, steps)
+        self._guest_observers = watchers
+        self._agent = bed.host.agent
+        self._mark = self._agent.mark()
+        self._digests = OutsideDigests(bed, steps)
+        self._iommu_observer = IommuObserver(bed, self.n, steps)
+        self._devices = DeviceHop(bed, self.n, watchers.senders, steps)
+        #: how many kernels have booted before the jump, and until when the next one has to
+        self._boots = 0
+        self._leaving = Deadline.after(0.0, "nothing")
+
+    def run(self) -> None:
+        """Go through the whole hop.
+
+        :raises FreezeRefused: nothing was lost; the guests run on the outgoing kernel.
+        :raises LiveUpdateError: it could not be finished.
+        """
+        for step, moves in STEPS.items():
+            with self.steps.step(step, hop=self.n):
+                for move in moves:
+                    self.make(move)
+
+    def store(self) -> None:
+        """Store what is there of this hop; never raises for evidence that is not."""
+        self._devices.store()
+        self._guest_observers.store(self.n)
+        self._iommu_observer.store()
+        self.put_events(self._agent.events(self._mark), self._digests.finish())
+
+    # --- before
+
+    def watch(self) -> None:
+        self.put_before()
+        self._put_journals(slots.JOURNAL_BEFORE)
+        self._devices.begin()
+
+    def see_preserved(self) -> None:
+        record_costs(self.bed, self.n, "before", self.steps)
+        record_handed_over(self.bed, self.n, self.steps)
+
+    def select(self, guest: GuestHandle) -> None:
+        self._digests.select(guest)
+
+    def see_loaded(self) -> None:
+        self._iommu_observer.begin()
+
+    # --- blackout
+
+    def before_jump(self) -> None:
+        """See that there is somebody to jump: the holder of the sessions must be alive.
+
+        :raises LostMachine: the agent does not answer.
+        """
+        self._boots = len(self.bed.host.console.boots)
+        try:
+            self.bed.call("ping", timeout_s=_PING_S)
+        except DeadlineExceeded as error:
+            raise LostMachine(
+                f"the agent is gone before the jump: {error}",
+                how="no-answer",
+                hint="the guests were not frozen; its sessions are closed with it",
+            ) from error
+        self._mark = self._agent.mark()
+
+    def see_jump(self) -> None:
+        self._leaving = Deadline.after(
+            self.bed.plan.timeouts.jump_s, "the outgoing kernel to freeze and jump"
+        )
+        for guest in self.bed.guests:
+            self._wait("paused", self._leaving, guest)
+            self._digests.begin(guest.spec.name, "freeze")
+        self._wait("jumping", self._leaving)
+
+    def incoming(self) -> Mapping[str, object]:
+        # The freeze pass reads what nobody writes any more; it must be over before a fault may.
+        self._digests.wait()
+        self.strike(Moment.BLACKOUT)
+        self.moments["first-line", ""] = self._wait_boot().at_ns
+        self.strike(Moment.INCOMING)
+        for guest in self.bed.guests:
+            self._digests.begin(guest.spec.name, "boot")
+        self._follow()
+        return NOTHING
+
+    def _follow(self) -> None:
+        bed, timeouts = self.bed, self.bed.plan.timeouts
+        hello = self._wait(
+            "hello", Deadline.after(timeouts.incoming_s, "the incoming kernel's agent")
+        )
+        pid = hello.data.get("pid")
+        bed.agent_pid = pid if isinstance(pid, int) else 0
+        # What the outgoing kernel's tmpfs held is gone with it, the nonce included.
+        bed.call("set_nonce", {"nonce": bed.nonce})
+        if hello.data.get("recovered") is not True:
+            self.steps.note("nothing-recovered", hop=self.n)
+            if not self.put_sessions(hello.data.get("sessions", [])):
+                nothing = SessionFacts(
+                    name=AGENT_SESSION, error="nothing was left", tokens=0, retrieve_ns=0
+                )
+                bed.record.add(slots.SESSIONS, (nothing,), self.n)
+            return
+        deadline = Deadline.after(timeouts.restore_s, "the incoming agent to restore the guests")
+        restored = self._wait("restored", deadline)
+        self.put_sessions(restored.data.get("sessions", []))
+        self.put_failures(self._agent.events(self._mark))
+
+    # --- after
+
+    def observe_after(self) -> Mapping[str, object]:
+        self.strike(Moment.RESUMED)
+        window = Deadline.after(self.bed.plan.observe.after_s, "the observation window")
+        self._devices.resumed()
+        for guest in self.payload_guests():
+            resumed = self._resumed().get(guest.spec.name)
+            if resumed is None:
+                continue
+            with contextlib.suppress(DeadlineExceeded):
+                # A guest that never ticks again is found by the judge in the trace.
+                self.moments["ticked", guest.spec.name] = wait_until(
+                    _first_tick(self._guest_observers, guest, resumed), window
+                )
+        read_over_ssh(self.bed, self.n)
+        if not window.expired:
+            time.sleep(window.remaining_s)
+        return NOTHING
+
+    def collect(self) -> Mapping[str, object]:
+        machine = self.bed.machine
+        if machine is not None and (lost := machine.qmp.lost) is not None:
+            # Whether the machine was reset is only known through the monitor.
+            self.incident("lost-qmp", lost)
+        self._iommu_observer.end()
+        self.see_kernel()
+        record_costs(self.bed, self.n, "after", self.steps)
+        self._devices.end()
+        self.see_guests(self._resumed())
+        self._put_journals(slots.JOURNAL_AFTER)
+        return NOTHING
+
+    # --- small things
+
+    def _resumed(self) -> Mapping[str, int]:
+        """When each guest went on, of those that did."""
+        moments = find_moments(self._agent.events(self._mark))
+        return {guest: at_ns for (name, guest), at_ns in moments.items() if name == "resumed"}
+
+    def _wait_boot(self) -> ConsoleLine:
+        """Wait for the incoming kernel, or for word that the outgoing one refused to leave.
+
+        :raises FreezeRefused: reboot(2) came back.
+        """
+        deadline = self._leaving
+        while True:
+            slot = Deadline.after(min(_SLOT_S, deadline.remaining_s), deadline.what)
+            try:
+                return self.bed.host.console.wait_boot(self._boots, slot)
+            except DeadlineExceeded as error:
+                for event in self._agent.events(self._mark):
+                    _raise_refusal(event)
+                if deadline.expired:
+                    raise deadline.exceeded(error.last) from error
+
+    def _wait(self, name: str, deadline: Deadline, guest: GuestHandle | None = None) -> AgentEvent:
+        """Wait for an event of this hop; a freeze that failed comes instead as FreezeRefused."""
+        wanted = guest.spec.name if guest is not None else None
+
+        def look(event: AgentEvent) -> bool:
+            if event.name == "freeze-failed":
+                return True
+            return event.name == name and wanted in (None, event.guest)
+
+        event = self._agent.wait_for(look, deadline, what=f"'{name}'", since=self._mark)
+        _raise_refusal(event)
+        return event
+
+    def _put_journals(self, slot: slots.Document[JournalFacts]) -> None:
+        for guest in self.payload_guests():
+            journal = self._scan(guest)
+            if journal is not None:
+                self.bed.record.put(slot, journal, self.n, guest.spec.name)
+
+    def _scan(self, guest: GuestHandle) -> JournalFacts | None:
+        assert guest.ready is not None
+        if self.bed.machine is None:
+            return None
+        try:
+            return scan_disk(disk_of(self.bed.machine, guest), boot=guest.ready.boot)
+        except (OSError, JournalError) as error:
+            self.steps.note("journal-unreadable", guest=guest.spec.name, error=str(error))
+            return None
+
+
+def _raise_refusal(event: AgentEvent) -> None:
+    if event.name == "freeze-failed":
+        raise FreezeRefused(str(event.data.get("message", "the freeze failed")))
+
+
+def _first_tick(
+    watchers: GuestObservers, guest: GuestHandle, after_ns: int
+) -> Callable[[], int | None]:
+    return lambda: watchers.latest_tick_ns(guest.spec.name, after_ns)
