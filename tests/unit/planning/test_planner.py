@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -587,3 +588,8 @@ def test_a_target_has_a_capability_or_says_why_not() -> None:
 
 def test_the_default_mechanism_is_the_first_that_is_listed() -> None:
     assert next(iter(MECHANISMS)) == Scenario().mechanism
+
+
+def test_every_fault_takes_a_scenario_that_is_shipped() -> None:
+    shipped = {path.stem for path in (Path(__file__).parents[3] / "scenarios").glob("*.toml")}
+    assert {fault.scenario for fault in FAULTS.values()} <= shipped
