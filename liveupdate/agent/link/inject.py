@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The call ``inject``: faults on request, for tests of the checks. Loaded with the first one."""
+"""What the agent does for a fault of ``liveupdate/faults``. Loaded when one is asked for."""
 
 from __future__ import annotations
 
@@ -9,92 +9,132 @@ from .args import CallError, guest_of, integer, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..device.devices import Device
     from .args import After, Args
     from .main import Agent
 
 #: before this host hangs or the agent ends, for the reply and events to leave
 DRAIN_S = 1.0
-_AT_FREEZE = ("close-session", "kill-vmm-at-freeze", "refuse-state", "spin-at-jump")
-_OF_DEVICES = ("map-unpreserved", "release-page", "reset-device")
 
 
 def inject(agent: Agent, args: Args) -> After:
-    """Apply a fault, or note it for the time at which it strikes.
+    """Take up the fault that ``args`` name; return what is to be done after the reply.
 
-    :param args: ``fault``, its name, and what else it needs, beside it or below ``args``.
-    :return: what has to be done after the reply, as the fault ends what could send it.
-    :raises CallError: there is no such fault, or not what it needs.
+    The details of a fault stand in "args", or beside its name.
+
+    :raises CallError: there is no such fault, guest or device.
     """
-    fault = args.get("fault")
-    details = args.get("args", {})
-    if not isinstance(details, dict):
+    name = args.get("fault")
+    more = args.get("args", {})
+    if not isinstance(more, dict):
         raise CallError("args", "'args' must be an object")
-    details = {**{k: v for k, v in args.items() if k not in ("fault", "args")}, **details}
-    record: Args = {"fault": fault, **details}
-    if fault in _AT_FREEZE:
-        if "guest" in details:
-            guest_of(agent.guests, details)
-        agent.handover.faults.append(record)
-        return None
-    if fault == "move-page" or (fault == "kill-vmm" and details.get("when") == "resumed"):
-        guest = guest_of(agent.guests, details)
-        if fault == "move-page" and not 0 <= integer(details, "page") < guest.spec.pages:
-            raise CallError("args", f"'page' must be below {guest.spec.pages}")
-        guest.faults.append(record)
-        return None
-    if fault in _OF_DEVICES:
-        _strike_device(_device(agent, text(details, "device")), str(fault))
-        return None
-    if fault == "wrong-pointer":
-        agent.handover.open().mislead()
-        return None
-    return _after_reply(agent, fault, details)
+    details = {key: value for key, value in args.items() if key != "args"} | more
+    take_up = _FAULTS.get(str(name))
+    if take_up is None:
+        raise CallError("args", f"no fault {name!r}")
+    return take_up(agent, details)
 
 
-def _after_reply(agent: Agent, fault: object, details: Args) -> After:
-    if fault == "kill-vmm":
-        return guest_of(agent.guests, details).vmm.kill
-    if fault == "reset-guest":
-        return guest_of(agent.guests, details).vmm.reset
-    if fault == "fill-region":
-        return lambda: _fill_region(agent)
-    if fault == "spin":
-        return lambda: _spin(agent)
-    if fault == "exit":
-        return lambda: _exit(agent)
-    raise CallError("args", f"no fault {fault!r}")
+def _at_freeze(agent: Agent, details: Args) -> After:
+    """Have the freeze or the jump go wrong."""
+    if "guest" in details:
+        guest_of(agent.guests, details)
+    agent.handover.faults.append(details)
+    return None
 
 
-def _device(agent: Agent, name: str) -> Device:
+def _move_page(agent: Agent, details: Args) -> After:
+    """Have the incoming side move a page of a guest."""
+    guest = guest_of(agent.guests, details)
+    if not 0 <= integer(details, "page") < guest.spec.pages:
+        raise CallError("args", f"'page' must be below {guest.spec.pages}")
+    guest.faults.append(details)
+    return None
+
+
+def _kill_vmm(agent: Agent, details: Args) -> After:
+    """Kill a VMM: now, or when the guest is resumed on the incoming side."""
+    guest = guest_of(agent.guests, details)
+    if details.get("when") == "resumed":
+        guest.faults.append(details)
+        return None
+    return guest.vmm.kill
+
+
+def _reset_guest(agent: Agent, details: Args) -> After:
+    return guest_of(agent.guests, details).vmm.reset
+
+
+def _device(agent: Agent, details: Args) -> Device:
+    name = text(details, "device")
     device = agent.handover.devices.get(name)
     if device is None:
         raise CallError("no-device", f"no device '{name}'")
     return device
 
 
-def _strike_device(device: Device, fault: str) -> None:
-    if fault == "map-unpreserved":
-        device.map_unpreserved()
-    elif fault == "release-page":
-        device.release_page()
-    else:
-        device.spec.fault = fault
+def _map_unpreserved(agent: Agent, details: Args) -> After:
+    _device(agent, details).map_unpreserved()
+    return None
 
 
-def _fill_region(agent: Agent) -> None:
+def _release_page(agent: Agent, details: Args) -> After:
+    _device(agent, details).release_page()
+    return None
+
+
+def _reset_device(agent: Agent, details: Args) -> After:
+    _device(agent, details).spec.fault = "reset-device"
+    return None
+
+
+def _fill_region(agent: Agent, _details: Args) -> After:
     from ..mechanisms.fault_tools import fill
 
-    fill(agent.handover.open())
+    def fill_it() -> None:
+        fill(agent.handover.open())
+
+    return fill_it
 
 
-def _spin(agent: Agent) -> None:
+def _wrong_pointer(agent: Agent, _details: Args) -> After:
+    agent.handover.open().mislead()
+    return None
+
+
+def _spin(agent: Agent, _details: Args) -> After:
     from ..base.fault_tools import spin
 
-    agent.port.drain(DRAIN_S)
-    spin()
+    def drain_and_spin() -> None:
+        agent.port.drain(DRAIN_S)
+        spin()
+
+    return drain_and_spin
 
 
-def _exit(agent: Agent) -> None:
-    agent.port.drain(DRAIN_S)
-    os._exit(1)
+def _exit(agent: Agent, _details: Args) -> After:
+    def drain_and_exit() -> None:
+        agent.port.drain(DRAIN_S)
+        os._exit(1)
+
+    return drain_and_exit
+
+
+_FAULTS: dict[str, Callable[[Agent, Args], After]] = {
+    "close-session": _at_freeze,
+    "kill-vmm-at-freeze": _at_freeze,
+    "refuse-state": _at_freeze,
+    "spin-at-jump": _at_freeze,
+    "move-page": _move_page,
+    "kill-vmm": _kill_vmm,
+    "reset-guest": _reset_guest,
+    "map-unpreserved": _map_unpreserved,
+    "release-page": _release_page,
+    "reset-device": _reset_device,
+    "fill-region": _fill_region,
+    "wrong-pointer": _wrong_pointer,
+    "spin": _spin,
+    "exit": _exit,
+}
