@@ -7,8 +7,9 @@ Host-side times are CLOCK_MONOTONIC of the control host in nanoseconds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
-from msgspec import field
+from msgspec import Meta, field
 
 from liveupdate.model.base import Row, Value
 from liveupdate.model.costs import HopCosts, KeptTables
@@ -19,8 +20,8 @@ class Artifact(Value, frozen=True, kw_only=True):
     """A raw file of the run directory that parsed evidence was made from."""
 
     path: str
-    sha256: str
-    size_bytes: int
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    size_bytes: Annotated[int, Meta(ge=0)]
 
 
 #: stands for the file of bytes that were not stored yet

@@ -25,7 +25,7 @@ from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import Outcome, Verdict
 from liveupdate.report.common import clean
 from liveupdate.report.html import render_html
-from liveupdate.report.json_result import make_result, render_json
+from liveupdate.report.json_result import make_result, render_json, result_schema
 from liveupdate.report.junit import render_junit
 from liveupdate.report.ktap import render_ktap
 from liveupdate.report.text import render_text
@@ -73,8 +73,18 @@ def validate(document: object) -> None:
 
 def test_schema_is_a_schema_and_knows_every_check() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    ids = SCHEMA["properties"]["checks"]["items"]["properties"]["id"]["enum"]
+    ids = SCHEMA["$defs"]["Check"]["properties"]["id"]["enum"]
     assert tuple(ids) == CHECK_IDS
+
+
+def test_published_schema_is_the_one_made_from_the_types() -> None:
+    assert result_schema() == SCHEMA, "run: liveupdate schema result > PUBLISHED"
+
+
+def test_later_versions_may_add_fields_anywhere() -> None:
+    document = json.loads(render_json(PLAN, GOOD, judge(PLAN, GOOD)))
+    document["new"] = document["provenance"]["new"] = document["checks"][0]["new"] = 1
+    assert jsonschema.Draft202012Validator(SCHEMA).is_valid(document)
 
 
 def test_result_fits_the_schema(case: tuple[Plan, Evidence, Verdict]) -> None:
