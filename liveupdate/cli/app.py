@@ -40,6 +40,7 @@ VERBS = {
     "report": ("liveupdate.cli.judge:report", "Report on a run directory in another format."),
     "images": ("liveupdate.cli.images:images", "Build, list and trim kernels and root disks."),
     "faults": ("liveupdate.cli.faults:faults", "List the faults a run can inject."),
+    "schema": ("liveupdate.cli.schema:schema", "Print a JSON Schema, such as an editor needs."),
     "ps": (
         "liveupdate.cli.machines:ps",
         "List the machines that liveupdate started and that still run.",

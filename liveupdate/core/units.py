@@ -20,8 +20,9 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
-_SIZE = re.compile(r"(\d+)([KMGT]?)(i?B)?", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+#: how a size and a duration are written
+SIZE = re.compile(r"(\d+)([KMGTkmgt]?)([iI]?[bB])?")
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SIZE_FACTOR = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
 _DURATION_FACTOR = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -31,7 +32,7 @@ def parse_size(text: str) -> int:
 
     :raises ValueError: with what was expected.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = SIZE.fullmatch(text.strip())
     if not match:
         raise ValueError(f"'{text}' is not a size; write 256M, 2G or a number of bytes")
     return int(match[1]) * _SIZE_FACTOR[match[2].upper()]
@@ -42,7 +43,7 @@ def parse_duration(text: str) -> float:
 
     :raises ValueError: with what was expected.
     """
-    match = _DURATION.fullmatch(text.strip())
+    match = DURATION.fullmatch(text.strip())
     if not match:
         raise ValueError(f"'{text}' is not a duration; write 500ms, 30s, 5m or 1h")
     return float(match[1]) * _DURATION_FACTOR[match[2]]
