@@ -460,3 +460,63 @@ for scenario in (Scenario(), Scenario(target="ssh:box"), Scenario(guests=(image,
         "target 'ssh': there is no monitor",
         "no payload",
     ]
+
+
+SLOT = 'LOAD = Document(f"{_HOP}/load.json", float, checks=("budget.load",))\n'
+OBSERVER = '''
+
+def record_load(bed: Testbed, hop: int) -> None:
+    """Store the load of the host."""
+    bed.record.put(slots.LOAD, float(str(bed.call("load").get("load"))), hop)
+'''
+LOAD_CHECK = '''
+from liveupdate.model import slots as all_slots
+
+
+def judge_load(context: Context) -> list[Finding]:
+    """The host was not busier than 2."""
+    findings = []
+    for hop in context.evidence.hops:
+        load = all_slots.LOAD.read_from(hop)
+        if load is None:
+            findings.append(context.missing("the load", hop.number))
+        else:
+            findings.append((passed if load < 2 else failed)(f"load {load:g}"))
+    return findings
+
+
+CHECKS += (CheckRow(id="budget.load", judge=judge_load),)
+'''
+
+
+def test_a_check_of_new_evidence_is_a_slot_an_observer_and_a_judge(copy: Copy) -> None:
+    copy.replace("model/slots.py", "KERNEL_BEFORE = ", f"{SLOT}KERNEL_BEFORE = ")
+    copy.write("run/observers/host_queries.py", OBSERVER)
+    copy.write("judging/checks/budget.py", LOAD_CHECK)
+    assert len(copy.touched) == 3
+    said = copy.script(
+        f"""
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from liveupdate.evidence import RunDir
+from liveupdate.judging.judge import judge
+from liveupdate.model import slots
+from liveupdate.run.observers.host_queries import record_load
+
+sys.path.insert(1, {str(PACKAGE.parent)!r})
+from tests.support import evidence_builder as make
+
+for name, load in (("a", "0.5"), ("b", "7"), ("c", None)):
+    Path(name).mkdir()
+    record = RunDir.create(Path(name), plan=make.make_plan(), scenario="")
+    record.put(slots.KERNEL_BEFORE, make.make_hop(1).before, 1)
+    if load is not None:
+        record_load(SimpleNamespace(record=record, call=lambda what: {{"load": load}}), 1)
+    record.close()
+    opened = RunDir.open(record.path)
+    check = judge(make.make_plan(), opened.load_evidence()).checks[-1]
+    print(check.id, check.status.name)
+"""
+    )
+    assert said.splitlines() == ["budget.load PASS", "budget.load FAIL", "budget.load ERROR"]
