@@ -199,8 +199,17 @@ SOFT = {
 }
 
 
-@pytest.mark.parametrize("kind", ERRORS)
-@pytest.mark.parametrize("at", range(len(CALLS)), ids=[f"{c}-{step}" for c, step in CALLS])
+#: the first call of each step with every kind, and every call with one
+FIRST = {at for at in range(len(CALLS)) if at == 0 or CALLS[at][1] != CALLS[at - 1][1]}
+FAILURES = [
+    pytest.param(at, kind, id=f"{CALLS[at][0]}-{CALLS[at][1]}-{kind}")
+    for at in range(len(CALLS))
+    for number, kind in enumerate(ERRORS)
+    if at in FIRST or at % len(ERRORS) == number
+]
+
+
+@pytest.mark.parametrize(("at", "kind"), FAILURES)
 def test_an_error_at_any_call_is_an_incident_of_its_hop_and_the_evidence_is_stored(
     made: FakeRun, monkeypatch: pytest.MonkeyPatch, at: int, kind: str
 ) -> None:

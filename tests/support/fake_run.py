@@ -85,7 +85,7 @@ def quick_plan(
         hops=hops,
         observe=observe,
         guests=tuple(
-            GuestSpec(name=name, memory_bytes=2 << 20, pattern_bytes=1 << 20) for name in names
+            GuestSpec(name=name, memory_bytes=2 << 20, pattern_bytes=64 << 10) for name in names
         ),
         budget=Budget(clock_ppm=_CLOCK_PPM),
     )

@@ -63,7 +63,7 @@ class Script:
     silent: frozenset[str] = frozenset()
     is_ssh_up: bool = True
     #: from the last word of a kernel to the first of the next, and from there to its agent's
-    kernel_s: float = 0.02
+    kernel_s: float = 0.01
 
 
 class FakeMachine:
