@@ -38,16 +38,16 @@ class StoreError(LiveUpdateError):
         reason = error.strerror or str(error)
         super().__init__(
             f"cannot write '{path}': {reason}",
-            hint="choose another directory with --results, or make room",
+            hint="choose another directory with --results, or free some space",
         )
         self.path = path
         self.errno = error.errno
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash.
+    """Write a file whole or not at all, also after a crash.
 
-    :raises StoreError: when it cannot be written; nothing is left behind.
+    :raises StoreError: it cannot be written; nothing is left behind.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -57,9 +57,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def append_line(path: Path, line: str, *, sync: bool = False) -> None:
-    """Append one line with one write; a line that did not fit is taken back.
+    """Append one line with one write; a line that does not fit is removed again.
 
-    :raises StoreError: when it cannot be written.
+    :raises StoreError: it cannot be written.
     """
     data = line.encode() + b"\n"
     try:
@@ -100,7 +100,7 @@ class RunFiles:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        #: what every write fails with from now on; the fault disk-full sets it
+        #: the error of every write from now on; the fault disk-full sets it
         self.broken: OSError | None = None
 
     @classmethod
@@ -143,7 +143,7 @@ class RunFiles:
         return cls(resolved)
 
     def _point_latest(self, link: Path) -> None:
-        """Best effort: a file or directory of that name that is the user's stays."""
+        """Set the link ``latest``; a file or directory of that name is the user's and stays."""
         temporary = link.with_name(f".{LATEST}.{secrets.token_hex(4)}")
         with contextlib.suppress(OSError):
             if link.exists() and not link.is_symlink():
@@ -169,18 +169,18 @@ class RunFiles:
         return artifact
 
     def write_report(self, relative: str, text: str) -> Path:
-        """Write something that can be made again from the evidence; not in the index.
+        """Write a file that can be made again from the evidence; it is not in the index.
 
-        :raises StoreError: when it cannot be written.
+        :raises StoreError: it cannot be written.
         """
         self._check(self.path / relative)
         write_atomic(self.path / relative, text.encode())
         return self.path / relative
 
     def append_rows(self, relative: str, rows: Sequence[object]) -> None:
-        """Append JSON lines to evidence, all of them or none; makes the file if need be.
+        """Append JSON lines to evidence, all of them or none; creates the file if necessary.
 
-        :raises StoreError: when they cannot be written.
+        :raises StoreError: they cannot be written.
         """
         path = self.path / relative
         with self._lock:
@@ -198,9 +198,9 @@ class RunFiles:
         )
 
     def discard(self, relative: str) -> None:
-        """Empty a file that was appended to, so that it can be written once more.
+        """Empty a file that was appended to, so that it can be written again.
 
-        :raises StoreError: when it cannot be.
+        :raises StoreError: it cannot be emptied.
         """
         with self._lock:
             self._check(self.path / relative)
@@ -208,9 +208,9 @@ class RunFiles:
             self._enter(relative, None)
 
     def seal(self, relative: str) -> Artifact:
-        """Enter the digest of a file that has been appended to and is complete now.
+        """Enter the digest of a file that was appended to and is now complete.
 
-        :raises StoreError: when it cannot be read or the index not be written.
+        :raises StoreError: the file cannot be read, or the index cannot be written.
         """
         path = self.path / relative
         with self._lock:
@@ -244,9 +244,9 @@ class RunFiles:
     # --- reading
 
     def index(self) -> Mapping[str, Artifact | None]:
-        """Read what was written, the last entry of a path winning; None: was still growing.
+        """Read the index; the last entry of a path wins; None: the file was still growing.
 
-        :raises EvidenceError: when there is no index or a line of it is garbled.
+        :raises EvidenceError: there is no index, or a line of it is garbled.
         """
         path = self.path / slots.INDEX
         entries: dict[str, Artifact | None] = {}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run directory read back into :class:`Evidence`. Missing and garbled files are facts.
+"""Reads a run directory back into :class:`Evidence`. Missing and garbled files are facts.
 
-What is read, and which field it fills, follows from the table of :mod:`liveupdate.model.slots`.
+The table of :mod:`liveupdate.model.slots` says what is read and which field it fills.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from liveupdate.model.evidence import (
 )
 from liveupdate.model.slots import Document, Slot
 
-#: what fills the fields of one guest, device or part of a hop: names to values
+#: values for the fields of one guest, device or part of a hop, by name
 _Fields = dict[str, Any]
 
 
 def load_evidence(files: RunFiles) -> Evidence:
-    """Read everything there is; never raises for what a file holds."""
+    """Read all evidence; never raises for the content of a file."""
     return _Reader(files).read()
 
 
@@ -77,7 +77,9 @@ class _Reader:
         return [*found, slots.PROVENANCE.place]
 
     def _read_slot(self, slot: Slot[Any], hop: int, of: str) -> None:
-        """Read one file into what it fills; also when it is unreadable, its guest is known."""
+        """Read one file into the field that it fills; its guest is known even when it is
+        unreadable.
+        """
         path = slot.path(hop, of)
         part, _, field = slot.field.rpartition(".")
         fields = self._found[hop, part, of if part else ""]
@@ -121,7 +123,7 @@ class _Reader:
     # --- files
 
     def _value(self, slot: Slot[Any], path: str, hop: int, of: str) -> Any:
-        """Read a file as its slot says; None: it has nothing that can be used."""
+        """Read a file as its slot says; None: it cannot be used."""
         if not isinstance(slot, Document):
             values = self._lines(path, slot.holds)
             whole = (self._with_raw(slot, value, hop, of) for value in values)
@@ -136,7 +138,7 @@ class _Reader:
             return None
 
     def _with_raw(self, slot: Slot[Any], value: Any, hop: int, of: str) -> Any:
-        """Put a value and the file of its bytes together; None: that file cannot be used."""
+        """Join a value with the file of its bytes; None: that file cannot be used."""
         if not slot.raw_field:
             return value
         path = slot.raw_path(hop, of, value)
@@ -150,7 +152,7 @@ class _Reader:
         return structs.replace(value, **{slot.raw_field: raw})
 
     def _bytes(self, path: str, *, is_judged: bool = False) -> bytes | None:
-        """Read a file; one that is not there and was never recorded is no fact."""
+        """Read a file; one that does not exist and was never recorded is no fact."""
         file = self._root / path
         if not file.exists():
             return None
@@ -173,7 +175,7 @@ class _Reader:
         return raw
 
     def _lines(self, path: str, wanted: type[Any]) -> list[Any]:
-        """Read up to the first line that is no good; what came before it is kept and shown."""
+        """Read up to the first invalid line; the lines before it are kept and shown."""
         raw = self._bytes(path)
         if not raw:
             return []
@@ -192,7 +194,7 @@ class _Reader:
 
 
 def _read_plain(file: Path) -> bytes:
-    """Read a regular file only: a run directory may have been handed to us by somebody."""
+    """Read a regular file only: the run directory may come from another user."""
     if not file.is_file():
         raise OSError(f"'{file}' is not a regular file")
     return file.read_bytes()

@@ -53,10 +53,10 @@ class RunDir:
         run_id: str | None = None,
         now: datetime | None = None,
     ) -> RunDir:
-        """Make ``results/<utc>-<id>/``, store what will be done, and point ``latest`` at it.
+        """Make ``results/<utc>-<id>/``, store the plan, and point ``latest`` at it.
 
         :param scenario: the scenario as TOML.
-        :raises StoreError: when it cannot be made; nothing else has been started then.
+        :raises StoreError: it cannot be made; nothing else has been started then.
         """
         files = RunFiles.create(results, run_id=run_id, now=now)
         files.write(slots.SCENARIO, scenario)
@@ -69,15 +69,15 @@ class RunDir:
     def open(cls, path: Path) -> RunDir:
         """Open a run directory to judge or report it; links such as ``latest`` are followed.
 
-        :raises EvidenceError: when it is none.
+        :raises EvidenceError: it is no run directory.
         """
         return cls(RunFiles.open(path))
 
     @classmethod
     def reopen(cls, path: Path) -> RunDir:
-        """Open a run directory to go on with a run that was broken off.
+        """Open a run directory to continue an interrupted run.
 
-        :raises EvidenceError: when it is none.
+        :raises EvidenceError: it is no run directory.
         """
         record = cls.open(path)
         record._growing += [name for name, whole in record._files.index().items() if whole is None]
@@ -85,6 +85,7 @@ class RunDir:
 
     @property
     def path(self) -> Path:
+        """The run directory."""
         return self._files.path
 
     @property
@@ -94,7 +95,7 @@ class RunDir:
 
     @property
     def failure(self) -> str | None:
-        """Why something could not be stored, the first reason; None: all of it was."""
+        """Why something could not be stored, the first reason; None: everything was stored."""
         with self._lock:
             return next(iter(self._failed.values()), None)
 
@@ -113,7 +114,7 @@ class RunDir:
         self._try(slots.EVENTS, lambda: self._files.log(slots.EVENTS, row))
 
     def journal(self, kind: str, **fields: object) -> None:
-        """Note a decision before it is acted upon; on disk when this returns, if it can be."""
+        """Store a decision before it is carried out; on disk when this returns, if possible."""
         row = {"utc": _utc_now(), "mono_ns": time.monotonic_ns(), "kind": kind, **fields}
         self._try(slots.JOURNAL, lambda: self._files.log(slots.JOURNAL, row, sync=True))
 
@@ -129,7 +130,7 @@ class RunDir:
         self._files.broken = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        """Enter the digests of everything that was growing; no evidence is put after this."""
+        """Enter the digests of all growing files; no evidence is stored after this."""
         with self._lock:
             growing, self._growing = self._growing, []
         for path in growing:
@@ -145,9 +146,10 @@ class RunDir:
         return self._files.load_plan()
 
     def load_evidence(self) -> Evidence:
-        """Read all evidence back from disk; what cannot be used is in ``unreadable``. Never raises.
+        """Read all evidence back from disk; files that cannot be used are in ``unreadable``. Never
+        raises.
 
-        What this very object could not store is named there too, and its incidents are kept.
+        It also names what this object could not store, and keeps its incidents.
         """
         evidence = load_evidence(self._files)
         with self._lock:
@@ -209,17 +211,19 @@ class RunDir:
         self.add(slots.INCIDENTS, [incident])
 
     def set_rolled_back(self) -> None:
-        """Note that the update was given up with the guests seen alive on the outgoing kernel."""
+        """Store that the update was rolled back and the guests were seen alive on the outgoing
+        kernel.
+        """
         self._rolled_back = True
         self.put(slots.ROLLED_BACK, True)
 
     def begin_anew(self, hop: int) -> None:
-        """Forget what grew of a hop, which is about to be put whole once more."""
+        """Discard the growing files of a hop, which is about to be stored whole again."""
         for path in self._files.growing(slots.hop_dir(hop)):
             self._try(path, partial(self._files.discard, path))
 
     def put_host_record(self, lines: Sequence[str]) -> None:
-        """Store what the host's agent recorded, as it came."""
+        """Store the record of the host's agent, unchanged."""
         text = "".join(f"{line}\n" for line in lines)
         self._try(slots.HOST_RECORD, lambda: self._files.write(slots.HOST_RECORD, text))
 

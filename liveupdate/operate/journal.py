@@ -8,9 +8,10 @@ One JSON object per line, each on disk before what it says is done (:mod:`liveup
     {"v": 1, "n": 2, "utc": T, "kind": "done", "step": "lock", "facts": {...}}
 
 Kinds: begin; intent, done and failed (with ``error``) of a step; turn (``path`` back or lost, with
-``why``): from here on the update is being given up; clock (how the host's clock relates to ours);
-note; end (``outcome``, ``exit_code``). A line that the last writer did not finish is as if it had
-never been begun; anything else that does not fit is an error, because another program wrote it.
+``why``): from here on the update is being given up; clock (how the host's clock relates to this
+machine's); note; end (``outcome``, ``exit_code``). A line that the last writer did not finish is as
+if it had never been begun; anything else that does not fit is an error, because another program
+wrote it.
 """
 
 from __future__ import annotations

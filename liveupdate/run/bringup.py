@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a plan to a testbed whose guests tick: cold by booting, warm by loading a saved host.
 
-A warm state is keyed by everything that went into it, so that it can only be loaded into the run
-it was saved for; one that does not load is thrown away and the run goes on cold, and says so.
+The key of a warm state is a digest of everything it was made from, so that only a matching run
+loads it. A state that does not load is removed; the run then starts cold and says so.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ TakeHost = Callable[[Plan, RunDir], Host]
 def bring_up(
     plan: Plan, record: RunDir, steps: Steps, take: TakeHost | None = None
 ) -> Iterator[Testbed]:
-    """Yield a host under update with all guests ready; it is gone when the block is left.
+    """Yield a host under update with all guests ready; the host ends with the block.
 
     :param take: makes the host instead of :func:`take_host`; it is booted cold then.
     :raises LiveUpdateError: it did not come up; the run directory has its console.
@@ -93,7 +93,9 @@ def _start_devices(bed: Testbed, steps: Steps) -> None:
 
 
 def _start(plan: Plan, record: RunDir, steps: Steps, stack: ExitStack, kit: Path) -> Testbed:
-    """Start warm when it may and can be, else cold; a cold host that may be is saved."""
+    """Start warm if it is allowed and possible, else cold; a cold host is saved if that is
+    allowed.
+    """
     take = partial(take_host, kit=kit)
     if plan.cold:
         return _start_cold(plan, record, steps, stack, take)
@@ -116,7 +118,9 @@ def _start(plan: Plan, record: RunDir, steps: Steps, stack: ExitStack, kit: Path
 
 
 def warm_key(plan: Plan, kit: Path) -> str:
-    """Digest all that a saved host was made from; what only the update itself uses is left out."""
+    """Digest everything that a saved host was made from, without what only the update itself
+    uses.
+    """
     images = plan.images
     return make_key(
         {
@@ -149,7 +153,7 @@ def _stat(path: str) -> list[object]:
 def make_host(plan: Plan, run_id: str, run_dir: Path, kit: Path) -> QemuHost:
     """Make the machine of a plan's target, not started.
 
-    :raises PlanError: the target is a machine that is there already.
+    :raises PlanError: the target is a machine that already runs.
     """
     host = _take(plan, run_id, run_dir, kit) if plan.target_has(Capability.MADE) else None
     if host is None or host.outside is None:
@@ -160,7 +164,7 @@ def make_host(plan: Plan, run_id: str, run_dir: Path, kit: Path) -> QemuHost:
 
 
 def take_host(plan: Plan, record: RunDir, kit: Path) -> Host:
-    """Make a machine of ours, or take one of a lab; not entered."""
+    """Make a machine for this run, or take one of a lab; not entered."""
     return _take(plan, record.run_id, record.path, kit)
 
 
@@ -207,9 +211,9 @@ def _start_warm(
     store: WarmStore,
     state: WarmState,
 ) -> Testbed:
-    """Load a saved host, set the clocks right and let the guests go on.
+    """Load a saved host, set the clocks and let the guests run.
 
-    :raises WarmStateError: it does not load; it has been thrown away, and nothing runs.
+    :raises WarmStateError: it does not load; it was removed, and nothing runs.
     """
     host = make_host(plan, record.run_id, record.path, kit)
     try:
@@ -244,7 +248,7 @@ def _start_warm(
 
 
 def _save(bed: Testbed, store: WarmStore, key: str, steps: Steps) -> None:
-    """Save the host while its guests' VMMs stand still; not being able to is not fatal."""
+    """Save the host while its guests' VMMs stand still; a failure is not fatal."""
     bed.call("stop_guests")
     try:
         facts = {"agent_pid": bed.agent_pid, "guest_qemu": bed.guest_qemu_version}
@@ -308,7 +312,7 @@ def _start_cold(
 
 
 def _try_hugetlb(bed: Testbed, steps: Steps) -> None:
-    """Time what the guests' RAM is to be compared with; a host that has none is told as such."""
+    """Time the allocation that the guests' RAM is compared with; note a host that has none."""
     size = sum(guest.memory_bytes for guest in bed.plan.guests)
     try:
         bed.call("hugetlb", {"bytes": size}, timeout_s=_FRAGMENT_S)
@@ -329,7 +333,7 @@ def _start_args(plan: Plan, guest: GuestHandle, found: Mapping[str, str]) -> dic
         "seed": str((plan.seed + guest.index * STEP) % (1 << 64)),
         "append": "",
         "disk": plan.guest_disks[guest.index] if plan.guest_disks else spec.name,
-        # what nobody sees from outside is told from inside
+        # digests come from inside where memory cannot be read from outside
         "digest": not plan.target_has(Capability.PHYSICAL_MEMORY) and plan.observe.memory,
         "image": "disk" if spec.image else "",
         "qga": Watch.PINGS in spec.kind.watches,
@@ -354,7 +358,7 @@ def _guest_cpu(plan: Plan) -> int:
 
 
 def pattern_bytes(spec: GuestSpec) -> int:
-    """How much of its RAM the payload fills: as wished, or an eighth, at most 8 MiB.
+    """Return how much of its RAM the payload fills: as requested, or an eighth, at most 8 MiB.
 
     Digests cover all of it from outside; reading a pattern back from inside costs a nested page
     fault for each page that the guest has not touched since it was resumed.
@@ -365,15 +369,15 @@ def pattern_bytes(spec: GuestSpec) -> int:
 
 
 def set_clock_and_nonce(bed: Testbed) -> None:
-    """Set the host's wall clock, and leave the nonce that SSH has to find."""
+    """Set the host's wall clock, and write the nonce that SSH reads back."""
     bed.call("set_time", {"realtime_ns": time.time_ns()})
     bed.call("set_nonce", {"nonce": bed.nonce})
 
 
 def wait_guests(bed: Testbed, *, timeout_s: float, since: int = 0) -> None:
-    """Wait until every payload says that it is ready, and learn where its pages lie.
+    """Wait until every payload reports that it is ready, and learn where its pages are.
 
-    :raises DeadlineExceeded: names the guest that is not.
+    :raises DeadlineExceeded: names the guest that is not ready.
     """
     deadline = Deadline.after(timeout_s, "the guests to be ready")
     for guest in bed.guests:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The passed-through devices of a testbed: started, fed with frames, followed through a hop.
 
-Facts only. The driver is the agent's; here is what surrounds it.
+Facts only. The driver is the agent's; this module does the rest.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _BLOCKS, _BLOCK_BYTES = 4096, 512
 
 
 def start_devices(bed: Testbed, steps: Steps) -> None:
-    """Have the agent take all devices of the plan.
+    """Let the agent take all devices of the plan.
 
-    :raises RemoteError: one cannot be had; the reason names it.
+    :raises RemoteError: one cannot be taken; the reason names it.
     """
     specs = [spec for spec in bed.plan.devices if spec.guest is None]
     if not specs:
@@ -110,7 +110,7 @@ def _fill_namespace(bed: Testbed, spec: DeviceSpec) -> None:
 
 
 def stop_devices(bed: Testbed, steps: Steps) -> None:
-    """Have the agent give all devices back; says which it could not. Never raises."""
+    """Let the agent give all devices back; note which it could not. Never raises."""
     if not bed.plan.devices:
         return
     try:
@@ -165,7 +165,7 @@ class DeviceHop:
         self._after: Mapping[str, DeviceStatus] = {}
 
     def begin(self) -> None:
-        """Note where the accounts stand, and let frames flow."""
+        """Store the state of the accounts, and start the frames."""
         if not self._bed.plan.devices:
             return
         self._before = read_status(self._bed)
@@ -175,12 +175,12 @@ class DeviceHop:
             use.begin()
 
     def resumed(self) -> None:
-        """See what guests do with their own devices, now that they run again."""
+        """Watch how guests use their own devices, now that they run again."""
         for use in self._uses.values():
             use.resumed()
 
     def end(self) -> None:
-        """Stop the flow, wait for what is on its way, and read the accounts."""
+        """Stop the frames, wait for those in flight, and read the accounts."""
         if not self._bed.plan.devices:
             return
         for use in self._uses.values():
@@ -202,7 +202,7 @@ class DeviceHop:
             wait_until(drained, deadline, interval_s=_PAUSE_S)
 
     def store(self) -> None:
-        """Store what there is; frames go on to nobody when the hop ended early."""
+        """Store what there is, and stop the frames when the hop ended early."""
         for use in self._uses.values():
             use.close()
         for name, sender in self._senders.items():

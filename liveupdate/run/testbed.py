@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host under update that runs, with its guests, as the runner sees it.
+"""A running host under update with its guests, as the runner sees it.
 
 Bring-up (:mod:`liveupdate.run.bringup`) makes one, a hop (:mod:`liveupdate.run.hop`) uses it, a
-fault (:mod:`liveupdate.faults`) strikes it. Guests are addressed through their page frame
-numbers, which are asked for anew whenever they may have moved.
+fault (:mod:`liveupdate.faults`) strikes it. Guests are addressed through their page frame numbers,
+which are read again whenever they may have moved.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def guest_mac(index: int) -> str:
 
 @dataclass(slots=True)
 class GuestHandle:
-    """One running guest: what its payload said of itself, and where its RAM lies."""
+    """One running guest: what its payload reported, and where its RAM is."""
 
     spec: GuestSpec
     index: int
@@ -62,6 +62,7 @@ class GuestHandle:
 
     @property
     def mac(self) -> str:
+        """MAC address of the guest's network card."""
         return guest_mac(self.index)
 
     def tick_address(self) -> PhysAddr:
@@ -91,9 +92,10 @@ class GuestHandle:
 
 
 def decode_pfns(answer: Mapping[str, object]) -> bytes:
-    """Unpack the agent's answer to ``pfns``: u64 LE per page; bounded, as a host is not trusted.
+    """Unpack the agent's answer to ``pfns``: u64 LE per page; bounded, because a host is not
+    trusted.
 
-    :raises EvidenceError: it is not what the protocol says.
+    :raises EvidenceError: it does not follow the protocol.
     """
     text, pages = answer.get("pfns"), answer.get("pages")
     if not isinstance(text, str) or not isinstance(pages, int):
@@ -139,7 +141,7 @@ class Testbed:
 
     @property
     def machine(self) -> QemuHost | None:
-        """The host as a machine that is seen from outside, or None: it is not."""
+        """The host as a machine that can be observed from outside, or None: it cannot."""
         return self.host.outside
 
     @property
@@ -149,7 +151,7 @@ class Testbed:
         :raises StateError: it is another all the same.
         """
         if self.machine is None:
-            raise StateError("the host", state="not ours", required="a machine of ours")
+            raise StateError("the host", state="a lab machine", required="a machine of this run")
         return self.machine
 
     @property
@@ -159,18 +161,19 @@ class Testbed:
 
     @property
     def first_guest(self) -> GuestHandle:
+        """The first guest of the plan, which faults strike."""
         return self.guests[0]
 
     def call(
         self, name: str, args: Mapping[str, object] | None = None, *, timeout_s: float = CALL_S
     ) -> Mapping[str, object]:
-        """Ask the agent; errors as :meth:`AgentLink.call`."""
+        """Call the agent; errors as :meth:`AgentLink.call`."""
         return self.host.agent.call(
             name, args, Deadline.after(timeout_s, f"the agent's answer to '{name}'")
         )
 
     def read_pfns(self, guest: GuestHandle) -> bytes:
-        """Ask the running kernel where the guest's RAM lies (inside view)."""
+        """Ask the running kernel where the guest's RAM is (inside view)."""
         return decode_pfns(self.call("pfns", {"guest": guest.spec.name}, timeout_s=60.0))
 
     def device_frames(self, name: str) -> tuple[int, bytes]:
@@ -202,13 +205,14 @@ class Testbed:
         self.own_machine.qmp.execute("set_link", link, Deadline.after(CALL_S, "set_link"))
 
     def refresh_pfns(self) -> None:
+        """Read the page frames of all guests again, after they may have moved."""
         for guest in self.guests:
             guest.pfns = self.read_pfns(guest)
 
     def read_tick_page(self, guest: GuestHandle) -> bytes:
-        """Read the guest's tick page, from outside when that can be.
+        """Read the guest's tick page, from outside if possible.
 
-        :raises ValueError: it is not known where it lies.
+        :raises ValueError: it is not known where it is.
         :raises tickpage.TickPageError: the host could not be asked.
         """
         if self.machine is not None:
@@ -230,13 +234,14 @@ class Testbed:
             ) from error
 
     def ssh(self, deadline: Deadline) -> Ssh:
-        """Return a connection that lives, made anew when a kexec has cut the last one."""
+        """Return a connection that works; a new one when a kexec has cut the last one."""
         if self._ssh is None or not self._ssh.is_alive:
             self.close_ssh()
             self._ssh = self.host.ssh(deadline)
         return self._ssh
 
     def close_ssh(self) -> None:
+        """Close the SSH connection, if there is one."""
         if self._ssh is not None:
             self._ssh.close()
             self._ssh = None
@@ -297,5 +302,5 @@ def parse_guest_line(event: AgentEvent) -> payload.PayloadEvent | None:
 
 
 def disk_of(host: QemuHost, guest: GuestHandle) -> Path:
-    """The guest's journal disk as a file of the control host."""
+    """Return the guest's journal disk as a file of the control host."""
     return host.disks[guest.spec.name]

@@ -43,16 +43,19 @@ Moments = Mapping[tuple[str, str], int]
 
 
 class Seen(Protocol):
-    """Of an event of the agent, what is used here."""
+    """The fields of an agent's event that are used here."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the event."""
 
     @property
-    def guest(self) -> str: ...
+    def guest(self) -> str:
+        """The guest it is about, or ""."""
 
     @property
-    def at_ns(self) -> int: ...
+    def at_ns(self) -> int:
+        """When it arrived: CLOCK_MONOTONIC of the control host in ns."""
 
 
 def find_moments(events: Iterable[Seen]) -> dict[tuple[str, str], int]:

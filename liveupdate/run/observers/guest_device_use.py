@@ -52,10 +52,13 @@ class GuestUseWatch:
 
     @property
     def name(self) -> str:
+        """Name of the device."""
         return self._spec.name
 
     def begin(self) -> None:
-        """See it used. The wire is silent again then, a journal is watched all the time."""
+        """Wait until the device is used. After that a card's link is silent; a journal is
+        watched all the time.
+        """
         self._watch()
         self._await(lambda: len(self._times))
         if self._is_card:
@@ -64,18 +67,18 @@ class GuestUseWatch:
             self._before = self._scan()
 
     def resumed(self) -> None:
-        """Look again, as the guest is awake."""
+        """Watch again, now that the guest is awake."""
         self._watch()
 
     def end(self) -> None:
-        """Wait until it was used again, for as long as that may take."""
+        """Wait until it was used again, within the time allowed."""
         self._await(lambda: self.facts().after)
         self.close()
         if not self._is_card:
             self._after = self._scan()
 
     def close(self) -> None:
-        """Stop looking. Idempotent."""
+        """Stop watching. Idempotent."""
         self._stack.close()
         self._collect()
         self._echoes = self._journal = None

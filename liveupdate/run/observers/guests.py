@@ -25,7 +25,7 @@ PING_INTERVAL_S = 0.25
 
 
 class PingWatcher:
-    """Ask a user's own guest for its clock through its QEMU guest agent."""
+    """Asks a user's own guest for its clock through its QEMU guest agent."""
 
     def __init__(self, bed: Testbed, guest: GuestHandle) -> None:
         self._bed = bed
@@ -49,13 +49,16 @@ class PingWatcher:
             self._pings.append(AgentPing(host_ns=time.monotonic_ns(), realtime_ns=realtime))
 
     def take(self) -> tuple[AgentPing, ...]:
+        """Return the answers since the last call."""
         with self._lock:
             pings, self._pings = self._pings, []
         return tuple(pings)
 
 
 class GuestObservers:
-    """Watch from enter to exit. A guest without our payload is watched as far as it can be."""
+    """Watches from enter to exit. A guest without the shipped payload is watched as far as
+    possible.
+    """
 
     def __init__(self, bed: Testbed) -> None:
         observe = bed.plan.observe
@@ -132,7 +135,7 @@ class GuestObservers:
         return watcher.first_after(after_ns) if watcher else None
 
     def store(self, hop: int) -> None:
-        """Hand what was collected since the last call to the run directory."""
+        """Store what was collected since the last call."""
         record = self._bed.record
         for name, ticks in self._ticks.items():
             record.add(slots.TICKS, ticks.take(), hop, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host and its guests are asked at the ends of a hop, stored as it is answered."""
+"""What a host and its guests are asked before and after a hop; each answer is stored at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ask_facts(bed: Testbed) -> KernelFacts:
 
 
 def record_vmm(bed: Testbed, hop: int, name: str, status: object) -> None:
-    """Store what ``guest_status`` says of one guest."""
+    """Store the answer of ``guest_status`` for one guest."""
     if not isinstance(status, dict):
         bed.record.put(slots.VMM, VmmStatus(status=None), hop, name)
         return
@@ -41,7 +41,7 @@ def record_vmm(bed: Testbed, hop: int, name: str, status: object) -> None:
 
 
 def verify_pattern(bed: Testbed, hop: int, guest: GuestHandle, steps: Steps) -> None:
-    """Ask the payload to read its own pattern back; a guest that is dead cannot answer."""
+    """Let the payload read its own pattern back; a dead guest gives no answer."""
     try:
         mark = bed.command(guest, payload.VERIFY)
         pages = guest.ready.pattern_pages if guest.ready is not None else 0

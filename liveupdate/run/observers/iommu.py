@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The devices of a plan and their translation, watched from outside over one hop.
 
-Begins in the brownout, when the devices are set up and nothing is frozen yet, and ends after the
-guests run again; so nothing but the sampling itself falls into the blackout. Without devices in the
-plan it does nothing at all.
+It begins in the brownout, when the devices are set up and nothing is frozen yet, and ends after the
+guests run again, so only the sampling itself is part of the blackout. Without devices in the plan
+it does nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _INSIDE_S = 60.0
 
 
 class IommuObserver:
-    """One hop's watch. What cannot be seen is noted as an incident and judged as missing."""
+    """The watch of one hop. What cannot be observed is an incident and judged as missing."""
 
     def __init__(self, bed: Testbed, hop: int, steps: Steps) -> None:
         self._bed = bed
@@ -79,7 +79,7 @@ class IommuObserver:
         self._read_inside("after")
 
     def store(self) -> None:
-        """Store what was sampled; may be called however the hop went."""
+        """Store the samples; may be called however the hop ended."""
         self._close()
         self._stack.close()
         watcher, self._watcher = self._watcher, None
