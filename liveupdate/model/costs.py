@@ -52,7 +52,7 @@ class HugetlbFacts(Value, frozen=True, kw_only=True):
 
 
 class CostFacts(Value, frozen=True, kw_only=True):
-    """What carrying the guests' memory costs, as far as the agent can tell."""
+    """What carrying the guests' memory costs, as far as the agent can measure."""
 
     mechanism: str
     #: what the mechanism takes of its memory beside what is in it; None: it cannot tell
@@ -87,7 +87,7 @@ class HopCosts(Value, frozen=True, kw_only=True):
 
 
 class KeptTables(Value, frozen=True, kw_only=True):
-    """What the outgoing kernel said of the tables that it preserved, and of the time that took.
+    """What the outgoing kernel reported of the tables that it preserved, and how long that took.
 
     The time is part of the blackout: the guests stand still by then.
     """

@@ -29,7 +29,7 @@ UNSTORED = Artifact(path="", sha256="", size_bytes=0)
 
 
 class KernelFacts(Value, frozen=True, kw_only=True):
-    """What a running kernel of the host under update says of itself (inside view)."""
+    """What a running kernel of the host under update reports of itself (inside view)."""
 
     boot_id: str
     release: str
@@ -148,7 +148,7 @@ class AgentPing(Row, frozen=True, kw_only=True):
 
 
 class Watched(Value, frozen=True, kw_only=True):
-    """When a guest was looked at. Silence in here is the guest's, silence outside is ours."""
+    """When a guest was watched. Silence outside of this time proves nothing."""
 
     began_ns: int
     ended_ns: int
@@ -240,7 +240,7 @@ class DeviceFacts(Value, frozen=True, kw_only=True):
     not_kept: str | None = None
     #: why the incoming agent could not go on with it
     error: str | None = None
-    #: a guest has it, and no driver of ours counts anything; None: it is the agent's
+    #: a guest has it, and the agent's driver counts nothing; None: the agent drives it
     use: GuestUse | None = None
 
 
@@ -253,13 +253,13 @@ class DeviceTrace(Value, frozen=True, kw_only=True):
 
 
 class VmmStatus(Value, frozen=True, kw_only=True):
-    """What a guest's VMM says of it; None: it did not say."""
+    """What a guest's VMM reports of it; None: it did not say."""
 
     status: str | None
 
 
 class SshFacts(Value, frozen=True, kw_only=True):
-    """What the incoming kernel says over SSH, the second way in; None: it could not be read."""
+    """What the incoming kernel reports over SSH; None: it could not be read."""
 
     boot_id: str | None
     nonce_ok: bool | None
@@ -299,7 +299,7 @@ class UnitSample(Row, frozen=True):
 
 
 class BindingSample(Row, frozen=True):
-    """What a watched requester was attached to, kept whenever that was not as in the look before.
+    """What a watched requester was attached to, stored whenever it differs from the sample before.
 
     ``translation`` is a :class:`liveupdate.formats.iommu.Translation`; ``fault``: why its entry
     could not be followed, "" if it could.
@@ -315,7 +315,7 @@ class BindingSample(Row, frozen=True):
 
 
 class TableSample(Row, frozen=True):
-    """Page tables of a watched requester that are not as they were walked before the update.
+    """Page tables of a watched requester that differ from the walk before the update.
 
     Kept whenever the set of changed words moved; ``pages`` 0: they are as they were again.
     ``top``: of the tables the requester used in that moment.
@@ -347,7 +347,7 @@ class IommuWatch(Value, frozen=True, kw_only=True):
     """How the sampling went.
 
     :ivar interval_ns: what was asked for. ``cpu_ns``: processor time of the sampling thread.
-    :ivar trace_lines: lines of QEMU's trace that were read, ours or not.
+    :ivar trace_lines: lines of QEMU's trace that were read, of any device.
     """
 
     samples: int

@@ -16,7 +16,7 @@ PARTS: Mapping[str, str] = MappingProxyType(
     {
         "faults": "the faults that `make test` leaves out",
         "mechanisms": "every mechanism through three hops, and with every fault on its region",
-        "devices": "DMA that goes on hop after hop, and devices that stop behind an AMD IOMMU",
+        "devices": "DMA that continues hop after hop, and devices that stop behind an AMD IOMMU",
         "apply": "updates with the cable out for a while or for good, a panic, more kills",
         "fleet": "a host that Ansible provisions twice, and rolls over three hosts",
         "libvirt": "faults on a libvirt domain",
