@@ -16,26 +16,26 @@ SHELLS	:= liveupdate/setup.sh .ci/run ci/lab-job.sh ci/examples/nightly.sh
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check nightly lint unit component vm bench images tools kernel-check modules-check clean
 
-help: ## this list
+help: ## list all targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
-setup: ## packages, virtual environment and images; nothing to do takes less than 2 s
+setup: ## install packages, make .venv, build images; under 2 s when nothing is missing
 	@liveupdate/setup.sh
 
-run: setup ## set up, then show a guest surviving a kexec; RUN='...' is passed on
+run: setup ## set up, then take a guest through a kexec; RUN='...' gives arguments
 	$(VENV)/bin/liveupdate run $(RUN)
 
-test: ## everything in 20 minutes: set up for tests, lint, all tests but those of the night
+test: ## set up for tests, then lint and all tests but the nightly ones, in 20 minutes
 	liveupdate/setup.sh --tests
 	$(MAKE) check
 	$(PY) -m pytest -m 'vm and not nightly' $(PYTEST)
 
-check: lint unit component ## what needs neither root, network nor images, in 90 s
+check: lint unit component ## lint, unit and component tests, in 90 s; needs no root, network or images
 
-nightly: tools images ## what takes too long for `make test` (docs/testing.md); PART=fleet runs one part
+nightly: tools images ## tests too long for `make test` (docs/testing.md); PART=fleet runs one part
 	$(PY) -m pytest -m 'nightly$(if $(PART),(part="$(PART)"))' $(PYTEST)
 
-# Linters and pytest are no part of what a run needs, so `make run` leaves them out.
+# A run needs neither linters nor pytest, so `make run` does not install them.
 tools:
 	@$(PY) -c 'import sys; from importlib.util import find_spec; \
 		sys.exit(not (find_spec("pytest") and find_spec("mypy")))' 2>/dev/null || \
@@ -59,22 +59,22 @@ unit: tools ## pure tests
 component: tools ## a local sshd, fake peers, a QEMU without a guest
 	$(PY) -m pytest -m component -n 4 $(PYTEST)
 
-vm: tools images ## the real thing: hosts under update with guests
+vm: tools images ## tests that boot hosts with guests
 	$(PY) -m pytest -m 'vm and not nightly' $(PYTEST)
 
 bench: tools images ## measure the budgets and print their table; BASE=COMMIT: against that commit
 	$(PY) -m tests.bench $(if $(BASE),--base $(BASE))
 
-images: ## build what is missing of all images, those for tests too
+images: ## build all missing images, also those for tests
 	$(VENV)/bin/liveupdate images build --tests
 
 kernel-check: ## every prefix of the kernel series: checkpatch, builds with its option on and off
 	$(PY) -m liveupdate.images.check
 
-modules-check: ## our kernel modules: checkpatch --strict, W=1 and sparse without a word
+modules-check: ## kernel modules: checkpatch --strict, W=1 and sparse, with no message
 	$(PY) -m liveupdate.images.modules_check
 
-clean: ## what was made in the checkout; images stay in the cache (`liveupdate images gc`)
+clean: ## remove what was built in the checkout; images stay (`liveupdate images gc`)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	find liveupdate tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	$(MAKE) -C guest-images/guest clean

@@ -5,13 +5,13 @@
 #
 #   liveupdate/setup.sh [--dry-run] [--tests] [--no-images]
 #
-# --dry-run    say what would be installed, and stop
+# --dry-run    list what would be installed, and stop
 # --tests      also what tests and linters need, and the images that only tests need
 # --no-images  packages and virtual environment only
 #
-# Debian 12 and 13, as root or with sudo; elsewhere it says what is missing. Needs no root when
-# nothing is missing. Leaves the configuration of apt as it was: what bookworm is too old for
-# comes from bookworm-backports through a sources list and package lists of this script's own.
+# Debian 12 and 13, as root or with sudo; elsewhere it lists what is missing. Needs no root when
+# nothing is missing. Leaves the configuration of apt as it was: packages that bookworm lacks
+# come from bookworm-backports through a sources list and package lists of this script's own.
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -216,7 +216,7 @@ if [ -n "$dry_run" ] || [ ! -x "$venv/bin/liveupdate" ] ||
 	extras=libvirt${tests:+,dev,labgrid}
 	"$venv/bin/pip" install --quiet --disable-pip-version-check --editable "${here}[$extras]"
 	echo "$want" >>"$stamp"
-	# Whoever has all that the tests need has all that a run needs.
+	# What the tests need includes what a run needs.
 	[ -z "$tests" ] || digest '' >>"$stamp"
 fi
 
