@@ -48,7 +48,7 @@ give_back() {
 	place=$(variable liveupdate_place)
 	coordinator=$(variable liveupdate_coordinator)
 	coordinator=${coordinator:-127.0.0.1:20408}
-	# Somebody kicked us out, or the coordinator restarted and forgot its locks: nothing is left to do.
+	# Another user took the place, or the coordinator restarted and forgot its locks: nothing is left to do.
 	if labgrid-client -x "$coordinator" -p "$place" show | grep -q '^ *acquired: None$'; then
 		say "place '$place' is free already"
 		rm -f "$1/$MARKER"

@@ -70,7 +70,7 @@ def prepare(
         if report is not None:
             check_report(report)
     machine = machine_facts(scenario, directory)
-    # a build takes minutes: what is wrong without a look at an image is said before it
+    # a build takes minutes: errors that need no image are reported before it
     check_scenario(scenario)
     images = find_images(scenario, None if dry else partial(build_missing, app))
     # all that can be refused is refused before the probe guest is started

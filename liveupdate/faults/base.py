@@ -82,7 +82,7 @@ class HopChange:
     drop: tuple[str, ...] = ()
     add: str = ""
     loader: str = "file"
-    #: the incoming kernel is told a region that is smaller by a section
+    #: the incoming kernel's command line has a region that is smaller by a section
     shrink: bool = False
     #: False: the outgoing kernel's TSC calibration is not handed over
     calibration: bool = True

@@ -33,7 +33,7 @@ _RECORD_S = 10.0
 
 drop_translation = planned_fault(
     "drop-translation",
-    "the incoming kernel is told to leave the IOMMU alone (intel_iommu=off)",
+    "the incoming kernel does not use the IOMMU (intel_iommu=off)",
     HopChange(drop=("intel_iommu",), add="intel_iommu=off"),
     needs={Part.DEVICE},
     expect=fails("iommu.translation"),

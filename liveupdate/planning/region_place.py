@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where in the RAM of the host under update a reserved region goes.
 
-The user of a real machine has to find such a place by hand (``memmap=`` takes what it is told);
-here the machine is ours and its layout known: QEMU's q35 puts RAM below a hole that ends at 4 GiB,
+The user of a real machine has to find such a place by hand (``memmap=`` takes any value);
+here the layout of the machine is known: QEMU's q35 puts RAM below a hole that ends at 4 GiB,
 and what does not fit above it (hw/i386/pc_q35.c).
 """
 

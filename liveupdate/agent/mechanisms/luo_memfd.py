@@ -155,7 +155,7 @@ class Device(Mechanism):
         return ram
 
     def _move_out_of_scratch(self, guest: str, ram: Ram) -> None:
-        """Have RAM where it can stay before anybody uses it, by preserving it for a moment.
+        """Move RAM to where it can stay before it is used, by preserving it for a moment.
 
         The kernel hands out KHO's scratch as movable memory (CMA), and the first PRESERVE_FD moves
         it. With a VMM in it that can fail for as long as the guest runs: seen with guests on huge

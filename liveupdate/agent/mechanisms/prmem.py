@@ -42,7 +42,7 @@ REQUIREMENTS = {
     "corrupt_at": 16,
     "version_at": 8,
 }
-#: limit of all instances together, which is as large as can be unless somebody says otherwise
+#: limit of all instances together; by default there is none
 MAX_BYTES = "/sys/module/prmem/parameters/max_bytes"
 
 #: name[64], u64 bytes, u64 value, u64 offset, u64 record, u32 flags, u32 users, reason[96]

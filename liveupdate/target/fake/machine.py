@@ -327,7 +327,7 @@ class FakeMachine:
             for guest in self.guests.values():
                 guest.error = "nothing was left"
             return
-        # not before the other side has begun to look at memory that nobody has touched
+        # not before the other side has begun to read memory that was not touched
         self._asked.wait(_ASKED_S)
         time.sleep(self.script.kernel_s)
         self._restore()

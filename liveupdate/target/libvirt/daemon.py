@@ -25,7 +25,7 @@ from liveupdate.core.paths import runtime_dir
 PROGRAMS: Mapping[str, str] = {"libvirtd": "libvirt-sock", "virtqemud": "virtqemud-sock"}
 START_S = 60.0
 #: libvirt itself gives a session daemon that it starts 120 s without a client (src/rpc,
-#: virNetSocketForkDaemon); a machine of ours ends with the connection of its owner
+#: virNetSocketForkDaemon); a machine of this tool ends with its owner's connection
 IDLE_S = 120
 _CONFIG = """
 unix_sock_dir = "{directory}"
