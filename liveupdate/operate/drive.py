@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drive an update: look at journal and host, do what they say comes next, and so on.
+"""Drives an update: asks journal and host for the next step, carries it out, and repeats.
 
-Every process that works on an update does just this, from its first step or from any other: what
-comes next is decided by :func:`liveupdate.operate.journal.decide` alone, after asking the host what
-has become of it. A step is written down before it is done. A line that is lost while a step is
-under way is not an error of the step: the host is asked again.
+Every process that works on an update does only this, from its first step or from any other.
+:func:`liveupdate.operate.journal.decide` alone decides on the next step, from the journal and the
+state that the host reports. A step is written down before it is carried out. A connection that is
+lost during a step is no error of the step: the host is asked again.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ from liveupdate.run.moves import MOVES
 from liveupdate.target.ssh.host import HostLocked
 from liveupdate.transport.ssh import WrongHostKey
 
-#: so often a step may lose the host before somebody has to look
+#: how often a step may lose the host before the operator has to act
 MAX_LOSSES = 5
 _POLL_S = 0.5
 #: one attempt to connect by SSH, and another one
 _LINE_S = 45.0
 
 NO_RETURN_TEXT = (
-    "point of no return: the host is asked to jump now; from here on it can only be resumed"
+    "point of no return: the host jumps now; from here on the update can only be resumed"
 )
 
 
 class Refused(LiveUpdateError):
-    """What was asked for cannot be done with this update any more, or not by us."""
+    """The request is not possible for this update any more, or not for this caller."""
 
 
 class Stopped(LiveUpdateError):
-    """The operator said no before a step; the update stands where it stood."""
+    """The operator declined a step; the update stays where it is."""
 
 
 class StepFailed(LiveUpdateError):
-    """A step beyond the point of no return could not be done; it can be tried again."""
+    """A step after the point of no return failed; it can be tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """What an update came to: updated, rolled-back, lost or unknown (could not be found out)."""
+    """The outcome of an update: updated, rolled-back, lost or unknown."""
 
     outcome: str
     exit_code: int
@@ -83,7 +83,7 @@ def outcome_of(path: str, verdict: Verdict) -> str:
 
 @dataclass(slots=True)
 class Driver:
-    """Works on one update. ``host`` does to the host what a step says."""
+    """Works on one update. ``host`` carries out the steps on the host."""
 
     journal: Wal
     host: HostSide
@@ -126,7 +126,7 @@ class Driver:
 
     def _walk(self, step: Step, view: HostView) -> None:
         if not self.may(step):
-            raise Stopped(f"stopped before '{step.name}', as you said")
+            raise Stopped(f"stopped before '{step.name}', as you answered")
         if step.name != "lock" or self.journal.state.pending != "lock":
             self.journal.append("intent", step=step.name)
         if step.name == NO_RETURN:
@@ -148,7 +148,7 @@ class Driver:
             self.journal.append("done", step=step.name, facts=facts)
 
     def _note_loss(self, step: Step, error: LiveUpdateError) -> None:
-        """The host was lost while a step was under way: what became of it is asked next."""
+        """Note that the host was lost during a step; its state is asked for next."""
         self.journal.append("note", text=f"'{step.name}': {error}")
         self._losses += 1
         if self._losses > MAX_LOSSES:
@@ -190,7 +190,7 @@ class Driver:
     def _wait_incoming(self) -> Mapping[str, object]:
         """Wait until the guests are back, or until it is known that they will not be.
 
-        :raises OutcomeUnknown: the host says something that :func:`decide` has to look at.
+        :raises OutcomeUnknown: the host reports something that :func:`decide` has to handle.
         :raises StepFailed: it does not come back.
         """
         state, plan = self.journal.state, self.host.plan
@@ -238,7 +238,7 @@ class Driver:
     # --- the host, and the end
 
     def _view(self) -> HostView:
-        """Ask the host what it is now; wait for it as long as an operator would.
+        """Ask the host for its state; wait for it as long as an operator would.
 
         :raises DeadlineExceeded: it does not answer.
         """
@@ -268,7 +268,7 @@ class Driver:
         return wait_until(attempt, deadline, interval_s=_POLL_S, describe=lambda: last)
 
     def _note_clock(self, answer: Mapping[str, object], asked: int, answered: int) -> None:
-        """Write down how the host's clock relates to ours, whenever it is known better."""
+        """Store how the host's clock relates to this machine's, whenever it is known better."""
         boot_id, there = answer.get("boot_id"), answer.get("boottime_ns")
         if not isinstance(boot_id, str) or not isinstance(there, int):
             return
@@ -320,11 +320,11 @@ class Driver:
 
 
 def reset_host(journal: Wal, host: HostSide, say: Callable[[str], None]) -> None:
-    """Have the power switched, at the operator's wish: what the host had in memory is lost.
+    """Reset the host by its power command, at the operator's request: its memory is lost.
 
     :raises LaunchError: the power command failed; nothing was changed.
     """
-    journal.append("note", text="the operator has the host reset")
+    journal.append("note", text="the operator resets the host")
     say("resetting the host: guests that are still frozen in its memory are lost")
     try:
         host.power_reset()

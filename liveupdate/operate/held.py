@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hop of an operator's update: made by processes that come and go, on a host that is far away.
-
-Nothing is seen as it happens: the host's agent watches its guests and records events and digests,
-and :meth:`HeldHop.collect` makes them the evidence of this hop. Before a move the host is asked
-what has been done already, so that each may be made again after it was cut off anywhere.
-"""
+"""A hop of an operator's update: made by processes that come and go, on a remote host."""
 
 from __future__ import annotations
 
@@ -46,11 +41,11 @@ _RECORD_LINES_MAX = 2_000_000
 
 
 class GuestNotAlive(LiveUpdateError):
-    """A guest does not show that it lives, before anything was done to it."""
+    """A guest shows no sign of life, before anything was done to it."""
 
 
 class HeldHop(HopEngine):
-    """The hop's moves, and what takes their place on the way back; made anew for each of them."""
+    """The moves of the hop, and those of the way back; a new object for each of them."""
 
     def __init__(
         self,
@@ -75,15 +70,16 @@ class HeldHop(HopEngine):
         self.tsc_khz = tsc_khz if isinstance(tsc_khz, int) else None
 
     def status(self) -> Mapping[str, object]:
+        """Return the agent's ``update_status``."""
         return self.bed.call("update_status", timeout_s=_SHORT_S)
 
     def note(self, moment: str) -> None:
-        """Note nothing: a process that resumes knows no times of the one before."""
+        """Do nothing: a process that resumes does not know the times of the one before."""
 
     # --- forward
 
     def observe_before(self) -> Mapping[str, object]:
-        """Have all guests watched, and see each of them alive.
+        """Watch all guests, and check that each is alive.
 
         :raises GuestNotAlive: one is not.
         """
@@ -91,6 +87,10 @@ class HeldHop(HopEngine):
         return {"tick_offsets": dict(self._offsets)}
 
     def watch(self) -> None:
+        """Let the agent watch the guests, and wait for ticks of each.
+
+        :raises GuestNotAlive: one does not tick or answer.
+        """
         self._watch()
         for guest in self.payload_guests():
             try:
@@ -102,7 +102,7 @@ class HeldHop(HopEngine):
                 ) from error
 
     def _watch(self, *, dead_too: bool = False) -> None:
-        """:param dead_too: leave out whoever does not answer: it is judged by what is missing."""
+        """:param dead_too: leave out guests that do not answer: missing evidence judges them."""
         self._offsets = {}
         for guest in self.payload_guests():
             try:
@@ -115,7 +115,7 @@ class HeldHop(HopEngine):
         self.bed.call("update_watch", {"guests": self._offsets})
 
     def _greet(self, guest: GuestHandle) -> None:
-        """Have the payload say where its pages lie."""
+        """Ask the payload where its pages are."""
         try:
             mark = self.bed.command(guest, payload.HELLO)
             deadline = Deadline.after(_READY_S, f"guest '{guest.spec.name}' to answer")
@@ -127,6 +127,7 @@ class HeldHop(HopEngine):
         guest.ready = line
 
     def preserve(self) -> None:
+        """Let the agent preserve and digest the guests' memory, unless that is done."""
         if self._view is not None and self._view.handover == "prepared":
             return
         self.bed.call(
@@ -136,12 +137,15 @@ class HeldHop(HopEngine):
         )
 
     def place_kernel(self) -> str:
+        """Return the path to which ``copy-kernel`` copied the image."""
         return NEXT_KERNEL
 
     def load_args(self) -> Mapping[str, object]:
+        """Return the image's digest, which the agent checks before it loads it."""
         return {"sha256": self.hop.incoming.sha256}
 
     def incoming(self) -> Mapping[str, object]:
+        """Wait for the incoming kernel with the driver's patience."""
         assert self._wait is not None
         return self._wait()
 
@@ -149,7 +153,7 @@ class HeldHop(HopEngine):
         """Fetch everything, and store it as the evidence of this hop."""
         bed = self.bed
         seen = self._fetch()
-        # waited for here, so that a network that is gone is not taken for evidence
+        # waited for here, so that a lost network is not taken for evidence
         bed.ssh(Deadline.after(bed.plan.timeouts.incoming_s, "SSH to the incoming kernel"))
         bed.call("set_nonce", {"nonce": bed.nonce})
         read_over_ssh(bed, self.n)
@@ -160,10 +164,12 @@ class HeldHop(HopEngine):
         return {"lost_lines": seen.lost}
 
     def see_guest(self, guest: GuestHandle) -> None:
+        """Ask the payload for its pages, which checking its pattern needs."""
         with contextlib.suppress(GuestNotAlive):  # the pattern it does not verify says it, too
             self._greet(guest)
 
     def finish(self) -> Mapping[str, object]:
+        """Return the sessions to the kernel, unless that is done."""
         if status_view(self.status()).handover == "restored":
             self.bed.call("finish")
         return NOTHING
@@ -177,7 +183,7 @@ class HeldHop(HopEngine):
         return NOTHING
 
     def collect_back(self) -> Mapping[str, object]:
-        """Fetch what the host recorded until the update was given up."""
+        """Fetch what the host recorded until the update was rolled back."""
         seen = self._fetch()
         failed = seen.first("freeze-failed")
         if failed is not None:
@@ -187,9 +193,9 @@ class HeldHop(HopEngine):
         return {"lost_lines": seen.lost}
 
     def collect_lost(self, panic: Crash | None) -> Mapping[str, object]:
-        """The host is in a boot that knows nothing of its guests.
+        """Store the state of a host that rebooted and lost its guests.
 
-        :param panic: what its console said.
+        :param panic: of the console.
         """
         self.bed.record.begin_anew(self.n)
         self.see_kernel()
@@ -239,12 +245,14 @@ class HeldHop(HopEngine):
 
 
 def control_boot_id() -> str:
-    """Boot of this machine: its monotonic clock means nothing in another."""
+    """Return the boot id of this machine: its monotonic clock has no meaning in another boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def _since_our_reboot(pair: ClockPair) -> int:
-    """What to add to times of our monotonic clock as it was when ``pair`` was noted."""
+    """Return the offset for times of this machine's monotonic clock as it was when ``pair`` was
+    noted.
+    """
     if pair.control_boot_id == control_boot_id():
         return 0
     return pair.real_ns - (time.time_ns() - time.monotonic_ns())

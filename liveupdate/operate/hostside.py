@@ -39,21 +39,27 @@ class Unreachable(LiveUpdateError):
 
 
 class Held(Host, Protocol):
-    """Of :class:`liveupdate.target.ssh.held.HeldHost`, what is used here."""
+    """The part of :class:`liveupdate.target.ssh.held.HeldHost` that is used here."""
 
     @property
-    def has_console(self) -> bool: ...
+    def has_console(self) -> bool:
+        """Whether the console is being read."""
 
     @property
-    def trouble(self) -> str: ...
+    def trouble(self) -> str:
+        """Why there is no connection to the agent; "": there is one."""
 
-    def reconnect(self) -> None: ...
+    def reconnect(self) -> None:
+        """Drop the connection to the agent and make a new one."""
 
-    def wait_line(self, deadline: Deadline) -> None: ...
+    def wait_line(self, deadline: Deadline) -> None:
+        """Wait until the agent can be reached."""
 
-    def reset(self, deadline: Deadline) -> None: ...
+    def reset(self, deadline: Deadline) -> None:
+        """Reset the machine by its power command."""
 
-    def push_kernel(self, path: Path) -> str: ...
+    def push_kernel(self, path: Path) -> str:
+        """Copy a kernel to the machine and return its path there."""
 
 
 @dataclass(slots=True)
@@ -74,14 +80,17 @@ class HostSide:
 
     @property
     def is_entered(self) -> bool:
+        """Whether the host is connected."""
         return self._host is not None
 
     @property
     def trouble(self) -> str:
+        """Why the host cannot be asked now; "": it can, as far as is known."""
         return self._host.trouble if self._host is not None else ""
 
     @property
     def bed(self) -> Testbed:
+        """The host with its guests. :raises Unreachable: it is not connected."""
         if self._bed is None:
             raise Unreachable(f"host '{self.name}' is not connected")
         return self._bed
@@ -91,7 +100,7 @@ class HostSide:
         return self.plan.hops[0]
 
     def enter(self) -> None:
-        """Connect, which takes the host for this update.
+        """Connect, which locks the host for this update.
 
         :raises LiveUpdateError: it cannot be tried; a host that does not answer is no error yet.
         """
@@ -104,7 +113,7 @@ class HostSide:
         self._bed = Testbed(plan=self.plan, host=host, record=self.record, guests=guests)
 
     def close(self) -> None:
-        """Disconnect; the host stays taken."""
+        """Disconnect; the host stays locked."""
         host, self._host = self._host, None
         bed, self._bed = self._bed, None
         if bed is not None:
@@ -114,28 +123,30 @@ class HostSide:
                 self.steps.note("cleanup", problem=problem)
 
     def reconnect(self) -> None:
-        """Make new lines: nobody tells us that the old ones are dead."""
+        """Make new connections: dead ones give no error."""
         if self._host is not None:
             self._host.reconnect()
         if self._bed is not None:
             self._bed.close_ssh()
 
     def power_reset(self) -> None:
+        """Reset the machine by its power command."""
         host = self._host or self.make_host()
         host.reset(Deadline.after(60.0, "the power command"))
 
     def wait_line(self, timeout_s: float) -> None:
-        """Wait until the agent can be asked; not part of the time that its answer takes."""
+        """Wait until the agent can be reached; this is not part of the time for its answer."""
         if self._host is not None:
             self._host.wait_line(Deadline.after(timeout_s, "the line to the agent"))
 
     def status(self, timeout_s: float) -> Mapping[str, object]:
+        """Return the agent's ``update_status``."""
         return self.bed.call("update_status", timeout_s=timeout_s)
 
     # --- forward
 
     def lock(self, view: HostView) -> Mapping[str, object]:
-        """Note which boot of the host this update begins in; connecting has taken it."""
+        """Store the boot of the host in which this update begins; connecting has locked it."""
         answer = self.status(_SHORT_S)
         generation = answer.get("generation")
         if generation != self._hop.number - 1:
@@ -148,7 +159,7 @@ class HostSide:
         return {"boot_id": now.boot_id, "since": now.since}
 
     def preflight(self) -> Mapping[str, object]:
-        """Ask again, with nobody else at work.
+        """Check again, while no other update can change the host.
 
         :raises PlanError: it may not be updated, or is not as it was when it was planned.
         """
@@ -181,9 +192,9 @@ class HostSide:
         )
 
     def copy_kernel(self) -> Mapping[str, object]:
-        """Copy the image; what arrived is what was planned.
+        """Copy the image and compare its digest on the host.
 
-        :raises PlanError: it is not, or the image changed here.
+        :raises PlanError: it differs, or the image changed here.
         """
         image = Path(self._hop.incoming.path)
         found = hashlib.sha256(image.read_bytes()).hexdigest()
@@ -221,11 +232,13 @@ class HostSide:
     # --- back
 
     def abandon(self, view: HostView) -> Mapping[str, object]:
+        """Close the sessions: nothing stays preserved, and the guests run on."""
         if view.handover in ("prepared", "failed"):
             self.bed.call("abandon")
         return {}
 
     def unload(self) -> Mapping[str, object]:
+        """Unload the incoming kernel."""
         self.bed.call("unload_kernel")
         return {}
 
@@ -234,13 +247,13 @@ class HostSide:
         return self._held(state).observe_back()
 
     def collect_back(self, state: State) -> Mapping[str, object]:
-        """Fetch what the host recorded until the update was given up."""
+        """Fetch what the host recorded until the update was rolled back."""
         if "preflight" not in state.done:
             self._put_origin()
         return self._held(state).collect_back()
 
     def collect_lost(self, state: State) -> Mapping[str, object]:
-        """Ask a host that has lost its guests what it is now."""
+        """Ask a host that has lost its guests for its state."""
         panic = None
         if self._host is not None and self._host.has_console:
             panic = self._host.console.find_crash("panic")
@@ -249,7 +262,7 @@ class HostSide:
     # --- end
 
     def release(self, first_boot: str) -> Mapping[str, object]:
-        """Give the host back; on the outgoing kernel the copied image goes, too."""
+        """Unlock the host; on the outgoing kernel the copied image is removed, too."""
         now = status_view(self.status(_SHORT_S))
         if now.boot_id == (first_boot or now.boot_id):
             deadline = Deadline.after(_SHORT_S, "the copied kernel to be removed")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of the guests' pages over one hop, taken from outside.
+"""Digests of the guests' pages over one hop: taken from outside, or reported by the agent.
 
-What an agent tells instead (:mod:`liveupdate.probes.inside_digests`) are passes of the same kind.
-Nothing here raises for a pass that failed: it is noted, and missing in the evidence.
+Both are passes of one kind. A pass that failed raises nothing here: it is noted, and missing in the
+evidence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PASS_S = 120.0
 
 
 class OutsideDigests:
-    """The passes over the memory of a machine that is seen from outside; of any other, none."""
+    """The passes over the memory of a machine that can be read from outside; none for any other."""
 
     def __init__(self, bed: Testbed, steps: Steps) -> None:
         self._bed = bed
@@ -26,7 +26,7 @@ class OutsideDigests:
         self._jobs: list[DigestJob] = []
 
     def select(self, guest: GuestHandle) -> None:
-        """Look the guest's pages up: what is left for the blackout is to read them."""
+        """Look the guest's pages up, so that the blackout only has to read them."""
         if self._bed.plan.observe.memory and self._bed.machine is not None:
             self._pages[guest.spec.name] = self._bed.machine.ram.select_pages(guest.pfns)
 
@@ -41,7 +41,7 @@ class OutsideDigests:
             job.join(_PASS_S)
 
     def finish(self) -> list[DigestPass]:
-        """Wait, and return the passes that came to an end. Lets go of the host's memory."""
+        """Wait, and return the passes that ended. Releases the host's memory."""
         jobs, self._jobs = self._jobs, []
         # they point into the mapping of the host's RAM, which is to be closed
         self._pages.clear()

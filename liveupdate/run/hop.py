@@ -33,10 +33,10 @@ NOTHING: Mapping[str, object] = {}
 
 
 class HopEngine:
-    """The moves of one hop. Each returns what is worth writing down of it.
+    """The moves of one hop. Each returns the facts that its driver may write down.
 
-    A move may be made again after it was cut off, by an engine that knows nothing of the first
-    time; what has to be asked of the host before that is its driver's business.
+    A move may be made again after it was interrupted, by an engine that knows nothing of the first
+    time; its driver asks the host before that.
     """
 
     #: kHz of the outgoing kernel's TSC, for the incoming one's command line; None: not handed over
@@ -65,13 +65,13 @@ class HopEngine:
     # --- the moves
 
     def observe_before(self) -> Mapping[str, object]:
-        """Have the guests watched, and see them for a while as they are."""
+        """Watch the guests for a while before the update."""
         self.watch()
         time.sleep(self.bed.plan.observe.before_s)
         return NOTHING
 
     def prepare(self) -> Mapping[str, object]:
-        """Preserve the guests' memory, and note where it lies."""
+        """Preserve the guests' memory, and store where it is."""
         self.note("prepare")
         self.strike(Moment.PREPARE)
         self.preserve()
@@ -102,7 +102,7 @@ class HopEngine:
         return {"append": append}
 
     def jump(self) -> Mapping[str, object]:
-        """Ask the host to jump; its agent answers before it does anything."""
+        """Tell the host to jump; its agent answers before it does anything."""
         self.before_jump()
         if not self.strike(Moment.JUMP):
             self.note("jump")
@@ -113,20 +113,22 @@ class HopEngine:
         return NOTHING
 
     def incoming(self) -> Mapping[str, object]:
-        """Wait until the incoming kernel's agent has brought the guests back, or cannot."""
+        """Wait until the incoming kernel's agent has brought the guests back, or reports that it
+        cannot.
+        """
         raise NotImplementedError
 
     def observe_after(self) -> Mapping[str, object]:
-        """See the guests for a while on the incoming kernel."""
+        """Watch the guests for a while on the incoming kernel."""
         time.sleep(self.bed.plan.observe.after_s)
         return NOTHING
 
     def collect(self) -> Mapping[str, object]:
-        """Ask the host and its guests how they are; :meth:`see_kernel`, :meth:`see_guests`."""
+        """Ask the host and its guests for their state; :meth:`see_kernel`, :meth:`see_guests`."""
         raise NotImplementedError
 
     def finish(self) -> Mapping[str, object]:
-        """Give the sessions back to the kernel."""
+        """Return the sessions to the kernel."""
         with contextlib.suppress(RemoteError):
             # Nothing was recovered: there is no session to finish, which the evidence says already.
             self.bed.call("finish")
@@ -135,20 +137,21 @@ class HopEngine:
     # --- what drivers do in their own way
 
     def watch(self) -> None:
-        """Begin to watch the guests."""
+        """Start to watch the guests."""
         raise NotImplementedError
 
     def preserve(self) -> None:
+        """Let the agent preserve the guests' memory."""
         self.bed.call("prepare", timeout_s=self.bed.plan.timeouts.prepare_s)
 
     def see_preserved(self) -> None:
-        """Look at what was preserved."""
+        """Measure what was preserved."""
 
     def select(self, guest: GuestHandle) -> None:
-        """Look up what will be read of a guest's memory."""
+        """Look up the pages of a guest's memory that will be read."""
 
     def place_kernel(self) -> str:
-        """Return where the incoming kernel lies on the host, which gets it now if it has not."""
+        """Make the incoming kernel available on the host and return its path there."""
         return self.bed.host.place_kernel(self.n, Path(self.hop.incoming.path))
 
     def load_args(self) -> Mapping[str, object]:
@@ -156,34 +159,34 @@ class HopEngine:
         return NOTHING
 
     def see_loaded(self) -> None:
-        """Begin what must not begin before the host is ready to jump."""
+        """Start what must not start before the host is ready to jump."""
 
     def before_jump(self) -> None:
-        """See that there is somebody to jump."""
+        """Check that the agent is alive."""
 
     def see_jump(self) -> None:
-        """See the outgoing kernel freeze and leave."""
+        """Watch the outgoing kernel freeze and leave."""
 
     def see_guest(self, guest: GuestHandle) -> None:
-        """Look at a guest with our payload beside what :meth:`see_guests` asks it."""
+        """Ask a guest with the shipped payload more than :meth:`see_guests` does."""
 
     # --- what is asked, and stored
 
     def put_before(self) -> None:
-        """Store what the outgoing kernel is."""
+        """Store the facts of the outgoing kernel."""
         facts = ask_facts(self.bed)
         self.bed.record.put(slots.KERNEL_BEFORE, facts, self.n)
         self.tsc_khz = facts.tsc_khz
 
     def put_pfns(self, guest: GuestHandle, slot: slots.Document[PageFrames]) -> None:
-        """Ask where the guest's memory lies, and store it."""
+        """Read where the guest's memory is, and store it."""
         guest.pfns = self.bed.read_pfns(guest)
         self.bed.record.put(slot, PageFrames.of(guest.pfns), self.n, guest.spec.name)
 
     def put_sessions(self, told: object) -> int:
         """Store the sessions as the incoming agent found them; return how many.
 
-        :raises codec.CodecError: it is not what the protocol says.
+        :raises codec.CodecError: they do not follow the protocol.
         """
         sessions = codec.decode(tuple[SessionFacts, ...], told, "sessions")
         self.bed.record.add(slots.SESSIONS, sessions, self.n)
@@ -197,11 +200,11 @@ class HopEngine:
                 self.incident("restore-failed", text, guest=event.guest)
 
     def see_kernel(self) -> None:
-        """Store what the incoming kernel is."""
+        """Store the facts of the incoming kernel."""
         self.bed.record.put(slots.KERNEL_AFTER, ask_facts(self.bed), self.n)
 
     def see_guests(self, carried: Collection[str]) -> None:
-        """Ask VMMs and payloads how they are.
+        """Ask VMMs and payloads for their state.
 
         :param carried: guests whose memory the incoming kernel has.
         """
@@ -217,7 +220,7 @@ class HopEngine:
             verify_pattern(self.bed, self.n, guest, self.steps)
 
     def put_events(self, events: Iterable[AgentEvent], outside: Iterable[DigestPass] = ()) -> None:
-        """Store what the agent's events say of the hop: its times, and digests told.
+        """Store what the agent's events say of the hop: its times, and digests from inside.
 
         :param outside: digests that were taken from outside.
         """
@@ -233,13 +236,15 @@ class HopEngine:
     # --- small things
 
     def payload_guests(self) -> list[GuestHandle]:
+        """Return the guests with the shipped payload."""
         return [guest for guest in self.bed.guests if guest.spec.kind.payload]
 
     def note(self, moment: str) -> None:
-        """Note that the host is asked something now, or has answered."""
+        """Note the time at which the host is asked something, or has answered."""
         self.moments[moment, ""] = time.monotonic_ns()
 
     def incident(self, kind: str, text: str, *, guest: str = "") -> None:
+        """Store an incident of this hop."""
         self.bed.record.add_incident(Incident(kind=kind, hop=self.n, text=text, guest=guest))
 
     def strike(self, moment: Moment) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A hop of a run: made in one go, and watched as it happens. Every fact is stored when it appears.
 
-What cannot go on is raised as a typed error; the runner makes an incident of it after the hop has
-stored what it had seen.
+A failure is raised as a typed error; the runner turns it into an incident after the hop has stored
+what it observed.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _SLOT_S = 0.5
 
 
 class FreezeRefused(LiveUpdateError):
-    """The freeze failed, and the agent says that the guests go on, on the outgoing kernel."""
+    """The freeze failed, and the agent reports that the guests run on the outgoing kernel."""
 
 
 class LiveHop(HopEngine):
-    """One hop under way. :meth:`run` walks it; :meth:`store` may be called whatever happened."""
+    """One hop in progress. :meth:`run` walks it; :meth:`store` may be called however it ended."""
 
     def __init__(self, bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps) -> None:
         super().__init__(bed, hop, steps)
@@ -72,7 +72,7 @@ class LiveHop(HopEngine):
                     self.make(move)
 
     def store(self) -> None:
-        """Store what is there of this hop; never raises for evidence that is not."""
+        """Store what there is of this hop; never raises for missing evidence."""
         self._devices.store()
         self._guest_observers.store(self.n)
         self._iommu_observer.store()
@@ -81,24 +81,28 @@ class LiveHop(HopEngine):
     # --- before
 
     def watch(self) -> None:
+        """Store the kernel's facts and the journals, and start the frames to devices."""
         self.put_before()
         self._put_journals(slots.JOURNAL_BEFORE)
         self._devices.begin()
 
     def see_preserved(self) -> None:
+        """Store the costs, and KHO's map of preserved memory."""
         record_costs(self.bed, self.n, "before", self.steps)
         record_handed_over(self.bed, self.n, self.steps)
 
     def select(self, guest: GuestHandle) -> None:
+        """Look the guest's pages up, so that the blackout only has to read them."""
         self._digests.select(guest)
 
     def see_loaded(self) -> None:
+        """Start to watch the IOMMU."""
         self._iommu_observer.begin()
 
     # --- blackout
 
     def before_jump(self) -> None:
-        """See that there is somebody to jump: the holder of the sessions must be alive.
+        """Check that the holder of the sessions is alive.
 
         :raises LostMachine: the agent does not answer.
         """
@@ -114,6 +118,10 @@ class LiveHop(HopEngine):
         self._mark = self._agent.mark()
 
     def see_jump(self) -> None:
+        """Digest each guest's memory as it is paused, and wait for the agent's last event.
+
+        :raises FreezeRefused: the freeze failed.
+        """
         self._leaving = Deadline.after(
             self.bed.plan.timeouts.jump_s, "the outgoing kernel to freeze and jump"
         )
@@ -123,7 +131,10 @@ class LiveHop(HopEngine):
         self._wait("jumping", self._leaving)
 
     def incoming(self) -> Mapping[str, object]:
-        # The freeze pass reads what nobody writes any more; it must be over before a fault may.
+        """Strike, wait for the incoming kernel, digest the memory again, and wait for the
+        guests.
+        """
+        # The freeze pass reads memory that is no longer written; it must end before a fault writes.
         self._digests.wait()
         self.strike(Moment.BLACKOUT)
         self.moments["first-line", ""] = self._wait_boot().at_ns
@@ -140,7 +151,7 @@ class LiveHop(HopEngine):
         )
         pid = hello.data.get("pid")
         bed.agent_pid = pid if isinstance(pid, int) else 0
-        # What the outgoing kernel's tmpfs held is gone with it, the nonce included.
+        # The outgoing kernel's tmpfs is gone, and the nonce with it.
         bed.call("set_nonce", {"nonce": bed.nonce})
         if hello.data.get("recovered") is not True:
             self.steps.note("nothing-recovered", hop=self.n)
@@ -158,6 +169,7 @@ class LiveHop(HopEngine):
     # --- after
 
     def observe_after(self) -> Mapping[str, object]:
+        """Wait for the first tick of each guest and for the end of the observation."""
         self.strike(Moment.RESUMED)
         window = Deadline.after(self.bed.plan.observe.after_s, "the observation window")
         self._devices.resumed()
@@ -176,6 +188,7 @@ class LiveHop(HopEngine):
         return NOTHING
 
     def collect(self) -> Mapping[str, object]:
+        """Stop watching the IOMMU and the devices, and store the state of host and guests."""
         machine = self.bed.machine
         if machine is not None and (lost := machine.qmp.lost) is not None:
             # Whether the machine was reset is only known through the monitor.
@@ -191,14 +204,14 @@ class LiveHop(HopEngine):
     # --- small things
 
     def _resumed(self) -> Mapping[str, int]:
-        """When each guest went on, of those that did."""
+        """Return when each guest was resumed, of those that were."""
         moments = find_moments(self._agent.events(self._mark))
         return {guest: at_ns for (name, guest), at_ns in moments.items() if name == "resumed"}
 
     def _wait_boot(self) -> ConsoleLine:
-        """Wait for the incoming kernel, or for word that the outgoing one refused to leave.
+        """Wait for the incoming kernel, or for the report that the outgoing one refused to leave.
 
-        :raises FreezeRefused: reboot(2) came back.
+        :raises FreezeRefused: reboot(2) returned.
         """
         deadline = self._leaving
         while True:

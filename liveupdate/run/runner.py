@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Walk a plan: bring a host up, hop, store what was seen, judge it.
+"""Carries out a plan: brings a host up, hops, stores what was observed, judges it.
 
 The only place where errors of machines become incidents. A run always ends in a verdict, also when
-its machine is lost, its disk is full or it was interrupted half-way.
+its machine is lost, its disk is full or it was interrupted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SWITCH_S = 0.0005
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run came to, where it is stored, and what it was made from."""
+    """The result of a run, where it is stored, and what it was made from."""
 
     verdict: Verdict
     evidence: Evidence
@@ -79,7 +79,7 @@ def run(
             finally:
                 tail = bed.host.console.tail(_TAIL_LINES)
     except (LiveUpdateError, *_GARBLED) as error:
-        # Before the first hop there is no machine whose promise could have been broken.
+        # Before the first hop there is no machine that could have violated a guarantee.
         record.add_incident(Incident(kind=_kind(error), hop=0, text=str(error)))
     finally:
         record.close()
