@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from liveupdate.formats.iommu import format_source_id
 from liveupdate.formats.malformed import MalformedError
-from liveupdate.model.evidence import DeviceEvent
+from liveupdate.model.iommu_samples import DeviceEvent
 
 #: what a :class:`DeviceEvent` can be
 TRANSLATION, ROOT, FAULT = "translation", "root-pointer", "fault"

@@ -16,7 +16,8 @@ from liveupdate.formats.pci_config import ConfigSpace, decode_config
 from liveupdate.judging.context import Context, Finding, error_finding, skipped
 from liveupdate.judging.guest_share import GuestShare
 from liveupdate.model import slots
-from liveupdate.model.evidence import BindingSample, IommuEvidence, IommuWatch, WatchedDevice
+from liveupdate.model.evidence import IommuEvidence
+from liveupdate.model.iommu_samples import BindingSample, IommuWatch, WatchedDevice
 from liveupdate.model.plan import Hop
 
 AMD = "amd"

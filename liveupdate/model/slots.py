@@ -20,15 +20,11 @@ from typing import Any, Generic, TypeVar, cast
 from liveupdate.model.costs import CostFacts, HandedOver, KeptTables
 from liveupdate.model.evidence import (
     AgentPing,
-    BindingSample,
-    ConfigFacts,
-    DeviceEvent,
     DeviceFacts,
     Echo,
     FrameSent,
     HopEvidence,
     Incident,
-    IommuWatch,
     JournalSample,
     KernelFacts,
     MappingFacts,
@@ -40,14 +36,20 @@ from liveupdate.model.evidence import (
     Provenance,
     SessionFacts,
     SshFacts,
-    TableSample,
     Tick,
-    UnitSample,
     VmmStatus,
     Watched,
-    WatchedDevice,
 )
 from liveupdate.model.guest_device_use import JournalFacts
+from liveupdate.model.iommu_samples import (
+    BindingSample,
+    ConfigFacts,
+    DeviceEvent,
+    IommuWatch,
+    TableSample,
+    UnitSample,
+    WatchedDevice,
+)
 
 T = TypeVar("T")
 

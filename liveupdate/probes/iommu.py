@@ -31,13 +31,12 @@ from liveupdate.formats.iommu import (
 )
 from liveupdate.formats.iommu_watch import TableFingerprint
 from liveupdate.formats.qemu_pci import PciFunction, find_function
-from liveupdate.model.evidence import (
-    UNSTORED,
+from liveupdate.model.evidence import UNSTORED, MappingFacts
+from liveupdate.model.iommu_samples import (
     BindingSample,
     ConfigFacts,
     DeviceEvent,
     IommuWatch,
-    MappingFacts,
     TableSample,
     UnitSample,
     WatchedDevice,

@@ -23,7 +23,7 @@ from liveupdate.formats.iommu_walk import DecodedTables
 from liveupdate.formats.malformed import MalformedError
 from liveupdate.formats.vtd import regs
 from liveupdate.formats.vtd.tables import decode_unit
-from liveupdate.model.evidence import UnitSample
+from liveupdate.model.iommu_samples import UnitSample
 
 _CALL_S = 10.0
 #: GSTS, RTADDR and FSTS lie in one dump of seven words

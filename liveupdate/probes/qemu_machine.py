@@ -16,7 +16,7 @@ from pathlib import Path
 from liveupdate.core.errors import EvidenceError, LiveUpdateError
 from liveupdate.formats import pci_config, qemu_trace
 from liveupdate.formats.iommu import Requester
-from liveupdate.model.evidence import DeviceEvent, UnitSample
+from liveupdate.model.iommu_samples import DeviceEvent, UnitSample
 from liveupdate.probes.iommu_units import AmdUnit, Monitor, Unit, VtdUnit, read_physical, soon
 from liveupdate.transport.physmem import MtreeError, find_region
 

@@ -16,16 +16,12 @@ from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import READ, WRITE, Run, pack_runs
 from liveupdate.model import slots
 from liveupdate.model.costs import KeptTables
-from liveupdate.model.evidence import (
-    UNSTORED,
-    Artifact,
+from liveupdate.model.evidence import UNSTORED, Artifact, Evidence, IommuEvidence, MappingFacts
+from liveupdate.model.iommu_samples import (
     BindingSample,
     ConfigFacts,
     DeviceEvent,
-    Evidence,
-    IommuEvidence,
     IommuWatch,
-    MappingFacts,
     UnitSample,
     WatchedDevice,
 )

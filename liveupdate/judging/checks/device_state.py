@@ -30,7 +30,7 @@ from liveupdate.judging.hop_devices import (
     judge_hop_devices,
 )
 from liveupdate.model import slots
-from liveupdate.model.evidence import DeviceEvent
+from liveupdate.model.iommu_samples import DeviceEvent
 
 #: kinds whose driver can reset them through a register; QEMU does not trace of which device
 _SOFT_RESETS: Mapping[str, tuple[str, ...]] = MappingProxyType(

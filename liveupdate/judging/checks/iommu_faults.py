@@ -15,7 +15,7 @@ from liveupdate.judging.hop_devices import (
     judge_hop_devices,
 )
 from liveupdate.model import slots
-from liveupdate.model.evidence import UnitSample
+from liveupdate.model.iommu_samples import UnitSample
 
 
 def judge_faults(context: Context) -> list[Finding]:

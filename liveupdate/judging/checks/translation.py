@@ -27,7 +27,7 @@ from liveupdate.judging.hop_devices import (
     say_rate,
 )
 from liveupdate.model import slots
-from liveupdate.model.evidence import DeviceEvent, UnitSample
+from liveupdate.model.iommu_samples import DeviceEvent, UnitSample
 
 #: what leads to page tables
 WITH_TABLES = (Translation.SECOND_STAGE, Translation.FIRST_STAGE, Translation.HOST)

@@ -20,7 +20,8 @@ from liveupdate.formats.iommu import parse_bdf
 from liveupdate.formats.keep_dma import parse_preserved
 from liveupdate.formats.malformed import MalformedError
 from liveupdate.model import slots
-from liveupdate.model.evidence import ConfigFacts, Incident, MappingFacts
+from liveupdate.model.evidence import Incident, MappingFacts
+from liveupdate.model.iommu_samples import ConfigFacts
 from liveupdate.probes.iommu import IommuWatcher
 from liveupdate.probes.iommu_inside import from_driver, read_inside
 from liveupdate.probes.memory import guest_ranges

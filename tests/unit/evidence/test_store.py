@@ -21,13 +21,8 @@ from liveupdate.evidence import RunDir, StoreError, write_atomic
 from liveupdate.judging.judge import judge
 from liveupdate.model import slots
 from liveupdate.model.costs import HopCosts
-from liveupdate.model.evidence import (
-    AgentPing,
-    Evidence,
-    Incident,
-    SessionFacts,
-    TableSample,
-)
+from liveupdate.model.evidence import AgentPing, Evidence, Incident, SessionFacts
+from liveupdate.model.iommu_samples import TableSample
 from liveupdate.model.plan import Plan
 from liveupdate.model.slots import Slot
 from liveupdate.model.verdict import ExitCode, Outcome

@@ -11,7 +11,6 @@ from liveupdate.formats.pci_config import COMMAND
 from liveupdate.judging.judge import judge
 from liveupdate.model import slots
 from liveupdate.model.evidence import (
-    DeviceEvent,
     DeviceFacts,
     DeviceTrace,
     Evidence,
@@ -19,8 +18,8 @@ from liveupdate.model.evidence import (
     FrameSent,
     Incident,
     IommuEvidence,
-    UnitSample,
 )
+from liveupdate.model.iommu_samples import DeviceEvent, UnitSample
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.model.verdict import Check, Metric, Outcome

@@ -13,14 +13,8 @@ from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import READ, WRITE, Run
 from liveupdate.judging.guest_share import Ranges
 from liveupdate.judging.judge import judge
-from liveupdate.model.evidence import (
-    ConfigFacts,
-    DeviceEvent,
-    Evidence,
-    IommuEvidence,
-    TableSample,
-    UnitSample,
-)
+from liveupdate.model.evidence import Evidence, IommuEvidence
+from liveupdate.model.iommu_samples import ConfigFacts, DeviceEvent, TableSample, UnitSample
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.model.verdict import Check, Outcome
