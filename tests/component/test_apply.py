@@ -94,7 +94,8 @@ class Bench:
             append="console=ttyS0",
             host_key=Path("/host_key"),
             key=Path("/key"),
-            observe=Observation(before_s=0.1, after_s=0.2),
+            # A fifth of it may be missing: a lag of 86 ms was seen at a load of 10.
+            observe=Observation(before_s=0.1, after_s=0.6),
             timeouts=Timeouts(jump_s=1.0, incoming_s=1.0, restore_s=1.0),
             budget=Budget(),
         )
