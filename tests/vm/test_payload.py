@@ -20,7 +20,7 @@ from liveupdate.formats import payload
 from liveupdate.formats.echo import build_request
 from liveupdate.formats.journal import newest_record, scan_journal
 from liveupdate.formats.pattern import expected_page
-from liveupdate.formats.payload import Failure, Ready, Verified
+from liveupdate.formats.payload import Done, Failure, Ready, Verified
 from liveupdate.images import catalogue
 from tests.support.vm.level1 import DISK_BYTES, GUEST_MAC, HOST_MAC, Machine, Setup, pass_time
 
@@ -69,42 +69,75 @@ def machine(setup: Setup, boot: Boot) -> Machine:
     return machine
 
 
-def test_ready_guest_shows_all_signs_of_life(machine: Machine) -> None:
-    ready = machine.wait_event(Ready)
+@pytest.fixture(scope="module")
+def booted(
+    tmp_path_factory: pytest.TempPathFactory, kernel: Path, initrd: Path
+) -> Iterator[Machine]:
+    """One guest for all tests that leave it as they found it."""
+    directory = tmp_path_factory.mktemp("shared")
+    setup = Setup(directory=directory, kernel=kernel, initrd=initrd, append=APPEND)
+    with Machine(setup) as machine:
+        machine.open_port()
+        machine.wait_event(Ready)
+        yield machine
+
+
+@pytest.fixture
+def shared(booted: Machine) -> Machine:
+    """The same guest, with a port that was opened anew and no frame under way."""
+    while booted.receive_echo(0.1) is not None:
+        pass
+    booted.open_port()
+    return booted
+
+
+@pytest.fixture
+def ready(shared: Machine) -> Ready:
+    """What that guest says of itself when it is asked."""
+    shared.send(payload.HELLO)
+    ready = shared.wait_event(Ready)
+    assert shared.wait_event(Done) == Done(cmd="hello")
+    return ready
+
+
+def test_ready_guest_shows_all_signs_of_life(shared: Machine, ready: Ready) -> None:
     assert (ready.name, ready.seed, ready.pattern_pages) == ("g1", SEED, PATTERN // PAGE_BYTES)
     assert (ready.mac, ready.disk_sectors) == (GUEST_MAC, DISK_BYTES // 512)
-    machine.wait_console("liveupdate-guest: ready")
+    shared.wait_console("liveupdate-guest: ready")
 
-    tick = machine.read_tick(ready)
+    tick = shared.read_tick(ready)
     assert (tick.boot, tick.seed, tick.pattern_pages) == (ready.boot, SEED, ready.pattern_pages)
-    assert machine.count_ticks(ready, 1.0) >= 20
+    assert shared.count_ticks(ready, 1.0) >= 20
     # ready means that it is durable, a page that it says so is one tick later
-    assert machine.read_tick(ready).journal_seq >= 1
-    assert machine.read_ram(ready.pattern_gpa_first) == expected_page(SEED, 0)
+    assert shared.read_tick(ready).journal_seq >= 1
+    assert shared.read_ram(ready.pattern_gpa_first) == expected_page(SEED, 0)
 
-    sent_ns = machine.send_echo(7)
-    reply = machine.receive_echo()
+    sent_ns = shared.send_echo(7)
+    reply = shared.receive_echo()
     assert reply is not None
     assert (reply.seq, reply.sender_ns, reply.boot) == (7, sent_ns, ready.boot)
     assert (reply.source, reply.destination) == (GUEST_MAC, HOST_MAC)
     assert reply.tick_seq >= tick.seq and reply.monotonic_ns > tick.monotonic_ns
 
-    record = newest_record(machine.read_disk())
+    record = newest_record(shared.read_disk())
     assert record is not None and record.boot == ready.boot
     pass_time(1.0)
-    later = newest_record(machine.read_disk(), record.seq)
+    later = newest_record(shared.read_disk(), record.seq)
     assert later is not None and later.seq > record.seq
 
 
-def test_damaged_page_is_counted_by_verify(machine: Machine) -> None:
-    ready = machine.wait_event(Ready)
-    machine.send(payload.VERIFY)
-    assert machine.wait_event(Verified) == Verified(pages=ready.pattern_pages, bad=0)
-    machine.write_ram(ready.pattern_gpa_first + 8, b"\xff")
-    machine.send(payload.VERIFY)
-    assert machine.wait_event(Verified) == Verified(pages=ready.pattern_pages, bad=1)
+def test_damaged_page_is_counted_by_verify(shared: Machine, ready: Ready) -> None:
+    shared.send(payload.VERIFY)
+    assert shared.wait_event(Verified) == Verified(pages=ready.pattern_pages, bad=0)
+    whole = shared.read_ram(ready.pattern_gpa_first)
+    shared.write_ram(ready.pattern_gpa_first + 8, b"\xff")
+    shared.send(payload.VERIFY)
+    assert shared.wait_event(Verified) == Verified(pages=ready.pattern_pages, bad=1)
     pass_time(0.1)
-    assert machine.read_tick(ready).pattern_bad == 1
+    assert shared.read_tick(ready).pattern_bad == 1
+    shared.write_ram(ready.pattern_gpa_first, whole)
+    shared.send(payload.VERIFY)
+    assert shared.wait_event(Verified) == Verified(pages=ready.pattern_pages, bad=0)
 
 
 def test_dead_timer_stops_everything_while_the_vcpu_runs(machine: Machine) -> None:
@@ -122,23 +155,22 @@ def test_dead_timer_stops_everything_while_the_vcpu_runs(machine: Machine) -> No
     assert machine.wait_event(Ready) == ready
 
 
-def test_clock_commands_step_realtime_only(machine: Machine) -> None:
-    ready = machine.wait_event(Ready)
+def test_clock_commands_step_realtime_only(shared: Machine, ready: Ready) -> None:
     hour_ns = 3600 * 10**9
-    before = machine.read_tick(ready)
-    machine.command(payload.clock_jump(-hour_ns))
+    before = shared.read_tick(ready)
+    shared.command(payload.clock_jump(-hour_ns))
     pass_time(0.1)
-    after = machine.read_tick(ready)
+    after = shared.read_tick(ready)
     step_ns = (after.realtime_ns - before.realtime_ns) - (after.monotonic_ns - before.monotonic_ns)
     assert abs(step_ns + hour_ns) < 10**9
     assert 0 < after.boottime_ns - before.boottime_ns < 30 * 10**9
-    machine.command(payload.set_time(time.time_ns()))
+    shared.command(payload.set_time(time.time_ns()))
     pass_time(0.1)
-    assert abs(machine.read_tick(ready).realtime_ns - time.time_ns()) < 10**9
+    assert abs(shared.read_tick(ready).realtime_ns - time.time_ns()) < 10**9
 
 
-def test_bad_commands_are_reported_and_survived(machine: Machine) -> None:
-    machine.wait_event(Ready)
+@pytest.mark.usefixtures("ready")
+def test_bad_commands_are_reported_and_survived(shared: Machine) -> None:
     for line, answer in (
         (b"nonsense\n", "flat JSON"),
         (b'{"cmd":"verify"\n', "flat JSON"),
@@ -147,42 +179,41 @@ def test_bad_commands_are_reported_and_survived(machine: Machine) -> None:
         (b"x" * 5000 + b"\n", "longer than"),
         (b'{"cmd":"\x00\x01"}\n', ""),
     ):
-        machine.send_raw(line)
-        assert answer in machine.wait_event(Failure).message
-    machine.send_raw(b' { "cmd" : "clock-jump" , "ns" : 5 } \n')
-    assert machine.wait_event(payload.Done).cmd == "clock-jump"
+        shared.send_raw(line)
+        assert answer in shared.wait_event(Failure).message
+    shared.send_raw(b' { "cmd" : "clock-jump" , "ns" : 5 } \n')
+    assert shared.wait_event(Done).cmd == "clock-jump"
 
 
-def test_unknown_frames_are_not_answered(machine: Machine) -> None:
-    machine.wait_event(Ready)
-    machine.send_echo(1)
-    good = machine.receive_echo()
+@pytest.mark.usefixtures("ready")
+def test_unknown_frames_are_not_answered(shared: Machine) -> None:
+    shared.send_echo(1)
+    good = shared.receive_echo()
     assert good is not None
     frame = build_request(destination=GUEST_MAC, source=HOST_MAC, seq=2, sender_ns=0)
-    machine.send_frame(frame[:40])
-    machine.send_frame(frame[:-1] + bytes([frame[-1] ^ 1]))
-    assert machine.receive_echo(0.5) is None
-    machine.send_echo(3)
-    reply = machine.receive_echo()
+    shared.send_frame(frame[:40])
+    shared.send_frame(frame[:-1] + bytes([frame[-1] ^ 1]))
+    assert shared.receive_echo(0.5) is None
+    shared.send_echo(3)
+    reply = shared.receive_echo()
     assert reply is not None and reply.seq == 3
 
 
-def test_port_may_close_and_open_without_busy_loop(machine: Machine) -> None:
-    ready = machine.wait_event(Ready)
+def test_port_may_close_and_open_without_busy_loop(shared: Machine, ready: Ready) -> None:
     for _ in range(3):
-        machine.send_raw(b'{"cmd":"hel')
-        machine.close_port()
+        shared.send_raw(b'{"cmd":"hel')
+        shared.close_port()
         pass_time(0.3)
-        assert machine.count_ticks(ready, 0.5) >= 10
-        machine.open_port()
-        machine.send(payload.HELLO)
-        assert machine.wait_event(Ready) == ready
+        assert shared.count_ticks(ready, 0.5) >= 10
+        shared.open_port()
+        shared.send(payload.HELLO)
+        assert shared.wait_event(Ready) == ready
     # nobody listens: the vCPU has to be idle
-    machine.close_port()
+    shared.close_port()
     pass_time(1.0)
-    began = read_cpu_s(machine.child.pid)
+    began = read_cpu_s(shared.child.pid)
     pass_time(3.0)
-    assert read_cpu_s(machine.child.pid) - began < 1.5
+    assert read_cpu_s(shared.child.pid) - began < 1.5
 
 
 def test_killed_vmm_leaves_a_whole_journal(setup: Setup, boot: Boot) -> None:

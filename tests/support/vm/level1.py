@@ -189,6 +189,7 @@ class Machine:
         if self._port:
             self._port.close()
         self._port, self._port_rest = None, b""
+        self._events.clear()
 
     def send(self, command: Mapping[str, str]) -> None:
         self.send_raw(encode_command(command))
