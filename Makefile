@@ -25,12 +25,12 @@ setup: ## install packages, make .venv, build images; under 2 s when nothing is 
 run: setup ## set up, then take a guest through a kexec; RUN='...' gives arguments
 	$(VENV)/bin/liveupdate run $(RUN)
 
-test: ## set up for tests, then lint and all tests but the nightly ones, in 20 minutes
+test: ## set up for tests, then lint and all tests but the nightly ones; 25 minutes on 2 CPUs
 	liveupdate/setup.sh --tests
 	$(MAKE) check
 	$(PY) -m pytest -m 'vm and not nightly' $(PYTEST)
 
-check: lint unit component ## lint, unit and component tests, in 90 s; needs no root, network or images
+check: lint unit component ## lint, unit and component tests, in 3 minutes; needs no root, network or images
 
 nightly: tools images ## tests too long for `make test` (docs/testing.md); PART=fleet runs one part
 	$(PY) -m pytest -m 'nightly$(if $(PART),(part="$(PART)"))' $(PYTEST)
