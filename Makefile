@@ -55,9 +55,9 @@ lint: tools ## ruff, mypy, import-linter, shellcheck, ansible-lint
 unit: tools ## pure tests
 	$(PY) -m pytest -m unit -n auto $(PYTEST)
 
-# most of the time these wait
+# Most of the time these wait; idle processes take over what long ones have left.
 component: tools ## a local sshd, fake peers, a QEMU without a guest
-	$(PY) -m pytest -m component -n 4 $(PYTEST)
+	$(PY) -m pytest -m component -n 4 --dist worksteal $(PYTEST)
 
 vm: tools images ## tests that boot hosts with guests
 	$(PY) -m pytest -m 'vm and not nightly' $(PYTEST)
