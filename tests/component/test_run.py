@@ -219,7 +219,7 @@ def test_an_error_at_any_call_is_an_incident_of_its_hop_and_the_evidence_is_stor
     result = made.run()
     assert_watched(result.evidence)
     if name == "ping" and kind == "deadline":
-        kind = "lost-agent"  # whoever does not answer a ping is gone
+        kind = "lost-agent"  # a guest that answers no ping is gone
     if name == "payload" and kind != "harness":
         assert "pattern-not-verified" in made.steps("note")
         assert kinds(result) == []
@@ -293,7 +293,7 @@ def test_an_answer_that_is_none_of_the_protocol_is_an_incident(
     # in place of the error that is raised elsewhere
     strike(monkeypatch, at, lambda: Answered(answer))
     result = made.run()
-    # whoever watches the guest's ticks may be led astray, too
+    # the observer of the guest's ticks may read nonsense, too
     assert set(kinds(result)) == {("harness", 1)}
     assert any(text in each.text for each in result.evidence.incidents)
 

@@ -13,7 +13,7 @@ from liveupdate.model.evidence import (
 )
 from tests.support.evidence_builder import MS, SECOND
 
-#: 100 frames a second for 8 s in each hop; nobody looks from 1 s to 5 s
+#: 100 frames a second for 8 s in each hop; no sample is taken from 1 s to 5 s
 FRAMES = 800
 
 
