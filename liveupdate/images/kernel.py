@@ -291,17 +291,15 @@ class KernelBuilder:
         ):
             due = Deadline.after(PROGRESS_S, "progress")
 
-            def probe() -> tuple[int] | None:
+            def probe() -> int | None:
                 nonlocal due
-                if (code := child.returncode) is not None:
-                    return (code,)
-                if due.expired:
+                if child.returncode is None and due.expired:
                     compiled = log.read_bytes().count(b"\n  CC ")
                     self._steps.note(f"kernel {variant.name}: {compiled} files compiled")
                     due = Deadline.after(PROGRESS_S, "progress")
-                return None
+                return child.returncode
 
-            (status,) = wait_until(probe, deadline, interval_s=0.5)
+            status = wait_until(probe, deadline, interval_s=0.5)
         if status != 0:
             raise BuildError(
                 f"kernel {variant.name} does not build (make exit {status}, log {log}):\n"

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from liveupdate.core import proc
 from liveupdate.core.atomic_write import atomic_write
@@ -44,8 +45,7 @@ class AccelChoice:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """Result of the probe guest; ``error`` is "" when it ran."""
 
     error: str
@@ -158,8 +158,7 @@ def _watch_probe(child: proc.Child, directory: Path, serial: Path, deadline: Dea
                     return f"a probe guest ended in state '{status}'"
                 return None
 
-            # "" is an answer, too
-            return wait_until(lambda: _boxed(look()), deadline, interval_s=0.05)[0]
+            return wait_until(look, deadline, interval_s=0.05)
         except LiveUpdateError as error:
             if PROBE_OK in _read_text(serial):
                 # said its line and powered off between two looks
@@ -169,10 +168,6 @@ def _watch_probe(child: proc.Child, directory: Path, serial: Path, deadline: Dea
                 stuck = ", and QEMU does not answer either" if error.last else ""
                 return f"a probe guest said nothing for {error.timeout_s:.0f} s{stuck}"
             return f"probe guest: {error.message}"
-
-
-def _boxed(answer: str | None) -> tuple[str] | None:
-    return None if answer is None else (answer,)
 
 
 def _ended(child: proc.Child) -> LiveUpdateError | None:
@@ -208,20 +203,15 @@ def _make_key(kernel: Path, initrd: Path, qemu: str) -> str:
 def _read_cache(path: Path) -> Probe | None:
     try:
         with path.open("rb") as file:
-            value = json.loads(file.read(_MAX_CACHE_BYTES))
+            return msgspec.json.decode(file.read(_MAX_CACHE_BYTES), type=Probe)
     except (OSError, ValueError):
         return None
-    match value:
-        case {"error": str(error), "key": str(key)}:
-            return Probe(error=error, key=key)
-        case _:
-            return None
 
 
 def _write_cache(path: Path, probe: Probe) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(asdict(probe)).encode(), mode=0o600)
+        atomic_write(path, msgspec.json.encode(probe), mode=0o600)
     except OSError as error:
         log.debug("accelerator probe not cached: %s", error)
 

@@ -9,7 +9,6 @@ through a pidfd, so that a reused pid is never hit. Must not know what a machine
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import select
@@ -17,10 +16,14 @@ import shutil
 import signal
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import StateError
@@ -32,23 +35,24 @@ _SUFFIX = ".machine.json"
 _MAX_RECORD_BYTES = 64 * 1024
 
 
-class RecordError(ValueError):
-    """A file of the registry is not a record."""
+Number = Annotated[int, Meta(gt=0)]
+"""A pid or a start time."""
+Text = Annotated[str, Meta(pattern="^[^\\0]+$")]
+"""An id or a path, which cannot hold a NUL."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """One started machine. Start times are clock ticks after boot, as in ``/proc/PID/stat``."""
 
-    run_id: str
-    pid: int
-    start_time: int
-    owner_pid: int
-    owner_start_time: int
+    run_id: Text
+    pid: Number
+    start_time: Number
+    owner_pid: Number
+    owner_start_time: Number
     #: sockets, in the runtime directory; removed with the machine
-    runtime_dir: str
+    runtime_dir: Text
     #: results; never removed from here
-    run_dir: str
+    run_dir: Text
     ssh_port: int | None = None
     accel: str = ""
 
@@ -82,27 +86,6 @@ class GcResult:
 def machine_name(run_id: str) -> str:
     """Return the value of QEMU's ``-name``, by which its argv is recognised."""
     return f"lu-{run_id}"
-
-
-def parse_record(data: bytes) -> Machine:
-    """Parse one record.
-
-    :raises RecordError: it is not one.
-    """
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise RecordError("not an object")
-    fields = {key: value[key] for key in Machine.__slots__ if key in value}
-    numbers = [fields.get(key) for key in ("pid", "start_time", "owner_pid", "owner_start_time")]
-    if not all(type(number) is int and number > 0 for number in numbers):
-        raise RecordError("pids and start times have to be positive numbers")
-    texts = [fields.get(key) for key in ("run_id", "runtime_dir", "run_dir")]
-    if not all(isinstance(text, str) and text and "\0" not in text for text in texts):
-        raise RecordError("ids and paths have to be text")
-    return Machine(**fields)
 
 
 def is_named(cmdline: bytes, run_id: str) -> bool:
@@ -147,9 +130,8 @@ class Registry:
 
     def add(self, machine: Machine) -> None:
         """Record a machine, or replace its record."""
-        data = json.dumps(asdict(machine), indent=1).encode() + b"\n"
         fresh = self.root / f".{machine.run_id}.new"
-        fresh.write_bytes(data)
+        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(machine), indent=1) + b"\n")
         fresh.replace(self._file(machine.run_id))
 
     def remove(self, run_id: str) -> None:
@@ -202,8 +184,8 @@ class Registry:
         for path in sorted(self.root.glob(f"*{_SUFFIX}")):
             try:
                 with path.open("rb") as file:
-                    machine = parse_record(file.read(_MAX_RECORD_BYTES))
-            except (OSError, RecordError) as error:
+                    machine = msgspec.json.decode(file.read(_MAX_RECORD_BYTES), type=Machine)
+            except (OSError, ValueError, RecursionError) as error:
                 log.warning("'%s' is not a record: %s", path, error)
                 continue
             if path.name == f"{machine.run_id}{_SUFFIX}":

@@ -22,11 +22,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Annotated, Final, Literal, cast
 
+import msgspec
 import xxhash
+from msgspec import Meta
 
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LaunchError, LiveUpdateError
@@ -35,7 +37,7 @@ from liveupdate.transport.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT: Final = 1
 _CHUNK_BYTES = 4 << 20
 _SHORT_HOLE_BYTES = 64 << 10
 _MAX_META_BYTES = 16 << 20
@@ -46,37 +48,31 @@ class WarmStateError(LaunchError):
     """A saved state could not be made or did not load; the caller starts the machine cold."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileMeta:
+class FileMeta(msgspec.Struct, frozen=True, kw_only=True):
     """One file of a state: ``segments`` are (offset, length) of its data, the rest are holes.
 
     The segments are stored and not read from the file system again, so that ``xxh3`` over them is
     the same on any file system.
     """
 
-    name: str
+    #: in the state's own directory
+    name: Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[^/\0]+$")]
     size_bytes: int
     segments: tuple[tuple[int, int], ...]
     xxh3: str
 
-    @property
-    def data_bytes(self) -> int:
-        """Bytes of data, without the holes."""
-        return sum(length for _, length in self.segments)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WarmMeta:
+class WarmMeta(msgspec.Struct, frozen=True, kw_only=True):
     """Content of ``meta.json``. ``facts`` are the caller's: what it has to know of the machine."""
 
-    format: int
+    format: Literal[1]
     key: str
     qemu_version: str
     memory_bytes: int
     #: host time at which the machine stood still, CLOCK_REALTIME
     saved_realtime_ns: int
     files: tuple[FileMeta, ...]
-    facts: Mapping[str, object]
+    facts: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +85,8 @@ class WarmState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmFigures:
-    """Times and sizes of saving or loading."""
+    """Sizes of what was saved, without holes."""
 
-    state_s: float
-    ram_s: float
-    disks_s: float
     state_bytes: int
     ram_bytes: int
 
@@ -102,28 +95,6 @@ def make_key(parts: Mapping[str, object]) -> str:
     """Digest everything a state depends on: images, QEMU, machine, guests, command line."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def parse_meta(data: bytes) -> WarmMeta:
-    """Parse ``meta.json``.
-
-    :raises ValueError: it is not one, or of another format.
-    """
-    value = json.loads(data)
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise ValueError("not a warm state of this format")
-    try:
-        files = tuple(
-            FileMeta(**{**item, "segments": tuple((int(a), int(b)) for a, b in item["segments"])})
-            for item in value.pop("files")
-        )
-        meta = WarmMeta(files=files, **value)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"not a warm state: {error}") from error
-    for item in files:
-        if Path(item.name).name != item.name or item.name in ("", ".", ".."):
-            raise ValueError(f"'{item.name}' is not a file's name")
-    return meta
 
 
 class WarmStore:
@@ -138,7 +109,7 @@ class WarmStore:
         path = self.root / key
         try:
             with (path / "meta.json").open("rb") as file:
-                meta = parse_meta(file.read(_MAX_META_BYTES))
+                meta = msgspec.json.decode(file.read(_MAX_META_BYTES), type=WarmMeta)
             if meta.key != key:
                 raise ValueError(f"key '{meta.key}' in the directory of '{key}'")
         except FileNotFoundError:
@@ -163,7 +134,7 @@ class WarmStore:
                 host.qmp.execute("stop", {}, deadline)
                 try:
                     realtime_ns = time.time_ns()
-                    figures, files = _write(host, fresh, deadline)
+                    files = _write(host, fresh, deadline)
                 finally:
                     host.qmp.execute("cont", {}, deadline)
                 meta = WarmMeta(
@@ -176,7 +147,8 @@ class WarmStore:
                     facts=dict(facts),
                 )
                 # No fsync of a gigabyte: the checksums tell a torn file, and it is only a cache.
-                (fresh / "meta.json").write_text(json.dumps(asdict(meta), indent=1))
+                text = msgspec.json.format(msgspec.json.encode(meta), indent=1)
+                (fresh / "meta.json").write_bytes(text)
                 self._publish(fresh, key)
         except (OSError, LiveUpdateError) as error:
             if isinstance(error, WarmStateError):
@@ -184,16 +156,18 @@ class WarmStore:
             raise WarmStateError(f"the state could not be saved: {error}") from error
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-        return figures
+        return WarmFigures(
+            state_bytes=files[0].size_bytes, ram_bytes=sum(size for _at, size in files[1].segments)
+        )
 
-    def load(self, host: QemuHost, state: WarmState, deadline: Deadline) -> WarmFigures:
+    def load(self, host: QemuHost, state: WarmState, deadline: Deadline) -> None:
         """Start a machine from a state; ``host.resume()`` lets it run.
 
         :raises WarmStateError: it did not load and was removed. The caller shuts ``host`` down.
         """
         try:
             with self._locked(exclusive=False):
-                return _read(host, state, deadline)
+                _read(host, state, deadline)
         except (OSError, KeyError, ValueError, LiveUpdateError) as error:
             self.discard(state.meta.key)
             raise WarmStateError(f"the saved state did not load: {error}") from error
@@ -250,43 +224,28 @@ class WarmStore:
             yield
 
 
-def _write(
-    host: QemuHost, directory: Path, deadline: Deadline
-) -> tuple[WarmFigures, tuple[FileMeta, ...]]:
-    began = time.monotonic()
+def _write(host: QemuHost, directory: Path, deadline: Deadline) -> tuple[FileMeta, ...]:
+    """Write QEMU's state, the RAM and the disks, in this order."""
     state = directory / "state"
     host.qmp.execute("migrate-set-capabilities", _CAPABILITIES, deadline)
     host.qmp.execute("migrate", {"uri": f"file:{state}"}, deadline)
     _wait_migrated(host.qmp, deadline)
-    saved = time.monotonic()
-    files = [_describe(state)]
-    files.append(_save_sparse(host.ram_fd, directory / "ram"))
-    copied = time.monotonic()
+    files = [_describe(state), _save_sparse(host.ram_fd, directory / "ram")]
     for path in host.disks.values():
         with path.open("rb") as disk:
             files.append(_save_sparse(disk.fileno(), directory / f"disk-{path.name}"))
-    figures = WarmFigures(
-        state_s=saved - began,
-        ram_s=copied - saved,
-        disks_s=time.monotonic() - copied,
-        state_bytes=files[0].size_bytes,
-        ram_bytes=files[1].data_bytes,
-    )
-    return figures, tuple(files)
+    return tuple(files)
 
 
-def _read(host: QemuHost, state: WarmState, deadline: Deadline) -> WarmFigures:
+def _read(host: QemuHost, state: WarmState, deadline: Deadline) -> None:
     meta, files = state.meta, {item.name: item for item in state.meta.files}
     if meta.memory_bytes != host.spec.memory_bytes:
         raise ValueError(f"it has {meta.memory_bytes} bytes of RAM")
-    began = time.monotonic()
     host.prepare()
     _load_sparse(state.path, files["ram"], host.ram_fd)
-    copied = time.monotonic()
     for path in host.disks.values():
         with path.open("r+b") as disk:
             _load_sparse(state.path, files[f"disk-{path.name}"], disk.fileno())
-    disks = time.monotonic()
     if _describe(state.path / "state") != files["state"]:
         raise ValueError("'state' is not as it was saved")
     # the newest are kept longest
@@ -295,13 +254,6 @@ def _read(host: QemuHost, state: WarmState, deadline: Deadline) -> WarmFigures:
     host.qmp.execute("migrate-set-capabilities", _CAPABILITIES, deadline)
     host.qmp.execute("migrate-incoming", {"uri": f"file:{state.path / 'state'}"}, deadline)
     _wait_migrated(host.qmp, deadline)
-    return WarmFigures(
-        state_s=time.monotonic() - disks,
-        ram_s=copied - began,
-        disks_s=disks - copied,
-        state_bytes=files["state"].size_bytes,
-        ram_bytes=files["ram"].data_bytes,
-    )
 
 
 def _wait_migrated(qmp: Monitor, deadline: Deadline) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -216,7 +217,7 @@ def test_gc_kills_an_orphan_and_only_that(files: HostFiles, root: Path, tmp_path
         listed = registry.find("o1")
         assert listed is not None
         # as if the run that owned it had ended
-        registry.add(dataclasses.replace(listed.machine, owner_start_time=1))
+        registry.add(structs.replace(listed.machine, owner_start_time=1))
         swept = registry.sweep(soon())
         assert (swept.killed, swept.removed) == (("o1",), ("o1",))
         assert orphan.death() is not None and mine.death() is None
@@ -324,10 +325,37 @@ def test_a_state_of_another_machine_is_refused_by_qemu_and_thrown_away(
     assert store.find("k1") is None
 
 
-@pytest.mark.parametrize("damage", ["{}", "nonsense", '{"format": 99}', ""])
-def test_meta_that_makes_no_sense_is_no_state(store: WarmStore, damage: str) -> None:
+def write_meta(store: WarmStore, text: str) -> None:
     (store.root / "k1").mkdir(parents=True)
-    (store.root / "k1" / "meta.json").write_text(damage)
+    (store.root / "k1" / "meta.json").write_text(text)
+
+
+def meta_of(**changed: object) -> str:
+    """The text of a state's meta data with one file in it."""
+    file = {"name": "ram", "size_bytes": 1, "segments": [[0, 1]], "xxh3": "x"}
+    meta = {
+        "format": 1, "key": "k1", "qemu_version": "1", "memory_bytes": 1, "saved_realtime_ns": 1,
+        "files": [{**file, **changed}], "facts": {"agent_pid": 7},
+    }  # fmt: skip
+    return json.dumps({**meta, **{key: changed[key] for key in changed if key in meta}})
+
+
+def test_meta_as_it_was_written_by_hand_is_a_state(store: WarmStore) -> None:
+    write_meta(store, meta_of())
+    state = store.find("k1")
+    assert state is not None and state.meta.facts == {"agent_pid": 7}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{}", "nonsense", '{"format": 99}', "", meta_of(format=2), meta_of(key="k2"),
+        *(meta_of(name=name) for name in ("", ".", "..", "a/b", "/a")),
+        meta_of(segments=[[0]]), meta_of(files=7),
+    ],
+)  # fmt: skip
+def test_meta_that_makes_no_sense_is_no_state(store: WarmStore, damage: str) -> None:
+    write_meta(store, damage)
     assert store.find("k1") is None
     assert not (store.root / "k1").exists()
 
