@@ -212,26 +212,18 @@ def read_kernel(path: Path) -> KernelImage:
 
     :raises PlanError: the file cannot be read or is no kernel.
     """
-    cache = open_cache()
     try:
-        sha256 = file_sha256(path)
+        inputs = {"name": "facts", "image": file_sha256(path), "recipe": "1"}
 
         def builder(scratch: Path) -> None:
             kernel.write_image_json(scratch / "image.json", kernel.read_image(path), str(path))
 
-        entry = cache.build("facts", {"name": "facts", "image": sha256, "recipe": "1"}, builder)
+        entry = open_cache().build("facts", inputs, builder)
     except OSError as error:
         raise PlanError(f"cannot read kernel '{path}': {error.strerror}") from error
     except BuildError as error:
         raise PlanError(error.message) from error
-    facts = kernel.read_image_json(entry)
-    return KernelImage(
-        path=str(path.resolve()),
-        sha256=sha256,
-        release=facts.release,
-        build_id=facts.build_id,
-        abi=facts.abi,
-    )
+    return replace(kernel.read_image_json(entry), path=str(path.resolve()))
 
 
 def resolve(outgoing: Path | None, incoming: Path | None) -> ImageSet:

@@ -9,16 +9,17 @@ each variant is configured. The check fails with the name of the patch or option
 
 from __future__ import annotations
 
-import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from liveupdate.core import paths, proc
+from liveupdate.core import paths
 from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import BuildError, CommandFailed, LiveUpdateError
+from liveupdate.core.errors import BuildError, LiveUpdateError
 from liveupdate.core.steps import StepEvent, Steps
 from liveupdate.images import catalogue, kernel, source
+from liveupdate.images.tool import JOBS, run_tool
 
 #: patches below it correct a defect of Linux: all variants have them, no option turns them off
 FIXES = "fixes/"
@@ -73,11 +74,12 @@ def build_directory(file: Path, src: Path) -> Path:
     return file.parent
 
 
-def check_kernels(directory: Path, steps: Steps) -> None:
-    """Check series and variants of a kernel directory.
+def check_kernels(sources: Path, steps: Steps) -> None:
+    """Check series and variants of a checkout's ``guest-images``.
 
     :raises BuildError: naming the first patch, object or option that is wrong.
     """
+    directory = sources / "kernel"
     cache = catalogue.open_cache()
     builder = kernel.KernelBuilder(cache, directory, steps)
     series = source.read_series(directory / "series")
@@ -101,8 +103,7 @@ def check_kernels(directory: Path, steps: Steps) -> None:
             for name in variant.patches:
                 check_headers(name, (directory / name).read_text())
             with steps.step(f"configure {variant.name}"):
-                tree.apply(directory, (*series, *variant.patches))
-                config = kernel.load_fragments(directory, variant.fragments)
+                tree, config = builder.prepare(variant)
                 objects = tree.root / f"check-{variant.name}"
                 objects.mkdir(exist_ok=True)
                 builder.configure(variant, config, tree.src, objects, own=False)
@@ -116,10 +117,8 @@ def check_style(name: str, patch: Path, src: Path) -> None:
     argv = ["perl", str(src / "scripts/checkpatch.pl"), "--strict", "--terse", "--no-tree"]
     # The source is a tarball without history, so no commit of a "Fixes:" line can be found.
     argv += ["--ignore", "UNKNOWN_COMMIT_ID"]
-    try:
-        proc.run([*argv, str(patch)], deadline=Deadline.after(STYLE_S, f"checkpatch of {name}"))
-    except CommandFailed as error:
-        raise BuildError(f"patch '{name}' has style faults: {error.tail}") from error
+    deadline = Deadline.after(STYLE_S, f"checkpatch of {name}")
+    run_tool([*argv, str(patch)], deadline, f"patch '{name}' has style faults", tree=False)
 
 
 def compile_touched(name: str, files: tuple[Path, ...], src: Path, out: Path) -> None:
@@ -127,43 +126,39 @@ def compile_touched(name: str, files: tuple[Path, ...], src: Path, out: Path) ->
 
     :raises BuildError: something does not compile.
     """
-    jobs = f"-j{(os.cpu_count() or 1) + 1}"
-    make = ["make", jobs, "-C", str(src), f"O={out}"]
+    make = ["make", JOBS, "-C", str(src), f"O={out}"]
+    failed = f"patch '{name}' does not build in {out.name}"
     for file in files:
         (out / file).with_suffix(".o").unlink(missing_ok=True)
     directories = sorted({f"{build_directory(file, src)}/" for file in files})
-    try:
-        if directories:
-            deadline = Deadline.after(OBJECTS_S, f"directories of {name}")
-            proc.run([*make, *directories], deadline=deadline, tree=True)
-        # Files that the configuration leaves out have no object.
-        mine = [str(file.with_suffix(".o")) for file in files]
-        mine = [each for each in mine if (out / each).exists()]
-        if mine:
-            deadline = Deadline.after(OBJECTS_S, f"objects of {name}")
-            proc.run([*make, "W=1", "KCFLAGS=-Werror", *mine], deadline=deadline, tree=True)
-    except CommandFailed as error:
-        raise BuildError(f"patch '{name}' does not build in {out.name}: {error.tail}") from error
+    if directories:
+        deadline = Deadline.after(OBJECTS_S, f"directories of {name}")
+        run_tool([*make, *directories], deadline, failed)
+    # Files that the configuration leaves out have no object.
+    mine = [str(file.with_suffix(".o")) for file in files]
+    mine = [each for each in mine if (out / each).exists()]
+    if mine:
+        deadline = Deadline.after(OBJECTS_S, f"objects of {name}")
+        run_tool([*make, "W=1", "KCFLAGS=-Werror", *mine], deadline, failed)
 
 
-def main() -> int:
-    """Run the check, one line per step on stderr; return an exit status."""
+def run_check(name: str, check: Callable[[Path, Steps], None]) -> int:
+    """Run a check of ``guest-images``, one line per step on stderr; return an exit status."""
+
+    def show(event: StepEvent) -> None:
+        if event.kind in ("stop", "note"):
+            took = "" if event.elapsed_s is None else f" ({event.elapsed_s:.1f} s)"
+            sys.stderr.write(f"{name}: {event.name}{took}\n")
+
     steps = Steps()
-    steps.subscribe(lambda event: print_step(event, "kernel-check"))
+    steps.subscribe(show)
     try:
-        check_kernels(paths.guest_images_dir() / "kernel", steps)
+        check(paths.guest_images_dir(), steps)
     except LiveUpdateError as error:
-        sys.stderr.write(f"kernel-check: {error}\n")
+        sys.stderr.write(f"{name}: {error}\n")
         return 1
     return 0
 
 
-def print_step(event: StepEvent, name: str) -> None:
-    """Print the end of a step, or a note, as a line of check ``name``."""
-    if event.kind in ("stop", "note"):
-        took = "" if event.elapsed_s is None else f" ({event.elapsed_s:.1f} s)"
-        sys.stderr.write(f"{name}: {event.name}{took}\n")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_check("kernel-check", check_kernels))

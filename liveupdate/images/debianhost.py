@@ -11,14 +11,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from liveupdate.core import proc
-from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import BuildError, CommandFailed
 from liveupdate.core.steps import Steps
 from liveupdate.core.units import MIB
-from liveupdate.images import ext4, rootfs
-from liveupdate.images.cache import Cache, file_sha256
-from liveupdate.images.source import MIRROR
+from liveupdate.images import rootfs
+from liveupdate.images.cache import Cache
 
 #: without kexec-tools: a test has to install them
 PACKAGES = (
@@ -70,28 +66,8 @@ touch "$1/etc/.updated" "$1/var/.updated"
 
 def mmdebstrap_argv(target: Path) -> tuple[str, ...]:
     """Return the command that makes the tarball."""
-    pin = rootfs.PIN.replace("\n", "\\n")
-    prepare = (
-        'mkdir -p "$1/etc/apt/preferences.d"; '
-        f'printf "{pin}" > "$1/etc/apt/preferences.d/liveupdate"'
-    )
-    return (
-        "mmdebstrap", "--mode=auto", "--variant=essential", "--format=tar",
-        f"--include={','.join(PACKAGES)}",
-        '--aptopt=APT::Install-Recommends "false"',
-        '--aptopt=Acquire::Languages "none"',
-        '--aptopt=Acquire::Retries "3"',
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in rootfs.EXCLUDED),
-        f"--setup-hook={prepare}",
-        f"--customize-hook={_one_line(_FILL_REPOSITORY)}",
-        f"--customize-hook={_one_line(_SETTLE)}",
-        rootfs.SUITE, str(target),
-        f"deb {MIRROR} {rootfs.SUITE} main", f"deb {MIRROR} {rootfs.BACKPORTS} main",
-    )  # fmt: skip
-
-
-def _one_line(script: str) -> str:
-    return " ".join(script.splitlines())
+    hooks = tuple(" ".join(script.splitlines()) for script in (_FILL_REPOSITORY, _SETTLE))
+    return rootfs.mmdebstrap_argv(target, PACKAGES, hooks)
 
 
 def inputs() -> dict[str, str]:
@@ -114,14 +90,7 @@ def build(cache: Cache, steps: Steps) -> Path:
     def builder(scratch: Path) -> None:
         with steps.step("debian host: packages", suite=rootfs.SUITE):
             tarball = scratch / "tree.tar"
-            try:
-                proc.run(
-                    mmdebstrap_argv(tarball),
-                    deadline=Deadline.after(rootfs.BOOTSTRAP_S, "mmdebstrap"),
-                    tree=True,
-                )
-            except CommandFailed as error:
-                raise BuildError(f"mmdebstrap failed: {error.tail}") from error
+            rootfs.run_mmdebstrap(mmdebstrap_argv(tarball))
         with steps.step("debian host: file system"):
             base = scratch / "base.ext4"
             rootfs.make_file_system(scratch, tarball, base, "debian-host", SPARE_BYTES)
@@ -132,23 +101,15 @@ def build(cache: Cache, steps: Steps) -> Path:
 
 
 def _add_files(scratch: Path, base: Path) -> None:
-    rootfs.make_keys(scratch)
     files = []
-    for name, text, mode in (
-        ("/etc/ssh/sshd_config", rootfs.SSHD_CONFIG, 0o644),
-        ("/etc/ssh/authorized_keys", (scratch / "client_key.pub").read_text(), 0o644),
-        ("/etc/ssh/ssh_host_ed25519_key", (scratch / "ssh_host_key").read_text(), 0o600),
-        ("/etc/systemd/network/10-management.network", NETWORK, 0o644),
-        ("/etc/apt/sources.list", SOURCES, 0o644),
+    for name, text in (
+        ("/etc/systemd/network/10-management.network", NETWORK),
+        ("/etc/apt/sources.list", SOURCES),
     ):
         path = scratch / name.rpartition("/")[2]
         path.write_text(text)
-        path.chmod(mode)
+        path.chmod(0o644)
         files.append((path, name))
-    ext4.add_files(base, scratch / "rootfs.ext4", files)
+    rootfs.finish(scratch, base, files)
     for path, _ in files:
         path.unlink()
-    (scratch / "ssh_host_key").unlink()
-    (scratch / "image.json").write_text(
-        json.dumps({"sha256": file_sha256(scratch / "rootfs.ext4")})
-    )

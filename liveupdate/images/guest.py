@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import BuildError, CommandFailed
 from liveupdate.core.steps import Steps
 from liveupdate.images.cache import Cache, file_sha256, tree_sha256
+from liveupdate.images.tool import run_tool
 
 BUILD_S = 300.0
 IMAGE = "initramfs.cpio.gz"
@@ -42,10 +41,8 @@ def build_guest(cache: Cache, guest_dir: Path, compiler: str, python: str, steps
     def builder(scratch: Path) -> None:
         with steps.step("guest payload"):
             deadline = Deadline.after(BUILD_S, "the guest payload")
-            try:
-                proc.run(guest_argv(guest_dir, scratch, python), deadline=deadline, tree=True)
-            except CommandFailed as error:
-                raise BuildError(f"the guest payload does not build: {error.tail}") from error
+            argv = guest_argv(guest_dir, scratch, python)
+            run_tool(argv, deadline, "the guest payload does not build")
             for path in scratch.iterdir():
                 if path.name != IMAGE:
                     path.unlink()

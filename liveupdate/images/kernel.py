@@ -15,18 +15,21 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from shutil import copytree
 
-from msgspec import structs
+import msgspec
 
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
-from liveupdate.core.errors import BuildError, CommandFailed
+from liveupdate.core.errors import BuildError
 from liveupdate.core.steps import Steps
 from liveupdate.formats import kconfig
 from liveupdate.formats.kernelimage import KernelImageError, read_kernel_image
 from liveupdate.images import source
 from liveupdate.images.cache import Cache, SourcesChanged, file_sha256
+from liveupdate.images.tool import JOBS, run_tool
 from liveupdate.images.tree import BuildTree
 from liveupdate.model.plan import KernelImage
 
@@ -137,11 +140,10 @@ def config_argv(src: Path, objects: Path, allconfig: Path) -> tuple[str, ...]:
     return ("make", "-C", str(src), f"O={objects}", f"KCONFIG_ALLCONFIG={allconfig}", "allnoconfig")
 
 
-def make_argv(src: Path, objects: Path, localversion: str, jobs: int) -> tuple[str, ...]:
-    """Return the command that builds the image."""
+def make_argv(src: Path, objects: Path, localversion: str, goal: str) -> tuple[str, ...]:
+    """Return the command that builds a goal of the kernel's makefile."""
     return (
-        "make", "-C", str(src), f"O={objects}", f"-j{jobs}", f"LOCALVERSION={localversion}",
-        "bzImage",
+        "make", "-C", str(src), f"O={objects}", JOBS, f"LOCALVERSION={localversion}", goal,
     )  # fmt: skip
 
 
@@ -165,7 +167,7 @@ class KernelBuilder:
 
             def builder(scratch: Path, inputs: Mapping[str, str] = inputs) -> None:
                 with self._cache.locked(TREE_LOCK, waiting=self._say_waiting):
-                    tree, config = self._prepare(variant)
+                    tree, config = self.prepare(variant)
                     # The tree is built as it is now; waiting for the lock may have taken long.
                     if inputs_of(self._dir, variant, compiler) != inputs:
                         raise SourcesChanged(inputs["name"])
@@ -206,7 +208,7 @@ class KernelBuilder:
                 "source": str(tree.resolve()),
                 "image": file_sha256(image / "bzImage"),
             }
-            return self._cache.build("kernel", inputs, lambda scratch: _copy_files(image, scratch))
+            return self._cache.build("kernel", inputs, partial(copytree, image, dirs_exist_ok=True))
 
     def open_tree(self, pin: source.Base) -> BuildTree:
         """Return the tree that all variants are built in, unpacked; the caller holds its lock."""
@@ -218,7 +220,11 @@ class KernelBuilder:
             tree.prepare(pin, say=lambda text: self._steps.note(text))
         return tree
 
-    def _prepare(self, variant: Variant) -> tuple[BuildTree, kconfig.Fragment]:
+    def prepare(self, variant: Variant) -> tuple[BuildTree, kconfig.Fragment]:
+        """Return the patched tree of a variant and its options; the caller holds the tree's lock.
+
+        :raises BuildError: naming the patch or fragment that cannot be used.
+        """
         tree = self.open_tree(source.read_base(self._dir / "BASE"))
         tree.apply(self._dir, (*source.read_series(self._dir / "series"), *variant.patches))
         return tree, load_fragments(self._dir, variant.fragments)
@@ -260,11 +266,8 @@ class KernelBuilder:
         """
         allconfig = objects / "liveupdate.config"
         allconfig.write_text(config.render())
-        argv = config_argv(src, objects, allconfig)
-        try:
-            proc.run(argv, deadline=Deadline.after(CONFIG_S, "make allnoconfig"), tree=True)
-        except CommandFailed as error:
-            raise BuildError(f"cannot configure the kernel: {error.tail}") from error
+        deadline = Deadline.after(CONFIG_S, "make allnoconfig")
+        run_tool(config_argv(src, objects, allconfig), deadline, "cannot configure the kernel")
         found = kconfig.parse_config((objects / ".config").read_text())
         lost = config.missing_from(found)
         if own and lost:
@@ -281,8 +284,7 @@ class KernelBuilder:
             )
 
     def _compile(self, variant: Variant, src: Path, objects: Path) -> None:
-        # One more than there are CPUs: the compiler also waits for the disk.
-        argv = make_argv(src, objects, variant.localversion, (os.cpu_count() or 1) + 1)
+        argv = make_argv(src, objects, variant.localversion, "bzImage")
         log = objects.parent / f"build-{variant.name}.log"
         deadline = Deadline.after(BUILD_S, f"kernel {variant.name}")
         with (
@@ -348,22 +350,12 @@ def read_image(path: Path) -> KernelImage:
 
 def write_image_json(path: Path, image: KernelImage, origin: str) -> None:
     """Write the facts beside an image, so that later readers need not unpack it."""
-    facts = {key: value for key, value in structs.asdict(image).items() if key != "path"}
+    facts = {key: value for key, value in msgspec.structs.asdict(image).items() if key != "path"}
     path.write_text(json.dumps({**facts, "origin": origin}, indent=1))
 
 
 def read_image_json(entry: Path) -> KernelImage:
     """Return the facts of a cache entry that :class:`KernelBuilder` made."""
     facts = json.loads((entry / "image.json").read_text())
-    return KernelImage(
-        path=str(entry / "bzImage"),
-        sha256=facts["sha256"],
-        release=facts["release"],
-        build_id=facts["build_id"],
-        abi=tuple(facts["abi"]),
-    )
-
-
-def _copy_files(origin: Path, target: Path) -> None:
-    for path in origin.iterdir():
-        shutil.copyfile(path, target / path.name)
+    del facts["origin"]
+    return msgspec.convert({**facts, "path": str(entry / "bzImage")}, KernelImage)

@@ -14,12 +14,11 @@ import os
 import shutil
 from pathlib import Path
 
-from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import BuildError, CommandFailed
 from liveupdate.core.units import MIB
 from liveupdate.images import ext4
 from liveupdate.images.cache import Cache, file_sha256, tree_sha256
+from liveupdate.images.tool import run_tool
 from liveupdate.model.plan import ImageSet
 
 FORMAT = 1
@@ -104,7 +103,5 @@ def compile_argv(agent: Path, python: Path) -> tuple[str, ...]:
 def compile_agent(agent: Path, python: Path) -> None:
     """Put ``__pycache__`` beside the agent's modules."""
     deadline = Deadline.after(60.0, "compilation of the agent")
-    try:
-        proc.run(compile_argv(agent, python), deadline=deadline, env={"PYTHONHOME": str(python)})
-    except CommandFailed as error:
-        raise BuildError(f"the agent does not compile: {error.tail}") from error
+    argv, env = compile_argv(agent, python), {"PYTHONHOME": str(python)}
+    run_tool(argv, deadline, "the agent does not compile", env=env, tree=False)

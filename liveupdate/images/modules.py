@@ -9,7 +9,6 @@ what is configured here must not have a kernel's objects rebuilt. Must not know 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +17,9 @@ from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import BuildError, CommandFailed
 from liveupdate.core.steps import Steps
-from liveupdate.images import kernel, source
+from liveupdate.images import kernel
 from liveupdate.images.cache import Cache, SourcesChanged, digest_of, tree_sha256
+from liveupdate.images.tool import JOBS, run_tool
 from liveupdate.images.tree import BuildTree
 
 KIND = "modules"
@@ -39,24 +39,6 @@ def modules_inputs(
         "kernel": kernel_digest,
         "sources": tree_sha256(modules_dir),
     }
-
-
-def prepare_argv(src: Path, objects: Path, localversion: str, jobs: int) -> tuple[str, ...]:
-    """Return the command that prepares a configured tree for out-of-tree modules."""
-    return (
-        "make", "-C", str(src), f"O={objects}", f"-j{jobs}", f"LOCALVERSION={localversion}",
-        "modules_prepare",
-    )  # fmt: skip
-
-
-def modules_argv(
-    modules_dir: Path, kdir: Path, out: Path, localversion: str, jobs: int, *words: str
-) -> tuple[str, ...]:
-    """Return the command that builds the modules; ``words`` are more of make's variables."""
-    return (
-        "make", "-C", str(modules_dir), f"-j{jobs}", f"KDIR={kdir}", f"OUT={out}",
-        f"LOCALVERSION={localversion}", *words,
-    )  # fmt: skip
 
 
 class ModulesBuilder:
@@ -105,15 +87,12 @@ class ModulesBuilder:
 
         :raises BuildError: it is not the tree of the kernel in ``kernel_entry``.
         """
-        tree = self._kernels.open_tree(source.read_base(self._kernel_dir / "BASE"))
-        series = source.read_series(self._kernel_dir / "series")
-        tree.apply(self._kernel_dir, (*series, *variant.patches))
-        config = kernel.load_fragments(self._kernel_dir, variant.fragments)
+        tree, config = self._kernels.prepare(variant)
         objects = objects_of(tree)
         objects.mkdir(exist_ok=True)
         with self._steps.step(f"kernel {variant.name}: prepare for modules"):
             self._kernels.configure(variant, config, tree.src, objects, own=False)
-            argv = prepare_argv(tree.src, objects, variant.localversion, _jobs())
+            argv = kernel.make_argv(tree.src, objects, variant.localversion, "modules_prepare")
             self._run(argv, PREPARE_S, "the kernel tree to be ready for modules")
         # The symbols that this kernel offers; modpost refuses a module that wants another.
         (objects / kernel.SYMBOLS).unlink(missing_ok=True)
@@ -139,7 +118,10 @@ class ModulesBuilder:
         out.mkdir(parents=True, exist_ok=True)
         if not (kdir / kernel.SYMBOLS).exists():
             words = (*words, "KBUILD_MODPOST_WARN=1")
-        argv = modules_argv(self._dir, kdir, out, variant.localversion, _jobs(), *words)
+        argv = (
+            "make", "-C", str(self._dir), JOBS, f"KDIR={kdir}", f"OUT={out}",
+            f"LOCALVERSION={variant.localversion}", *words,
+        )  # fmt: skip
         return self._run(argv, BUILD_S, "the modules")
 
     def _check_kernel(self, variant: kernel.Variant, entry: Path) -> None:
@@ -157,9 +139,7 @@ class ModulesBuilder:
         try:
             done = proc.run(argv, deadline=deadline, env=kernel.BUILD_ENV, tree=True)
         except CommandFailed as error:
-            raise BuildError(
-                f"{what}: make fails:\n{kernel.first_errors(error.tail)}",
-            ) from error
+            raise BuildError(f"{what}: make fails:\n{kernel.first_errors(error.tail)}") from error
         return done.stdout + done.stderr
 
     def _say_waiting(self) -> None:
@@ -169,10 +149,6 @@ class ModulesBuilder:
 def objects_of(tree: BuildTree) -> Path:
     """Return where a tree has the objects that modules are built with."""
     return tree.root / "m"
-
-
-def _jobs() -> int:
-    return (os.cpu_count() or 1) + 1
 
 
 def selftests_inputs(selftests_dir: Path, modules_dir: Path, compiler: str) -> dict[str, str]:
@@ -198,10 +174,8 @@ def build_selftests(
 
     def builder(scratch: Path) -> None:
         argv = ("make", "-C", str(selftests_dir), f"O={scratch}", f"MODULES={modules_dir}")
+        deadline = Deadline.after(SELFTESTS_S, "the selftests")
         with steps.step("selftests"):
-            try:
-                proc.run(argv, deadline=Deadline.after(SELFTESTS_S, "the selftests"), tree=True)
-            except CommandFailed as error:
-                raise BuildError(f"the selftests do not build: {error.tail}") from error
+            run_tool(argv, deadline, "the selftests do not build")
 
     return cache.build("selftests", read_inputs(), builder, again=read_inputs)

@@ -14,12 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from liveupdate.core import paths, proc
+from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import BuildError, LiveUpdateError
+from liveupdate.core.errors import BuildError
 from liveupdate.core.steps import Steps
 from liveupdate.images import catalogue, kernel, modules, source
-from liveupdate.images.check import print_step
+from liveupdate.images.check import run_check
 
 STYLE_S = 120.0
 #: scripts/checker-valid.sh of Linux 7.3 takes no sparse that does not know __typeof_unqual__
@@ -90,14 +90,11 @@ def check_modules(sources: Path, steps: Steps) -> None:
     modules_dir, kernel_dir = sources / "modules", sources / "kernel"
     builder = modules.ModulesBuilder(cache, kernel_dir, modules_dir, steps)
     variant = kernel.find_variant(modules.VARIANTS[0])
-    entry = kernel.KernelBuilder(cache, kernel_dir, steps).build(variant)
+    kernels = kernel.KernelBuilder(cache, kernel_dir, steps)
+    entry = kernels.build(variant)
     with cache.locked(kernel.TREE_LOCK, waiting=lambda: steps.note("waiting for another build")):
         kdir = builder.prepare(variant, entry)
-        src = (
-            kernel.KernelBuilder(cache, kernel_dir, steps)
-            .open_tree(source.read_base(kernel_dir / "BASE"))
-            .src
-        )
+        src = kernels.open_tree(source.read_base(kernel_dir / "BASE")).src
         with steps.step("checkpatch --strict"):
             check_style(src, modules_dir)
             check_style(src, sources / "selftests")
@@ -112,17 +109,5 @@ def check_modules(sources: Path, steps: Steps) -> None:
         steps.note(f"{others} warnings about the kernel's own headers, ignored")
 
 
-def main() -> int:
-    """Run the check, one line per step on stderr; return an exit status."""
-    steps = Steps()
-    steps.subscribe(lambda event: print_step(event, "modules-check"))
-    try:
-        check_modules(paths.guest_images_dir(), steps)
-    except LiveUpdateError as error:
-        sys.stderr.write(f"modules-check: {error}\n")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_check("modules-check", check_modules))

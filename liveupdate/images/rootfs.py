@@ -12,16 +12,17 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import BuildError, CommandFailed
 from liveupdate.core.steps import Steps
 from liveupdate.core.units import MIB
 from liveupdate.images import ext4
 from liveupdate.images.cache import Cache, file_sha256
 from liveupdate.images.source import MIRROR
+from liveupdate.images.tool import run_tool
 
 SUITE = "trixie"
 BACKPORTS = f"{SUITE}-backports"
@@ -57,12 +58,19 @@ PrintLastLog no
 Subsystem sftp internal-sftp
 """
 BOOTSTRAP_S = 1200.0
+#: run with the new root as $1: keys are made for each image (make_keys), and the kit is mounted
+HOOKS = ('rm -f "$1"/etc/ssh/ssh_host_*', 'mkdir -p "$1/kit"')
 #: increase when the code below changes the image
 RECIPE = "1"
 
 
-def mmdebstrap_argv(target: Path) -> tuple[str, ...]:
-    """Return the command that makes the tarball of Debian's packages."""
+def mmdebstrap_argv(
+    target: Path, packages: tuple[str, ...] = PACKAGES, hooks: tuple[str, ...] = HOOKS
+) -> tuple[str, ...]:
+    """Return the command that makes the tarball of Debian's packages.
+
+    :param hooks: shell commands, each on one line, that are run when the packages are there.
+    """
     pin = PIN.replace("\n", "\\n")
     # The hook gets the new root as $1 and runs in mmdebstrap's own shell.
     hook = (
@@ -71,15 +79,13 @@ def mmdebstrap_argv(target: Path) -> tuple[str, ...]:
     )
     return (
         "mmdebstrap", "--mode=auto", "--variant=essential", "--format=tar",
-        f"--include={','.join(PACKAGES)}",
+        f"--include={','.join(packages)}",
         '--aptopt=APT::Install-Recommends "false"',
         '--aptopt=Acquire::Languages "none"',
         '--aptopt=Acquire::Retries "3"',
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in EXCLUDED),
         f"--setup-hook={hook}",
-        # Made new for each image, see make_keys; a mount point for the kit.
-        '--customize-hook=rm -f "$1"/etc/ssh/ssh_host_*',
-        '--customize-hook=mkdir -p "$1/kit"',
+        *(f"--customize-hook={each}" for each in hooks),
         SUITE, str(target), f"deb {MIRROR} {SUITE} main", f"deb {MIRROR} {BACKPORTS} main",
     )  # fmt: skip
 
@@ -110,21 +116,20 @@ def build_base(cache: Cache, steps: Steps) -> Path:
     def builder(scratch: Path) -> None:
         with steps.step("rootfs: Debian packages", suite=SUITE):
             tarball = scratch / "tree.tar"
-            try:
-                proc.run(
-                    mmdebstrap_argv(tarball),
-                    deadline=Deadline.after(BOOTSTRAP_S, "mmdebstrap"),
-                    tree=True,
-                )
-            except CommandFailed as error:
-                raise BuildError(
-                    f"mmdebstrap failed: {error.tail}",
-                    hint="check the network; without root, /etc/subuid must name you",
-                ) from error
+            run_mmdebstrap(mmdebstrap_argv(tarball))
         with steps.step("rootfs: file system"):
             _make_base(scratch, tarball)
 
     return cache.build("rootfs-base", base_inputs(), builder)
+
+
+def run_mmdebstrap(argv: tuple[str, ...]) -> None:
+    """Run a command of :func:`mmdebstrap_argv`.
+
+    :raises BuildError: mmdebstrap failed; quotes its last lines.
+    """
+    hint = "check the network; without root, /etc/subuid must name you"
+    run_tool(argv, Deadline.after(BOOTSTRAP_S, "mmdebstrap"), "mmdebstrap failed", hint=hint)
 
 
 def _make_base(scratch: Path, tarball: Path) -> None:
@@ -155,22 +160,12 @@ def make_file_system(
     saved = scratch / "fakeroot"
     as_root = os.geteuid() == 0
     unpack = () if as_root else ("fakeroot", "-s", str(saved))
-    proc.run(
-        [
-            *unpack,
-            "tar",
-            "-x",
-            "-p",
-            "--numeric-owner",
-            "--exclude=./dev/*",
-            "-f",
-            tarball,
-            "-C",
-            tree,
-        ],
-        deadline=Deadline.after(300.0, "unpacking of the rootfs"),
-        tree=not as_root,
-    )
+    argv = (
+        *unpack, "tar", "-x", "-p", "--numeric-owner", "--exclude=./dev/*", "-f", tarball,
+        "-C", tree,
+    )  # fmt: skip
+    deadline = Deadline.after(300.0, "unpacking of the rootfs")
+    proc.run(argv, deadline=deadline, tree=not as_root)
     tarball.unlink()
     prefix = () if as_root else ("fakeroot", "-i", str(saved))
     ext4.make_image(tree, image, label, spare_bytes=spare_bytes, prefix=prefix)
@@ -219,31 +214,43 @@ def build_rootfs(cache: Cache, host_dir: Path, compiler: str, steps: Steps) -> P
         with steps.step("rootfs: init and keys"):
             init = scratch / "liveupdate-init"
             _compile_init(host_dir / "init.c", init)
-            make_keys(scratch)
-            config = scratch / "sshd_config"
-            config.write_text(SSHD_CONFIG)
-            keys = scratch / "authorized_keys"
-            shutil.copyfile(scratch / "client_key.pub", keys)
-            for path, mode in ((config, 0o644), (keys, 0o644), (init, 0o755)):
-                path.chmod(mode)
-            ext4.add_files(
-                base / "base.ext4",
-                scratch / "rootfs.ext4",
-                (
-                    (init, "/liveupdate-init"),
-                    (config, "/etc/ssh/sshd_config"),
-                    (keys, "/etc/ssh/authorized_keys"),
-                    (scratch / "ssh_host_key", "/etc/ssh/ssh_host_ed25519_key"),
-                ),
-            )
+            init.chmod(0o755)
+            finish(scratch, base / "base.ext4", ((init, "/liveupdate-init"),), base=base.name)
             shutil.copyfile(base / "packages", scratch / "packages")
-            for path in (init, config, keys, scratch / "ssh_host_key"):
-                path.unlink()
-            image = {"sha256": file_sha256(scratch / "rootfs.ext4"), "base": base.name}
-            (scratch / "image.json").write_text(json.dumps(image))
+            init.unlink()
 
     inputs = rootfs_inputs(host_dir, compiler)
     return cache.build("rootfs", inputs, builder, again=lambda: rootfs_inputs(host_dir, compiler))
+
+
+def finish(
+    scratch: Path, image: Path, files: Sequence[tuple[Path, str]] = (), **facts: object
+) -> None:
+    """Make ``rootfs.ext4`` of ``image``, with new keys and the configuration of sshd; and
+    ``image.json``.
+
+    :param files: more to put in, as of :func:`ext4.add_files`.
+    :param facts: more for ``image.json``.
+    """
+    make_keys(scratch)
+    config, keys, host_key = (
+        scratch / name for name in ("sshd_config", "authorized_keys", "ssh_host_key")
+    )
+    config.write_text(SSHD_CONFIG)
+    shutil.copyfile(scratch / "client_key.pub", keys)
+    config.chmod(0o644)
+    keys.chmod(0o644)
+    wanted = (
+        *files,
+        (config, "/etc/ssh/sshd_config"),
+        (keys, "/etc/ssh/authorized_keys"),
+        (host_key, "/etc/ssh/ssh_host_ed25519_key"),
+    )
+    ext4.add_files(image, scratch / "rootfs.ext4", wanted)
+    for path in (config, keys, host_key):
+        path.unlink()
+    sha256 = file_sha256(scratch / "rootfs.ext4")
+    (scratch / "image.json").write_text(json.dumps({"sha256": sha256, **facts}))
 
 
 def init_argv(origin: Path, target: Path) -> tuple[str, ...]:
@@ -257,27 +264,12 @@ def init_argv(origin: Path, target: Path) -> tuple[str, ...]:
 
 
 def _compile_init(origin: Path, target: Path) -> None:
-    try:
-        proc.run(init_argv(origin, target), deadline=Deadline.after(120.0, "init.c"), tree=True)
-    except CommandFailed as error:
-        raise BuildError(f"'{origin}' does not compile: {error.tail}") from error
+    deadline = Deadline.after(120.0, "init.c")
+    run_tool(init_argv(origin, target), deadline, f"'{origin}' does not compile")
 
 
 def make_keys(scratch: Path) -> None:
     """Make ``ssh_host_key`` and ``client_key``, with their public halves, in a directory."""
     for name in ("ssh_host_key", "client_key"):
-        proc.run(
-            [
-                "ssh-keygen",
-                "-q",
-                "-t",
-                "ed25519",
-                "-N",
-                "",
-                "-C",
-                "liveupdate",
-                "-f",
-                scratch / name,
-            ],
-            deadline=Deadline.after(30.0, "ssh-keygen"),
-        )
+        argv = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "liveupdate", "-f")
+        proc.run((*argv, scratch / name), deadline=Deadline.after(30.0, "ssh-keygen"))

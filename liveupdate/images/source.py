@@ -12,15 +12,16 @@ import hashlib
 import logging
 import re
 import shutil
-import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import BuildError, CommandFailed
 from liveupdate.images.cache import file_sha256
+from liveupdate.images.tool import run_tool
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,7 @@ UNPACK_S = 600.0
 _ABI = re.compile(rb'#define\s+\w*COMPATIBLE\w*\s+"([a-z-]+-v\d+)"')
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
+class Base(msgspec.Struct, frozen=True, kw_only=True):
     """The pin: the source that series and fragments are made for."""
 
     package: str
@@ -50,16 +50,10 @@ def read_base(path: Path) -> Base:
     :raises BuildError: a key is missing or the file is not TOML.
     """
     try:
-        found = tomllib.loads(path.read_text())
-        return Base(
-            package=found["package"],
-            version=found["version"],
-            sha256=found["sha256"],
-            suite=found["suite"],
-            abi=tuple(sorted(found["abi"])),
-        )
-    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
+        pin = msgspec.toml.decode(path.read_bytes(), type=Base)
+    except (OSError, ValueError) as error:
         raise BuildError(f"cannot use '{path}' as the kernel's pin: {error}") from error
+    return msgspec.structs.replace(pin, abi=tuple(sorted(pin.abi)))
 
 
 def apt_options(state: Path) -> tuple[str, ...]:
@@ -213,12 +207,8 @@ def apply_patches(tree: Path, directory: Path, patches: tuple[str, ...]) -> None
 
     :raises BuildError: naming the patch that does not apply, with the output of patch(1).
     """
+    command = ("patch", "-p1", "--forward", "--fuzz=0", "--batch", "--no-backup-if-mismatch")
     for name in patches:
-        command = ["patch", "-p1", "--forward", "--fuzz=0", "--batch", "--no-backup-if-mismatch"]
-        try:
-            proc.run(
-                [*command, "--directory", tree, "--input", directory / name],
-                deadline=Deadline.after(60.0, f"patch {name}"),
-            )
-        except CommandFailed as error:
-            raise BuildError(f"patch '{name}' does not apply: {error.tail}") from error
+        argv = (*command, "--directory", tree, "--input", directory / name)
+        deadline = Deadline.after(60.0, f"patch {name}")
+        run_tool(argv, deadline, f"patch '{name}' does not apply", tree=False)
