@@ -27,7 +27,7 @@ from liveupdate.run.observers.host_queries import read_over_ssh
 from liveupdate.run.observers.ticks import GuestStopped, see_ticks
 from liveupdate.run.testbed import GuestHandle, Testbed
 from liveupdate.target.ssh.host import NEXT_KERNEL
-from liveupdate.transport.console import Crash
+from liveupdate.transport.console import ConsoleLine
 
 _SHORT_S = 20.0
 _READY_S = 30.0
@@ -192,7 +192,7 @@ class HeldHop(HopEngine):
         self.see_guests(())
         return {"lost_lines": seen.lost}
 
-    def collect_lost(self, panic: Crash | None) -> Mapping[str, object]:
+    def collect_lost(self, panic: ConsoleLine | None) -> Mapping[str, object]:
         """Store the state of a host that rebooted and lost its guests.
 
         :param panic: of the console.

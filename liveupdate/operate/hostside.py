@@ -256,7 +256,7 @@ class HostSide:
         """Ask a host that has lost its guests for its state."""
         panic = None
         if self._host is not None and self._host.has_console:
-            panic = self._host.console.find_crash("panic")
+            panic = self._host.console.panic
         return self._held(state).collect_lost(panic)
 
     # --- end

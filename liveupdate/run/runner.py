@@ -124,9 +124,9 @@ def _roll_back(bed: Testbed, hop: Hop, steps: Steps) -> None:
 
 def _incident(bed: Testbed, hop: Hop, error: Exception) -> Incident:
     """Say what happened by what was seen: a panic on the console explains whatever came after."""
-    crash = bed.host.console.find_crash("panic")
-    if crash is not None:
-        return Incident(kind="panic", hop=hop.number, text=crash.text)
+    panic = bed.host.console.panic
+    if panic is not None:
+        return Incident(kind="panic", hop=hop.number, text=panic.text)
     events = bed.machine.qmp.events() if bed.machine is not None else ()
     for event in events:
         # A kexec never touches the platform's reset; -no-reboot turns any reset into the end.

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,7 +32,6 @@ T = TypeVar("T")
 MAX_LINE_BYTES = 8 << 20
 _READ_BYTES = 256 * 1024
 _EVENTS_KEPT = 20_000
-_GARBLED_KEPT = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +44,8 @@ class AgentEvent:
 
     name: str
     n: int
-    boot: int
-    at_ns: int
+    boot: int = 0
+    at_ns: int = 0
     t_ns: int
     data: Mapping[str, object] = field(default_factory=dict)
 
@@ -65,16 +64,6 @@ class Reply:
     ok: Mapping[str, object] | None
     kind: str = ""
     message: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """An event as it was on the line."""
-
-    name: str
-    n: int
-    t_ns: int
-    data: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +106,11 @@ class LineBuffer:
             start = end + 1
 
 
-def parse_line(line: bytes) -> Reply | Event | Garbled | None:
-    """Parse one line; None for an empty one, with which the agent resynchronises."""
+def parse_line(line: bytes) -> Reply | AgentEvent | Garbled | None:
+    """Parse one line; None for an empty one, with which the agent resynchronises.
+
+    An event has neither boot nor time of arrival yet.
+    """
     if not line.strip():
         return None
     try:
@@ -136,16 +128,9 @@ def parse_line(line: bytes) -> Reply | Event | Garbled | None:
         case {"re": int(number), "error": {"kind": str(kind), "message": str(message)}}:
             return Reply(re=number, ok=None, kind=kind, message=message)
         case {"n": int(number), "event": str(name), "t_ns": int(t_ns), "data": dict(data)}:
-            return Event(name=name, n=number, t_ns=t_ns, data=data)
+            return AgentEvent(name=name, n=number, t_ns=t_ns, data=data)
         case _:
             return Garbled(why="neither reply nor event", head=line[:80])
-
-
-def matches(event: AgentEvent, name: str, where: Mapping[str, object] | None) -> bool:
-    """Tell whether an event has that name and all of ``where`` in its data."""
-    return event.name == name and all(
-        key in event.data and event.data[key] == value for key, value in (where or {}).items()
-    )
 
 
 class AgentLink:
@@ -168,14 +153,10 @@ class AgentLink:
         self._events: list[AgentEvent] = []
         self._dropped = 0
         self._boot = 0
-        self._last_n = 0
         self._resync = True
         self._lost: str | None = None
-        self._garbled: list[Garbled] = []
-        #: lines not understood, answers to no pending call, numbers missing between events
+        #: lines not understood
         self.garbled_lines = 0
-        self.stray_replies = 0
-        self.missed_events = 0
 
     def __enter__(self) -> AgentLink:
         return self
@@ -187,17 +168,6 @@ class AgentLink:
     def lost(self) -> str | None:
         """Why the connection is gone, or None while it lives."""
         return self._lost
-
-    @property
-    def boot(self) -> int:
-        """How many ``hello``\\ s have arrived."""
-        return self._boot
-
-    @property
-    def garbled(self) -> tuple[Garbled, ...]:
-        """The first garbled lines, for the report; :attr:`garbled_lines` counts them all."""
-        with self._changed:
-            return tuple(self._garbled)
 
     def connect(self, deadline: Deadline) -> None:
         """Connect to QEMU's end. This says nothing about the agent: wait for ``hello`` for that.
@@ -283,22 +253,9 @@ class AgentLink:
         with self._changed:
             return tuple(self._events[max(0, since - self._dropped) :])
 
-    def wait_event(
-        self,
-        name: str,
-        deadline: Deadline,
-        *,
-        where: Mapping[str, object] | None = None,
-        since: int = 0,
-    ) -> AgentEvent:
-        """Wait for an event whose data has all of ``where``; events from position ``since`` count.
-
-        :raises LostMachine: the channel ended without it, or what ``watch`` said.
-        :raises DeadlineExceeded: with the names of the last events seen.
-        """
-        return self.wait_for(
-            lambda event: matches(event, name, where), deadline, what=f"'{name}'", since=since
-        )
+    def wait_event(self, name: str, deadline: Deadline) -> AgentEvent:
+        """Wait for an event of that name; errors as :meth:`wait_for`."""
+        return self.wait_for(lambda event: event.name == name, deadline, what=f"'{name}'")
 
     def wait_for(
         self,
@@ -308,7 +265,11 @@ class AgentLink:
         what: str,
         since: int = 0,
     ) -> AgentEvent:
-        """Wait for the first event that is ``wanted``; errors as :meth:`wait_event`."""
+        """Wait for the first event that is ``wanted``; events from position ``since`` count.
+
+        :raises LostMachine: the channel ended without it, or what ``watch`` said.
+        :raises DeadlineExceeded: with the names of the last events seen.
+        """
         position = since
 
         def look() -> AgentEvent | None:
@@ -316,9 +277,9 @@ class AgentLink:
             with self._changed:
                 lost, fresh = self._lost, self.events(position)
                 position = self.mark()
-            for event in fresh:
-                if wanted(event):
-                    return event
+            found = next(filter(wanted, fresh), None)
+            if found is not None:
+                return found
             check_watch(self._watch)
             if lost:
                 raise LostMachine(
@@ -383,44 +344,25 @@ class AgentLink:
                 self._take(line if isinstance(line, Garbled) else parse_line(line), at_ns)
         self._end(why)
 
-    def _take(self, item: Reply | Event | Garbled | None, at_ns: int) -> None:
+    def _take(self, item: Reply | AgentEvent | Garbled | None, at_ns: int) -> None:
         with self._changed:
             match item:
                 case Garbled():
                     log.debug("agent: garbled line (%s): %r", item.why, item.head)
                     self.garbled_lines += 1
-                    if len(self._garbled) < _GARBLED_KEPT:
-                        self._garbled.append(item)
                 case Reply():
-                    if item.re in self._pending and self._pending[item.re] is None:
+                    if self._pending.get(item.re, item) is None:
                         self._pending[item.re] = item
-                    else:
-                        self.stray_replies += 1
-                case Event():
+                case AgentEvent():
                     self._take_event(item, at_ns)
-                case None:
-                    return
             self._changed.notify_all()
 
-    def _take_event(self, event: Event, at_ns: int) -> None:
+    def _take_event(self, event: AgentEvent, at_ns: int) -> None:
         if event.name == "hello":
             self._boot += 1
-            self._last_n = 0
             self._resync = True
             self._cut_off("a new boot began")
-        elif self._last_n and event.n > self._last_n + 1:
-            self.missed_events += event.n - self._last_n - 1
-        self._last_n = event.n
-        self._events.append(
-            AgentEvent(
-                name=event.name,
-                n=event.n,
-                boot=self._boot,
-                at_ns=at_ns,
-                t_ns=event.t_ns,
-                data=event.data,
-            )
-        )
+        self._events.append(replace(event, boot=self._boot, at_ns=at_ns))
         if len(self._events) > _EVENTS_KEPT:
             self._dropped += len(self._events) - _EVENTS_KEPT
             del self._events[:-_EVENTS_KEPT]

@@ -58,8 +58,7 @@ class Bridge:
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._far: Stream | None = None
-        #: how often the far end was opened, and why it was not, last
-        self.opened = 0
+        #: why the far end was not opened, last
         self.trouble = ""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -112,7 +111,6 @@ class Bridge:
                     if not is_near_gone:
                         with self._changed:
                             self._far, self.trouble = far, ""
-                            self.opened += 1
                         is_near_gone = self._pump(near, far)
                 finally:
                     with self._changed:

@@ -36,13 +36,8 @@ _READ_BYTES = 64 * 1024
 # stand in the middle of a line, for kexec cuts the last line of the outgoing kernel anywhere.
 _BANNER = re.compile(rb"(?:\[ +0\.0{6}\](?:\[ *[TC]\d+\])? |^)Linux version \d")
 
-#: kinds of crash by what kernel/panic.c, arch/x86/kernel/dumpstack.c and the watchdogs print
-_CRASHES = (
-    ("panic", re.compile(r"Kernel panic - not syncing")),
-    ("bug", re.compile(r"kernel BUG at|\bBUG: (?!soft lockup)")),
-    ("oops", re.compile(r"\bOops: |general protection fault")),
-    ("stall", re.compile(r"soft lockup|hard LOCKUP|detected stalls|blocked for more than \d+ sec")),
-)
+#: what kernel/panic.c prints
+_PANIC = b"Kernel panic - not syncing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +53,6 @@ class ConsoleLine:
     def text(self) -> str:
         """The line as text, without its end; bytes that are not UTF-8 are replaced."""
         return _text(self.data)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crash:
-    """A line that reports a kernel in trouble; ``kind`` is panic, bug, oops or stall."""
-
-    kind: str
-    boot: int
-    at_ns: int
-    text: str
 
 
 class LineSplitter:
@@ -125,15 +110,6 @@ class LineSplitter:
         return line
 
 
-def find_crash(line: ConsoleLine) -> Crash | None:
-    """Return what a line says about a crash, or None."""
-    text = line.text
-    for kind, pattern in _CRASHES:
-        if pattern.search(text):
-            return Crash(kind=kind, boot=line.boot, at_ns=line.at_ns, text=text)
-    return None
-
-
 def _text(data: bytes) -> str:
     return data.decode("utf-8", errors="replace").strip("\r\n\0")
 
@@ -188,8 +164,7 @@ class Console:
         self._lines: deque[ConsoleLine] = deque(maxlen=_LINES_KEPT)
         self._count = 0
         self._boots: list[ConsoleLine] = []
-        self._last: dict[int, ConsoleLine] = {}
-        self._crashes: list[Crash] = []
+        self._panic: ConsoleLine | None = None
         self._error: OSError | None = None
         self._ended = False
         self._socket: socket.socket | None = None
@@ -244,19 +219,15 @@ class Console:
             return tuple(self._boots)
 
     @property
-    def crashes(self) -> tuple[Crash, ...]:
-        """All crashes seen, in order."""
-        with self._changed:
-            return tuple(self._crashes)
+    def panic(self) -> ConsoleLine | None:
+        """The first line that reports a kernel's panic, or None."""
+        return self._panic
 
-    def find_crash(self, kind: str = "panic", *, boot: int | None = None) -> Crash | None:
-        """Return the first crash of a kind, of one boot or of any."""
-        return next((c for c in self.crashes if c.kind == kind and boot in (None, c.boot)), None)
-
-    def last_line(self, boot: int) -> ConsoleLine | None:
-        """Return the newest line of a boot; for the outgoing kernel it is the last sign of life."""
-        with self._changed:
-            return self._last.get(boot)
+    def death(self) -> LostMachine | None:
+        """Return why waiting for the machine is useless as far as its console tells, or None."""
+        if (panic := self._panic) is None:
+            return None
+        return LostMachine(f"kernel panic in boot {panic.boot}: {panic.text}", how="exited")
 
     def mark(self) -> int:
         """Return the position after the newest line, for ``since``."""
@@ -290,9 +261,7 @@ class Console:
             f"the first line of boot {number}",
         )
 
-    def wait_line(
-        self, pattern: str, deadline: Deadline, *, since: int = 0, boot: int | None = None
-    ) -> ConsoleLine:
+    def wait_line(self, pattern: str, deadline: Deadline, *, since: int = 0) -> ConsoleLine:
         """Wait for a line that matches ``pattern``; lines from position ``since`` count.
 
         :raises LostMachine: the console ended first, or what ``watch`` said.
@@ -305,10 +274,7 @@ class Console:
             nonlocal position
             with self._changed:
                 fresh, position = self.lines(position), self._count
-            for line in fresh:
-                if boot in (None, line.boot) and regex.search(line.text):
-                    return line
-            return None
+            return next((line for line in fresh if regex.search(line.text)), None)
 
         return self._wait(look, deadline, f"a line like '{pattern}'")
 
@@ -356,11 +322,10 @@ class Console:
     def _note(self, line: ConsoleLine, is_banner: bool) -> None:
         self._lines.append(line)
         self._count += 1
-        self._last[line.boot] = line
         if is_banner:
             self._boots.append(line)
-        if (crash := find_crash(line)) is not None and len(self._crashes) < _LINES_KEPT:
-            self._crashes.append(crash)
+        if self._panic is None and _PANIC in line.data:
+            self._panic = line
 
     def _save(self, logs: _BootLogs, lines: list[ConsoleLine], *, last: bool = False) -> None:
         """Write to the log; a full disk must not stop the console from being watched."""

@@ -8,7 +8,6 @@ not know what is in a frame.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import struct
@@ -41,13 +40,9 @@ class Wire:
         """:raises OSError: ``local`` cannot be bound."""
         self.local = local
         self.remote = remote
-        #: frames QEMU could not take (not up yet, or its queue is full)
-        self.not_sent = 0
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         #: waits, which the other one must never do
         self._sender: socket.socket | None = None
-        self._closed = False
         try:
             self._socket.setblocking(False)
             self._socket.bind(str(local))
@@ -68,7 +63,6 @@ class Wire:
             self._socket.sendto(frame, str(self.remote))
         except OSError:
             # ENOENT, ECONNREFUSED: no QEMU; EAGAIN: its queue is full. A wire loses frames.
-            self.not_sent += 1
             return None
         return at_ns
 
@@ -86,38 +80,22 @@ class Wire:
             self._sender.sendto(frame, 0 if patience_s else socket.MSG_DONTWAIT, str(self.remote))
         except OSError:
             # as in send(); EAGAIN is the time-out here
-            self.not_sent += 1
             return None
         return time.monotonic_ns()
 
     def recv(self, deadline: Deadline) -> Frame | None:
-        """Return the next frame, or None when the deadline passed or the wire was closed."""
-        while not self._closed:
+        """Return the next frame, or None when the deadline passed."""
+        while True:
             with contextlib.suppress(BlockingIOError):
                 data = self._socket.recv(MAX_FRAME_BYTES)
                 return Frame(data, time.monotonic_ns())
-            ready, _, _ = select.select(
-                [self._socket.fileno(), self._wake_read], [], [], deadline.remaining_s
-            )
-            if self._wake_read in ready or (not ready and deadline.expired):
-                break
-        return None
-
-    def wake(self) -> None:
-        """Make every :meth:`recv`, now and later, return None; to end a receiver thread."""
-        self._closed = True
-        with contextlib.suppress(OSError):
-            os.write(self._wake_write, b".")
+            if not select.select([self._socket], [], [], deadline.remaining_s)[0]:
+                return None
 
     def close(self) -> None:
-        """Unbind. Idempotent; the receiving thread must have ended (:meth:`wake`, join)."""
-        self._closed = True
+        """Unbind. Idempotent; the receiving thread must have ended."""
         self._socket.close()
         if self._sender is not None:
             self._sender.close()
             self._sender = None
-        for descriptor in (self._wake_read, self._wake_write):
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        self._wake_read = self._wake_write = -1
         self.local.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every QMP monitor shares, whatever carries its commands: the log of events, and HMP.
+"""What every QMP monitor shares, whatever carries its commands: answers, HMP, the log of events.
 
 Must not know how commands and events travel.
 """
@@ -9,14 +9,23 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from liveupdate.core.deadline import Deadline, wait_until
-from liveupdate.core.errors import LostMachine
-from liveupdate.transport.unix import Watch, check_watch
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import LostMachine, RemoteError
 
 _EVENTS_KEPT = 10_000
+
+
+class QmpRefused(RemoteError):
+    """QEMU understood a command and refused it; ``kind`` is the QMP error class."""
+
+    def __init__(self, command: str, kind: str, message: str) -> None:
+        super().__init__(command, kind, message)
+        self.message = f"QEMU refused '{command}' ({kind}): {message}"
+        self.args = (self.message,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,39 +37,8 @@ class QmpEvent:
     data: Mapping[str, object] = field(default_factory=dict)
 
 
-class Monitor(ABC):
-    """A monitor with a log of events. Threads may add to it while others wait."""
-
-    #: name of the connection in messages about its end
-    WHO = "QMP"
-
-    def __init__(self, watch: Watch | None) -> None:
-        """:param watch: called while waiting; what it returns is raised (the machine has ended)."""
-        self._watch = watch
-        self._changed = threading.Condition()
-        self._events: list[QmpEvent] = []
-        self._dropped = 0
-
-    @property
-    @abstractmethod
-    def lost(self) -> str | None:
-        """Why the connection is gone, or None while it lives."""
-
-    @abstractmethod
-    def connect(self, deadline: Deadline) -> Mapping[str, object]:
-        """Connect, and return what ``query-version`` would return.
-
-        :raises LostMachine: no process listens, or it does not speak QMP.
-        :raises DeadlineExceeded: no greeting in time.
-        """
-
-    @abstractmethod
-    def drop(self) -> None:
-        """Cut the connection without closing it properly; for the fault tests."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the connection. Idempotent."""
+class Commands(ABC):
+    """What executes QMP commands."""
 
     @abstractmethod
     def execute(
@@ -85,62 +63,64 @@ class Monitor(ABC):
             raise LostMachine(f"no text in answer to '{command_line}'", how="garbled")
         return answer
 
+
+class Monitor(Commands):
+    """A monitor with a log of events. Threads may add to it while others read."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: deque[QmpEvent] = deque(maxlen=_EVENTS_KEPT)
+
+    @property
+    @abstractmethod
+    def lost(self) -> str | None:
+        """Why the connection is gone, or None while it lives."""
+
+    @abstractmethod
+    def connect(self, deadline: Deadline) -> Mapping[str, object]:
+        """Connect, and return what ``query-version`` would return.
+
+        :raises LostMachine: no process listens, or it does not speak QMP.
+        :raises DeadlineExceeded: no greeting in time.
+        """
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Cut the connection without closing it properly; for the fault tests."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+
     def quit(self, deadline: Deadline) -> None:
         """Ask QEMU to end; a connection that ends with it is success."""
         self.execute("quit", None, deadline)
 
-    def events(self, since: int = 0) -> tuple[QmpEvent, ...]:
-        """Return what arrived so far, from position ``since`` (see :meth:`mark`)."""
-        with self._changed:
-            return tuple(self._events[max(0, since - self._dropped) :])
-
-    def mark(self) -> int:
-        """Return the position after the newest event, for ``since``."""
-        with self._changed:
-            return self._dropped + len(self._events)
-
-    def wait_event(
-        self,
-        name: str,
-        deadline: Deadline,
-        *,
-        where: Mapping[str, object] | None = None,
-        since: int = 0,
-    ) -> QmpEvent:
-        """Wait for an event whose data has all of ``where``; events from position ``since`` count.
-
-        :raises LostMachine: the connection ended without it, or what ``watch`` said.
-        :raises DeadlineExceeded: the event did not arrive.
-        """
-
-        def look() -> QmpEvent | None:
-            for event in self.events(since):
-                if event.name == name and all(
-                    event.data.get(key) == value for key, value in (where or {}).items()
-                ):
-                    return event
-            check_watch(self._watch)
-            if self.lost:
-                raise LostMachine(f"{self.WHO} ended before '{name}': {self.lost}", how="no-answer")
-            return None
-
-        def describe() -> str:
-            return ", ".join(event.name for event in self.events(since)[-5:]) or "no event at all"
-
-        return wait_until(look, deadline, describe=describe, sleep=self._sleep)
+    def events(self) -> tuple[QmpEvent, ...]:
+        """Return what arrived so far; of very many events, the newest."""
+        with self._lock:
+            return tuple(self._events)
 
     def _keep(self, name: str, data: object) -> None:
         """Add an event that has just arrived; data that is not an object counts as none."""
         event = QmpEvent(
             name=name, at_ns=time.monotonic_ns(), data=data if isinstance(data, dict) else {}
         )
-        with self._changed:
+        with self._lock:
             self._events.append(event)
-            if len(self._events) > _EVENTS_KEPT:
-                self._dropped += len(self._events) - _EVENTS_KEPT
-                del self._events[:-_EVENTS_KEPT]
-            self._changed.notify_all()
 
-    def _sleep(self, seconds: float) -> None:
-        with self._changed:
-            self._changed.wait(seconds)
+
+def take_answer(command: str, answer: object) -> object:
+    """Return the value of QEMU's answer.
+
+    :raises QmpRefused: QEMU refused the command.
+    :raises LostMachine: this is no QMP answer.
+    """
+    match answer:
+        case {"return": value}:
+            return value
+        case {"error": {"class": str(kind), "desc": str(message)}}:
+            raise QmpRefused(command, kind, message)
+        case _:
+            said = str(answer)[:80]
+            raise LostMachine(f"nonsense in answer to '{command}': {said}", how="garbled")

@@ -14,15 +14,12 @@ import re
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import xxhash
 
-from liveupdate.core.units import PAGE_BYTES, Pfn, PhysAddr, format_addr
-
-#: how much is translated at a time; small enough for a batch to lie in one range
-_BATCH_PAGES = 1024
+from liveupdate.core.units import PAGE_BYTES, PhysAddr, format_addr
 
 # "  0000000100000000-000000017fffffff (prio 0, ram): hostram @0000000080000000 KVM"
 _RANGE = re.compile(
@@ -172,10 +169,6 @@ class PhysMem:
         with self.view(address, size_bytes) as view:
             return bytes(view)
 
-    def read_page(self, pfn: Pfn | int) -> bytes:
-        """Copy one page out. :raises NotRam:"""
-        return self.read(pfn * PAGE_BYTES, PAGE_BYTES)
-
     def flip_bit(self, address: PhysAddr | int, bit: int) -> None:
         """Flip one bit of one byte; the fault ``flip-bit``. :raises NotRam:"""
         if not 0 <= bit < 8:
@@ -210,27 +203,12 @@ class PhysMem:
                 at = max(stop, at + PAGE_BYTES)
         return found
 
-    def pages(self, pfns: bytes) -> Iterator[memoryview]:
-        """Yield live views of pages, in the order of ``pfns`` (u64 LE each). :raises NotRam:"""
-        for pfn in _decode_pfns(pfns):
-            yield self.view(pfn * PAGE_BYTES, PAGE_BYTES)
-
-    def digest_pages(self, pfns: bytes) -> bytes:
-        """Return XXH3-64 (seed 0) of each page as u64 LE, in the order of ``pfns`` (u64 LE each).
-
-        :raises NotRam: one of the pages is not RAM of this host.
-        """
-        numbers = _decode_pfns(pfns)
-        page = self._pages.__getitem__
-        return b"".join(
-            digest_selected(map(page, self._page_indexes(numbers[at : at + _BATCH_PAGES].tolist())))
-            for at in range(0, len(numbers), _BATCH_PAGES)
-        )
-
     def select_pages(self, pfns: bytes) -> list[Page]:
         """Look pages up once, so that :func:`digest_selected` is fast in the blackout.
 
         About 140 bytes of memory per page. Drop the list before this object is closed.
+
+        :param pfns: u64 LE each.
 
         :raises NotRam: one of the pages is not RAM of this host.
         """
@@ -275,10 +253,6 @@ def _decode_pfns(pfns: bytes) -> array[int]:
         raise ValueError(f"{len(pfns)} bytes are not a whole number of 64-bit frame numbers")
     numbers: array[int] = array("Q")
     numbers.frombytes(pfns)
-    return _to_little_endian(numbers)
-
-
-def _to_little_endian(numbers: array[int]) -> array[int]:
     if sys.byteorder == "big":
         numbers.byteswap()
     return numbers

@@ -33,8 +33,8 @@ from qemu.qmp import (
 )
 
 from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import LostMachine, OutcomeUnknown, RemoteError
-from liveupdate.transport.monitor import Monitor
+from liveupdate.core.errors import LostMachine, OutcomeUnknown
+from liveupdate.transport.monitor import Monitor, QmpRefused
 from liveupdate.transport.unix import Watch, connect_unix
 
 log = logging.getLogger(__name__)
@@ -48,22 +48,16 @@ DISCONNECT_TIMEOUT_S = 1.0
 _GRACE_S = 5.0
 
 
-class QmpRefused(RemoteError):
-    """QEMU understood a command and refused it; ``kind`` is the QMP error class."""
-
-    def __init__(self, command: str, kind: str, message: str) -> None:
-        super().__init__(command, kind, message)
-        self.message = f"QEMU refused '{command}' ({kind}): {message}"
-        self.args = (self.message,)
-
-
 class Qmp(Monitor):
     """One QMP connection. A context manager that connects nothing by itself but always closes."""
 
     def __init__(self, path: Path, *, watch: Watch | None = None) -> None:
-        """:param watch: called while waiting; what it returns is raised (the process has ended)."""
-        super().__init__(watch)
+        """:param watch: called while connecting; what it returns is raised (the process has
+        ended).
+        """
+        super().__init__()
         self.path = path
+        self._watch = watch
         self._client = QMPClient(path.name)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -231,11 +225,10 @@ class Qmp(Monitor):
         self._keep(str(message.get("event")), message.get("data"))
 
     def _note_lost(self, why: str) -> None:
-        with self._changed:
+        with self._lock:
             if self._lost is None:
                 self._lost = why
                 log.debug("QMP '%s': %s", self.path, why)
-            self._changed.notify_all()
 
     async def _disconnect(self) -> None:
         if self._pump_task is not None and not self._pump_task.done():

@@ -15,9 +15,11 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import LostMachine
-from liveupdate.transport.qmp import QmpRefused
+from liveupdate.transport.monitor import Commands, take_answer
 from liveupdate.transport.unix import connect_unix
 
 _CHUNK_BYTES = 1 << 16
@@ -26,7 +28,7 @@ _MAX_LINE_BYTES = 16 << 20
 _COMMAND_S = 10.0
 
 
-class QuickQmp:
+class QuickQmp(Commands):
     """One connection; a context manager that connects when it is entered."""
 
     def __init__(self, path: Path) -> None:
@@ -64,10 +66,9 @@ class QuickQmp:
         arguments: Mapping[str, object] | None = None,
         deadline: Deadline | None = None,
     ) -> object:
-        """Execute a command and return its result.
+        """Execute a command; see :meth:`Commands.execute`.
 
-        :raises QmpRefused: QEMU refused the command.
-        :raises LostMachine: the connection ended, or the answer was not valid.
+        :raises LostMachine: also when the connection ended before the answer.
         :raises DeadlineExceeded: no answer in time; the connection cannot be used any more.
         """
         deadline = deadline or Deadline.after(_COMMAND_S, f"quick QMP '{command}'")
@@ -82,18 +83,8 @@ class QuickQmp:
             raise LostMachine(f"quick QMP is gone: {error}", how="no-answer") from error
         while True:
             message = self._read_line(deadline)
-            if "return" in message:
-                return message["return"]
-            failure = message.get("error")
-            if isinstance(failure, dict):
-                raise QmpRefused(command, str(failure.get("class")), str(failure.get("desc")))
-
-    def hmp(self, command_line: str, deadline: Deadline | None = None) -> str:
-        """Execute a human monitor command; its output is text and errors are part of it."""
-        answer = self.execute("human-monitor-command", {"command-line": command_line}, deadline)
-        if not isinstance(answer, str):
-            raise LostMachine(f"no text in answer to '{command_line}'", how="garbled")
-        return answer
+            if "return" in message or "error" in message:
+                return take_answer(command, message)
 
     @property
     def _link(self) -> socket.socket:
@@ -120,9 +111,6 @@ class QuickQmp:
             self._rest += chunk
         line, _, self._rest = self._rest.partition(b"\n")
         try:
-            message = json.loads(line)
+            return msgspec.json.decode(line, type=dict[str, object])
         except ValueError as error:
             raise LostMachine(f"nonsense over quick QMP: {line[:80]!r}", how="garbled") from error
-        if not isinstance(message, dict):
-            raise LostMachine(f"nonsense over quick QMP: {line[:80]!r}", how="garbled")
-        return message

@@ -116,9 +116,7 @@ class Ssh:
             check_watch(watch)
             try:
                 return cls(_login(host, port, user, identity, pinned, deadline), watch=watch)
-            except (WrongHostKey, paramiko.AuthenticationException) as error:
-                if isinstance(error, WrongHostKey):
-                    raise
+            except paramiko.AuthenticationException as error:
                 raise LostMachine(
                     f"{user}@{host}:{port} refused the key: {error}", how="garbled"
                 ) from error
@@ -143,11 +141,6 @@ class Ssh:
     def close(self) -> None:
         """Close the connection; calls that wait on it fail. Idempotent, from any thread."""
         self._transport.close()
-
-    def drop(self) -> None:
-        """Cut the connection without closing it, as a lost network does; for the fault tests."""
-        with contextlib.suppress(OSError):
-            self._transport.sock.shutdown(socket.SHUT_RDWR)
 
     def run(
         self, argv: Sequence[str], deadline: Deadline, *, stdin: bytes = b"", check: bool = False
@@ -203,13 +196,6 @@ class Ssh:
             )
         return result.check() if check else result
 
-    def start(self, argv: Sequence[str], deadline: Deadline) -> None:
-        """Start a command that outlives this connection: all three descriptors on /dev/null."""
-        quoted = shlex.join(argv)
-        self.run(
-            ("sh", "-c", f"setsid {quoted} </dev/null >/dev/null 2>&1 &"), deadline, check=True
-        )
-
     def stream(self, argv: Sequence[str], deadline: Deadline) -> paramiko.Channel:
         """Start a command and return its two ends of a pipe, for :class:`..bridge.Bridge`.
 
@@ -232,13 +218,6 @@ class Ssh:
         """
         script = 'umask 077; cat >"$1.new" && chmod "$2" "$1.new" && mv -f "$1.new" "$1"'
         self.run(("sh", "-c", script, "put", path, f"{mode:o}"), deadline, stdin=data, check=True)
-
-    def get(self, path: str, deadline: Deadline) -> bytes:
-        """Read a file of the host.
-
-        :raises CommandFailed: the file could not be read.
-        """
-        return self.run(("cat", "--", path), deadline, check=True).stdout
 
     def shell(self, deadline: Deadline, argv: Sequence[str] = ()) -> int:
         """Connect this process's terminal to a remote shell (or ``argv``) until that ends.

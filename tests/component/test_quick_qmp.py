@@ -17,7 +17,7 @@ from liveupdate.core.errors import DeadlineExceeded, EvidenceError, LostMachine
 from liveupdate.formats.qemu_trace import RESET
 from liveupdate.probes.iommu_units import read_physical
 from liveupdate.probes.qemu_machine import Machine, TraceFile
-from liveupdate.transport.qmp import QmpRefused
+from liveupdate.transport.monitor import QmpRefused
 from liveupdate.transport.quick_qmp import QuickQmp
 from tests.support.fake_peer import Peer, greeted, serve
 

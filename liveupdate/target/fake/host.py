@@ -32,7 +32,7 @@ class FakeMonitor(Monitor):
     """The monitor of a :class:`FakeMachine`: what a run asks, and nothing else."""
 
     def __init__(self, machine: FakeMachine) -> None:
-        super().__init__(None)
+        super().__init__()
         self._machine = machine
         self._lost: str | None = None
 

@@ -28,12 +28,14 @@ from liveupdate.model.plan import KernelImage
 from liveupdate.target.fake.guest import FakeGuest
 from liveupdate.target.qemu.argv import MachinePaths
 from liveupdate.transport.guest_network import Wire
-from liveupdate.transport.physmem import PhysMem, RamRange
+from liveupdate.transport.physmem import PhysMem, RamRange, digest_selected
 
 AGENT_PID = 7
 #: guests' RAM begins here, one after the other
 _FIRST_FRAME = (1 << 20) // PAGE_BYTES
 _TICK_S = 0.002
+#: how long its network waits for a frame, and so how long it takes to end
+_FRAME_S = 0.02
 #: an incoming agent that is asked nothing goes on by itself
 _ASKED_S = 1.0
 
@@ -117,7 +119,6 @@ class FakeMachine:
         """End it and join its threads. Idempotent."""
         self.kill()
         self._asked.set()
-        self._wire.wake()
         for thread in self._threads:
             thread.join()
         with contextlib.ExitStack() as stack:
@@ -167,7 +168,7 @@ class FakeMachine:
 
     def _network(self) -> None:
         while self.returncode is None:
-            frame = self._wire.recv(Deadline.after(0.1, "a frame"))
+            frame = self._wire.recv(Deadline.after(_FRAME_S, "a frame"))
             if frame is None:
                 continue
             with contextlib.suppress(echo.EchoError):
@@ -354,7 +355,7 @@ class FakeMachine:
 
     def _tell_digests(self, guest: FakeGuest, moment: str) -> None:
         if guest.is_told:
-            digests = _pack(self._ram.digest_pages(guest.pfns))
+            digests = _pack(digest_selected(self._ram.select_pages(guest.pfns)))
             self.emit("digests", guest=guest.name, moment=moment, first=0, digests=digests)
 
     def reset(self, reason: str) -> None:

@@ -142,7 +142,7 @@ class LibvirtHost(QemuHost):
 
     def _make_monitor(self, paths: MachinePaths) -> Monitor:
         assert self._link is not None
-        return PassedMonitor(self._link, watch=self.death)
+        return PassedMonitor(self._link)
 
     def _map_ram(self, deadline: Deadline) -> PhysMem:
         ranges = parse_mtree(self.qmp.hmp("info mtree -f", deadline), self._ram_id)

@@ -25,9 +25,8 @@ from liveupdate.core.errors import (
     OutcomeUnknown,
     PlanError,
 )
-from liveupdate.transport.monitor import Monitor
-from liveupdate.transport.qmp import COMMAND_TIMEOUT_S, QmpRefused
-from liveupdate.transport.unix import Watch
+from liveupdate.transport.monitor import Monitor, take_answer
+from liveupdate.transport.qmp import COMMAND_TIMEOUT_S
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -259,10 +258,8 @@ class Link:
 class PassedMonitor(Monitor):
     """QMP through libvirt."""
 
-    WHO = "libvirt"
-
-    def __init__(self, link: Link, *, watch: Watch | None = None) -> None:
-        super().__init__(watch)
+    def __init__(self, link: Link) -> None:
+        super().__init__()
         self._link = link
 
     @property
@@ -292,7 +289,13 @@ class PassedMonitor(Monitor):
                 # QEMU may close before the answer is on the wire; it did what it was asked
                 return {}
             raise
-        return parse_answer(command, text)
+        try:
+            answer = json.loads(text)
+        except ValueError as error:
+            raise LostMachine(
+                f"nonsense in answer to '{command}': {error}", how="garbled"
+            ) from error
+        return take_answer(command, answer)
 
     def drop(self) -> None:
         """Close the connection, which ends the machine: libvirtd holds the monitor."""
@@ -306,25 +309,6 @@ class PassedMonitor(Monitor):
             self._keep(name, json.loads(data) if data else {})
         except ValueError:
             self._keep(name, {})
-
-
-def parse_answer(command: str, text: str) -> object:
-    """Return the value of QEMU's answer, as libvirt passes it on.
-
-    :raises QmpRefused: QEMU refused the command.
-    :raises LostMachine: this is no QMP answer.
-    """
-    try:
-        answer = json.loads(text)
-    except ValueError as error:
-        raise LostMachine(f"nonsense in answer to '{command}': {error}", how="garbled") from error
-    match answer:
-        case {"return": value}:
-            return value
-        case {"error": {"class": str(kind), "desc": str(message)}}:
-            raise QmpRefused(command, kind, message)
-        case _:
-            raise LostMachine(f"nonsense in answer to '{command}': {text[:80]}", how="garbled")
 
 
 def _say(error: Exception) -> str:

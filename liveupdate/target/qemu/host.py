@@ -168,10 +168,6 @@ class QemuHost:
             watch=self.death,
         )
 
-    def monitor(self, command_line: str, deadline: Deadline) -> str:
-        """Run a human monitor command."""
-        return self.qmp.hmp(command_line, deadline)
-
     def reset(self, deadline: Deadline) -> None:
         """Reset the machine and wait for the first line of its kernel.
 
@@ -208,9 +204,8 @@ class QemuHost:
             return None
         code = self._child.returncode
         event = self._shutdown_event()
-        panic = self._console.find_crash("panic") if self._console else None
-        if panic is not None:
-            return LostMachine(f"kernel panic in boot {panic.boot}: {panic.text}", how="exited")
+        if self._console is not None and (panic := self._console.death()) is not None:
+            return panic
         if event is not None:
             reason = event.data.get("reason", "unknown")
             return LostMachine(f"the machine ended: {reason}", how="exited")

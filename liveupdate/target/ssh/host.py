@@ -27,7 +27,6 @@ from liveupdate.core.errors import (
     CommandFailed,
     LaunchError,
     LiveUpdateError,
-    LostMachine,
     StateError,
 )
 from liveupdate.target.labgrid import Place
@@ -166,10 +165,7 @@ class SshHost:
             return self._place.lost()
         if self._refusal is not None:
             return self._refusal
-        panic = self._console.find_crash("panic") if self._console else None
-        if panic is not None:
-            return LostMachine(f"kernel panic in boot {panic.boot}: {panic.text}", how="exited")
-        return None
+        return self._console.death() if self._console else None
 
     def __enter__(self) -> SshHost:
         deadline = Deadline.after(_CONNECT_TIMEOUT_S + POWER_TIMEOUT_S, "the machine to be taken")

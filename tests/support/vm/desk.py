@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -240,7 +241,9 @@ class Desk:
         """SIGKILL the agent and start another, as systemd would."""
         self.on_host("kill", "-9", self.on_host("python3", "-I", "-S", "-c", _FIND_AGENT))
         with self._ssh() as ssh:
-            ssh.start(_AGENT, Deadline.after(30.0, "another agent to be started"))
+            detached = f"setsid {shlex.join(_AGENT)} </dev/null >/dev/null 2>&1 &"
+            deadline = Deadline.after(30.0, "another agent to be started")
+            ssh.run(("sh", "-c", detached), deadline, check=True)
 
     def _ssh(self) -> Ssh:
         images = catalogue.resolve(None, None)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liveupdate.transport.agent_link import Event, Garbled, LineBuffer, Reply, parse_line
+from liveupdate.transport.agent_link import AgentEvent, Garbled, LineBuffer, Reply, parse_line
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=10),
@@ -46,20 +46,20 @@ def test_the_line_after_one_that_is_too_long_arrives() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_value_or_garbled(line: bytes) -> None:
-    assert isinstance(parse_line(line), Reply | Event | Garbled | None)
+    assert isinstance(parse_line(line), Reply | AgentEvent | Garbled | None)
 
 
 @given(JSON)
 def test_any_json_is_a_value_or_garbled(value: object) -> None:
     line = json.dumps(value).encode()
-    assert isinstance(parse_line(line), Reply | Event | Garbled)
+    assert isinstance(parse_line(line), Reply | AgentEvent | Garbled)
 
 
 @given(st.integers(0, 2**63), st.dictionaries(st.text(), JSON, max_size=3))
 def test_replies_and_events_go_round(number: int, data: dict[str, object]) -> None:
     assert parse_line(json.dumps({"re": number, "ok": data}).encode()) == Reply(re=number, ok=data)
     event = {"n": number, "event": "paused", "t_ns": 5, "data": data}
-    assert parse_line(json.dumps(event).encode()) == Event(
+    assert parse_line(json.dumps(event).encode()) == AgentEvent(
         name="paused", n=number, t_ns=5, data=data
     )
 

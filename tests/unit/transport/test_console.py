@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +8,6 @@ from liveupdate.transport.console import (
     MAX_LINE_BYTES,
     ConsoleLine,
     LineSplitter,
-    find_crash,
 )
 
 BANNER = b"[    0.000000] Linux version 7.3.4-lu-a (liveupdate@liveupdate) #1 SMP\r\n"
@@ -84,29 +82,6 @@ def test_a_line_without_end_is_let_go() -> None:
 
 def test_a_line_has_the_time_of_its_first_byte() -> None:
     assert [line.at_ns for line in split(b"a", b"b\nc", b"\n")] == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("[    1.9] Kernel panic - not syncing: VFS: Unable to mount root fs", "panic"),
-        ("[    2.0] BUG: kernel NULL pointer dereference, address: 0000000000000008", "bug"),
-        ("[    2.0] kernel BUG at mm/slub.c:448!", "bug"),
-        ("[    2.0] Oops: 0002 [#1] PREEMPT SMP", "oops"),
-        ("[   60.0] watchdog: BUG: soft lockup - CPU#0 stuck for 22s!", "stall"),
-        ("[   60.0] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", "stall"),
-    ],
-)
-def test_crashes_are_told_apart(text: str, kind: str) -> None:
-    (line,) = split(text.encode() + b"\n")
-    crash = find_crash(line)
-    assert crash is not None and crash.kind == kind
-
-
-@pytest.mark.parametrize("text", ["Debugging is on", "liveupdate-init: agent started", "DEBUG: x"])
-def test_ordinary_lines_are_no_crash(text: str) -> None:
-    (line,) = split(text.encode() + b"\n")
-    assert find_crash(line) is None
 
 
 def test_banner_after_a_loaded_state_is_that_of_the_next_kernel() -> None:

@@ -120,6 +120,10 @@ def pack(pfns: list[int]) -> bytes:
     return struct.pack(f"<{len(pfns)}Q", *pfns)
 
 
+def digests(memory: PhysMem, pfns: bytes) -> bytes:
+    return digest_selected(memory.select_pages(pfns))
+
+
 PFNS = st.one_of(
     st.integers(0, LOW_PAGES - 1),
     st.integers(LOW_PAGES + GAP_PAGES, LOW_PAGES + GAP_PAGES + HIGH_PAGES - 1),
@@ -130,8 +134,7 @@ ALL = [*range(LOW_PAGES), *range(LOW_PAGES + GAP_PAGES, LOW_PAGES + GAP_PAGES + 
 @given(st.lists(PFNS, max_size=80))
 def test_digests_of_scattered_pages(memory: PhysMem, pfns: list[int]) -> None:
     expected = [xxhash.xxh3_64_intdigest(page_of(pfn)) for pfn in pfns]
-    assert memory.digest_pages(pack(pfns)) == pack(expected)
-    assert digest_selected(memory.select_pages(pack(pfns))) == pack(expected)
+    assert digests(memory, pack(pfns)) == pack(expected)
 
 
 @given(st.integers(0, len(ALL)), st.integers(0, len(ALL)), st.lists(PFNS, max_size=40))
@@ -140,49 +143,49 @@ def test_digests_of_runs_among_scattered_pages(
 ) -> None:
     pfns = [*others, *ALL[first:last], *reversed(others), *ALL[first:last]]
     expected = [xxhash.xxh3_64_intdigest(page_of(pfn)) for pfn in pfns]
-    assert memory.digest_pages(pack(pfns)) == pack(expected)
+    assert digests(memory, pack(pfns)) == pack(expected)
 
 
 @pytest.mark.parametrize("pfn", [LOW_PAGES, LOW_PAGES + GAP_PAGES + HIGH_PAGES, 2**52, 2**64 - 1])
 def test_a_page_that_is_no_ram_is_refused(memory: PhysMem, pfn: int) -> None:
     for pfns in ([pfn], [0, pfn], [*range(40), pfn]):
         with pytest.raises(NotRam):
-            memory.digest_pages(pack(pfns))
+            digests(memory, pack(pfns))
     with pytest.raises(NotRam):
-        memory.read_page(pfn)
+        memory.read(pfn * PAGE, PAGE)
 
 
 def test_a_run_across_the_hole_is_refused(memory: PhysMem) -> None:
     with pytest.raises(NotRam):
-        memory.digest_pages(pack(list(range(LOW_PAGES - 16, LOW_PAGES + 16))))
+        digests(memory, pack(list(range(LOW_PAGES - 16, LOW_PAGES + 16))))
     with pytest.raises(NotRam):
         memory.read((LOW_PAGES - 1) * PAGE, 2 * PAGE)
 
 
 def test_half_a_frame_number_is_refused(memory: PhysMem) -> None:
     with pytest.raises(ValueError, match="whole number"):
-        memory.digest_pages(b"\0" * 7)
+        digests(memory, b"\0" * 7)
 
 
 def test_one_flipped_bit_changes_that_digest_and_no_other(memory: PhysMem) -> None:
-    before = memory.digest_pages(pack(ALL))
+    before = digests(memory, pack(ALL))
     address = (LOW_PAGES + GAP_PAGES + 7) * PAGE + 123
     memory.flip_bit(address, 5)
-    after = memory.digest_pages(pack(ALL))
+    after = digests(memory, pack(ALL))
     memory.flip_bit(address, 5)
     changed = [
         at for at in range(len(ALL)) if before[at * 8 : at * 8 + 8] != after[at * 8 : at * 8 + 8]
     ]
     assert changed == [LOW_PAGES + 7]
-    assert memory.digest_pages(pack(ALL)) == before
+    assert digests(memory, pack(ALL)) == before
 
 
 def test_pages_are_live_views(memory: PhysMem) -> None:
-    (view,) = memory.pages(pack([3]))
-    assert bytes(view) == page_of(3)
-    memory.flip_bit(3 * PAGE, 0)
-    assert view[0] == 3 ^ 1
-    memory.flip_bit(3 * PAGE, 0)
+    with memory.view(3 * PAGE, PAGE) as view:
+        assert bytes(view) == page_of(3)
+        memory.flip_bit(3 * PAGE, 0)
+        assert view[0] == 3 ^ 1
+        memory.flip_bit(3 * PAGE, 0)
 
 
 def test_a_range_beyond_the_memfd_is_refused() -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from xml.etree import ElementTree
 
 import pytest
@@ -12,9 +14,9 @@ from liveupdate.core.errors import LostMachine, PlanError
 from liveupdate.model.plan import MachineSpec
 from liveupdate.target.libvirt.domain_xml import build_xml
 from liveupdate.target.libvirt.host import is_privileged
-from liveupdate.target.libvirt.link import parse_answer
+from liveupdate.target.libvirt.link import Link, PassedMonitor
 from liveupdate.target.qemu.argv import DiskFile
-from liveupdate.transport.qmp import QmpRefused
+from liveupdate.transport.monitor import QmpRefused, take_answer
 from tests.support.qemu_machine import PATHS, SPEC, argv
 
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
@@ -127,10 +129,18 @@ def test_more_disks_than_slots_are_refused() -> None:
 
 
 def test_answers_of_the_monitor() -> None:
-    assert parse_answer("x", '{"return": {"a": 1}, "id": "libvirt-3"}') == {"a": 1}
+    assert take_answer("x", {"return": {"a": 1}, "id": "libvirt-3"}) == {"a": 1}
     with pytest.raises(QmpRefused, match="no such"):
-        parse_answer("x", '{"error": {"class": "CommandNotFound", "desc": "no such"}}')
-    for text in ("", "[]", '{"error": 1}', "nonsense"):
+        take_answer("x", {"error": {"class": "CommandNotFound", "desc": "no such"}})
+    answers: tuple[object, ...] = ("", [], {"error": 1}, None)
+    for answer in answers:
         with pytest.raises(LostMachine) as caught:
-            parse_answer("x", text)
+            take_answer("x", answer)
         assert caught.value.how == "garbled"
+
+
+def test_an_answer_that_is_no_json_is_garbled() -> None:
+    link = SimpleNamespace(ask_monitor=lambda *_args: "nonsense")
+    with pytest.raises(LostMachine, match="nonsense in answer to 'x'") as caught:
+        PassedMonitor(cast(Link, link)).execute("x")
+    assert caught.value.how == "garbled"
