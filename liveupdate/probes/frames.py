@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from liveupdate.model.evidence import FrameSent
 
@@ -15,11 +14,8 @@ from liveupdate.model.evidence import FrameSent
 PATIENCE_S = 1.0
 
 
-class TakesFrames(Protocol):
-    """The part of :class:`liveupdate.transport.guest_network.Wire` that this probe needs."""
-
-    def send_within(self, frame: bytes, patience_s: float) -> int | None:
-        """Send one frame within ``patience_s``; return when it was taken (ns), or None."""
+Send = Callable[[bytes, float], int | None]
+"""Sends one frame within so many seconds; returns when it was taken (ns), or None."""
 
 
 class FrameSender:
@@ -29,10 +25,9 @@ class FrameSender:
     first exception is kept in :attr:`error`.
     """
 
-    def __init__(
-        self, name: str, wire: TakesFrames, build: Callable[[int], bytes], rate: float
-    ) -> None:
+    def __init__(self, name: str, send: Send, build: Callable[[int], bytes], rate: float) -> None:
         """
+        :param send: :meth:`liveupdate.transport.guest_network.Wire.send_within`.
         :param build: makes the frame of a number.
         :param rate: frames per second.
         """
@@ -40,7 +35,7 @@ class FrameSender:
         self.error: BaseException | None = None
         #: numbers that are dropped on purpose, for the fault ``drop-frames``
         self.lost: frozenset[int] = frozenset()
-        self._wire = wire
+        self._send = send
         self._build = build
         self._interval_ns = round(1e9 / rate)
         self._changed = threading.Condition()
@@ -86,14 +81,11 @@ class FrameSender:
         return tuple(frames)
 
     def _run(self) -> None:
-        try:
-            while self._wait_wanted():
+        while self.error is None and self._wait_wanted():
+            try:
                 self._send_paced()
-                with self._changed:
-                    self._is_busy = False
-                    self._changed.notify_all()
-        except Exception as error:
-            self.error = error
+            except Exception as error:
+                self.error = error
             with self._changed:
                 self._is_busy = False
                 self._changed.notify_all()
@@ -116,7 +108,7 @@ class FrameSender:
             if number in self.lost:
                 sent_ns: int | None = time.monotonic_ns()
             else:
-                sent_ns = self._wire.send_within(frame, patience_s)
+                sent_ns = self._send(frame, patience_s)
                 patience_s = 0.0 if sent_ns is None else PATIENCE_S
             with self._changed:
                 self._frames.append(FrameSent(number, due_ns, sent_ns))

@@ -30,7 +30,7 @@ from liveupdate.formats.iommu import (
     parse_bdf,
 )
 from liveupdate.formats.iommu_watch import TableFingerprint
-from liveupdate.formats.qemu_pci import PciFunction, find_function
+from liveupdate.formats.qemu_pci import find_function
 from liveupdate.model.evidence import UNSTORED, MappingFacts
 from liveupdate.model.iommu_samples import (
     BindingSample,
@@ -42,8 +42,9 @@ from liveupdate.model.iommu_samples import (
     WatchedDevice,
 )
 from liveupdate.probes.base import Sampler
-from liveupdate.probes.iommu_units import Monitor, Unit, soon
+from liveupdate.probes.iommu_units import soon
 from liveupdate.probes.qemu_machine import Machine, TraceFile
+from liveupdate.transport.monitor import Commands
 
 #: 80 Hz, for 50 to be left on a busy machine: a sample that comes late is not made up for
 INTERVAL_S = 0.0125
@@ -65,20 +66,10 @@ class _Target:
     changes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Harvest:
     """What was observed from :meth:`IommuWatcher.begin` to :meth:`IommuWatcher.end`."""
 
-    devices: tuple[WatchedDevice, ...]
-    watch: IommuWatch
-    samples: tuple[UnitSample, ...]
-    bindings: tuple[BindingSample, ...]
-    tables: tuple[TableSample, ...]
-    events: tuple[DeviceEvent, ...]
-
-
-@dataclass(slots=True)
-class _Collected:
     samples: list[UnitSample] = field(default_factory=list)
     bindings: list[BindingSample] = field(default_factory=list)
     tables: list[TableSample] = field(default_factory=list)
@@ -90,7 +81,7 @@ class IommuWatcher:
 
     def __init__(
         self,
-        monitor: Monitor,
+        monitor: Commands,
         ram: ByteReader,
         wanted: Sequence[tuple[str, str, str]],
         trace: Path,
@@ -106,7 +97,8 @@ class IommuWatcher:
         self._machine: Machine | None = None
         self._targets: list[_Target] = []
         self._functions: frozenset[str] = frozenset()
-        self._seen = _Collected()
+        #: what was sampled; complete after :meth:`close`
+        self.seen = Harvest()
         self._stack = ExitStack()
         self._sampler = Sampler("iommu", INTERVAL_S, self._sample)
         self._began_ns = 0
@@ -126,7 +118,13 @@ class IommuWatcher:
             found = find_function(answer, qdev_id)
             if found is None:
                 raise EvidenceError(f"QEMU knows no PCI device '{qdev_id}'")
-            self._targets.append(_Target(_watched(name, kind, found), found.address))
+            device = WatchedDevice(
+                name=name,
+                kind=kind,
+                function=found.address.bdf,
+                bridges=tuple(each.bdf for each in found.bridges),
+            )
+            self._targets.append(_Target(device, found.address))
         self._functions = frozenset(
             address
             for target in self._targets
@@ -155,11 +153,6 @@ class IommuWatcher:
         return self._began_ns > 0
 
     @property
-    def samples_taken(self) -> int:
-        """How many samples have been taken so far."""
-        return len(self._seen.samples)
-
-    @property
     def devices(self) -> tuple[WatchedDevice, ...]:
         """The devices as they were found."""
         return tuple(target.device for target in self._targets)
@@ -174,32 +167,24 @@ class IommuWatcher:
         """The exception that ended the sampling early; None: none did."""
         return self._sampler.error
 
-    def harvest(self) -> Harvest:
-        """Return what was sampled; call it after :meth:`close`."""
-        seen = self._seen
-        return Harvest(
-            devices=self.devices,
-            watch=IommuWatch(
-                samples=len(seen.samples),
-                began_ns=self._began_ns,
-                ended_ns=self._looked_ns,
-                longest_hole_ns=self._hole_ns,
-                interval_ns=round(INTERVAL_S * 1e9),
-                cpu_ns=self._cpu_ns,
-                trace_lines=self._trace.lines,
-                unit=self.unit,
-            ),
-            samples=tuple(seen.samples),
-            bindings=tuple(seen.bindings),
-            tables=tuple(seen.tables),
-            events=tuple(seen.events),
+    def sum_up(self) -> IommuWatch:
+        """Say when and how often samples were taken; call it after :meth:`close`."""
+        return IommuWatch(
+            samples=len(self.seen.samples),
+            began_ns=self._began_ns,
+            ended_ns=self._looked_ns,
+            longest_hole_ns=self._hole_ns,
+            interval_ns=round(INTERVAL_S * 1e9),
+            cpu_ns=self._cpu_ns,
+            trace_lines=self._trace.lines,
+            unit=self.unit,
         )
 
     # --- walking
 
     def _walk(self, moment: str) -> tuple[tuple[MappingFacts, ...], tuple[ConfigFacts, ...]]:
         assert self._machine is not None
-        status = self._machine.read_status(self._monitor)
+        status = self._machine.unit.read_status(self._monitor)
         mappings: list[MappingFacts] = []
         for target in self._targets:
             began = time.monotonic_ns()
@@ -232,8 +217,8 @@ class IommuWatcher:
     def _sample(self) -> None:
         assert self._machine is not None
         began = time.thread_time_ns()
-        sample = self._machine.read_status(self._monitor)
-        self._seen.samples.append(sample)
+        sample = self._machine.unit.read_status(self._monitor)
+        self.seen.samples.append(sample)
         self._hole_ns = max(self._hole_ns, sample.host_ns - self._looked_ns)
         self._looked_ns = sample.host_ns
         # With translation off the root pointer may lead to any memory.
@@ -245,7 +230,7 @@ class IommuWatcher:
         self._cpu_ns += time.thread_time_ns() - began
 
     def _read_trace(self) -> None:
-        self._seen.events += [each for each in self._trace.read() if self._is_ours(each)]
+        self.seen.events += [each for each in self._trace.read() if self._is_ours(each)]
 
     def _is_ours(self, event: DeviceEvent) -> bool:
         """Leave out events of other devices; a fault of any device counts."""
@@ -261,29 +246,52 @@ class IommuWatcher:
             and not target.entries.recheck(self._ram).changes
         ):
             return
-        found, target.entries = read_bindings(
-            self._machine.unit, self._ram, rtaddr, target.requester
-        )
+        found, target.entries = self._read_bindings(rtaddr, target.requester)
         target.rtaddr = rtaddr
         if _is_same(found, target.bindings):
             return
         # The kernel may have switched to another root table since the register was read, and used
         # the memory of the old one for something else.
-        again = self._machine.read_status(self._monitor)
+        again = self._machine.unit.read_status(self._monitor)
         if again.rtaddr != rtaddr:
-            found, target.entries = read_bindings(
-                self._machine.unit, self._ram, again.rtaddr, target.requester
-            )
+            found, target.entries = self._read_bindings(again.rtaddr, target.requester)
             target.rtaddr = again.rtaddr
         if not _is_same(found, target.bindings):
-            self._seen.bindings.extend(found)
+            self.seen.bindings.extend(found)
             target.bindings = found
 
     def _read_bindings(
         self, rtaddr: int, requester: Requester
     ) -> tuple[tuple[BindingSample, ...], TableFingerprint]:
+        """Read what a requester is attached to: one sample per PASID, at least one, and its
+        tables.
+        """
         assert self._machine is not None
-        return read_bindings(self._machine.unit, self._ram, rtaddr, requester)
+        now = time.monotonic_ns()
+        decoded = self._machine.unit.decode(self._ram, rtaddr, [requester], is_walking=False)
+        unit_faults = [str(fault) for fault in decoded.faults]
+        found = tuple(
+            BindingSample(
+                host_ns=now,
+                requester=str(each.requester),
+                translation=each.binding.translation.value,
+                domain_id=each.binding.domain_id,
+                top=each.binding.top,
+                levels=each.binding.levels,
+                fault="; ".join([*map(str, each.faults), *unit_faults]),
+            )
+            for each in decoded.sets
+        )
+        unknown = BindingSample(
+            host_ns=now,
+            requester=str(requester),
+            translation="unknown",
+            domain_id=None,
+            top=0,
+            levels=0,
+            fault="; ".join(unit_faults) or "no entry",
+        )
+        return found or (unknown,), decoded.fingerprint()
 
     def _look_at_tables(self, target: _Target, rtaddr: int) -> None:
         """Compare page tables byte for byte, as long as they are the ones that were walked."""
@@ -302,7 +310,7 @@ class IommuWatcher:
         if tuple(each.top for each in now) != target.tops:
             return
         target.changes = changes
-        self._seen.tables.append(
+        self.seen.tables.append(
             TableSample(
                 host_ns=time.monotonic_ns(),
                 requester=str(target.requester),
@@ -313,51 +321,11 @@ class IommuWatcher:
         )
 
 
-def _watched(name: str, kind: str, found: PciFunction) -> WatchedDevice:
-    return WatchedDevice(
-        name=name,
-        kind=kind,
-        function=found.address.bdf,
-        bridges=tuple(each.bdf for each in found.bridges),
-    )
-
-
 def _is_same(found: Sequence[BindingSample], before: Sequence[BindingSample]) -> bool:
     """Compare two samples without their times."""
     return [replace(each, host_ns=0) for each in found] == [
         replace(each, host_ns=0) for each in before
     ]
-
-
-def read_bindings(
-    unit: Unit, ram: ByteReader, rtaddr: int, requester: Requester
-) -> tuple[tuple[BindingSample, ...], TableFingerprint]:
-    """Read what a requester is attached to: one sample per PASID, at least one, and its tables."""
-    now = time.monotonic_ns()
-    decoded = unit.decode(ram, rtaddr, [requester], is_walking=False)
-    unit_faults = "; ".join(str(fault) for fault in decoded.faults)
-    found = tuple(
-        BindingSample(
-            host_ns=now,
-            requester=str(each.requester),
-            translation=each.binding.translation.value,
-            domain_id=each.binding.domain_id,
-            top=each.binding.top,
-            levels=each.binding.levels,
-            fault="; ".join([*(str(fault) for fault in each.faults), *filter(None, [unit_faults])]),
-        )
-        for each in decoded.sets
-    )
-    unknown = BindingSample(
-        host_ns=now,
-        requester=str(requester),
-        translation="unknown",
-        domain_id=None,
-        top=0,
-        levels=0,
-        fault=unit_faults or "no entry",
-    )
-    return found or (unknown,), decoded.fingerprint()
 
 
 def to_facts(

@@ -7,9 +7,8 @@ Reading has no side effects. Must not know which devices are of interest.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from msgspec.structs import replace
 
@@ -24,25 +23,11 @@ from liveupdate.formats.malformed import MalformedError
 from liveupdate.formats.vtd import regs
 from liveupdate.formats.vtd.tables import decode_unit
 from liveupdate.model.iommu_samples import UnitSample
+from liveupdate.transport.monitor import Commands
 
 _CALL_S = 10.0
 #: GSTS, RTADDR and FSTS lie in one dump of seven words
 _STATUS_FIRST, _STATUS_BYTES = regs.GSTS, 28
-
-
-class Monitor(Protocol):
-    """The part of :class:`liveupdate.transport.quick_qmp.QuickQmp` that this probe needs."""
-
-    def execute(
-        self,
-        command: str,
-        arguments: Mapping[str, object] | None = None,
-        deadline: Deadline | None = None,
-    ) -> object:
-        """Execute a QMP command and return its result."""
-
-    def hmp(self, command_line: str, deadline: Deadline | None = None) -> str:
-        """Execute a human monitor command and return its text."""
 
 
 def soon(what: str) -> Deadline:
@@ -50,7 +35,7 @@ def soon(what: str) -> Deadline:
     return Deadline.after(_CALL_S, what)
 
 
-def read_physical(monitor: Monitor, address: int, size: int) -> bytes:
+def read_physical(monitor: Commands, address: int, size: int) -> bytes:
     """Read registers or memory through the monitor; ``size`` is a multiple of 4.
 
     :raises EvidenceError: there is no memory at the address, or the answer is no dump.
@@ -60,25 +45,6 @@ def read_physical(monitor: Monitor, address: int, size: int) -> bytes:
         return parse_xp(text, size=size).data
     except MemoryDumpError as error:
         raise EvidenceError(f"the monitor does not show {address:#x}: {error}") from error
-
-
-class Unit(Protocol):
-    """What differs between the kinds of unit."""
-
-    @property
-    def kind(self) -> str:
-        """As scenarios name it."""
-
-    def read_status(self, monitor: Monitor) -> UnitSample:
-        """Read the registers that are sampled."""
-
-    def is_translating(self, sample: UnitSample) -> bool:
-        """Whether requests go through the tables that the sample names."""
-
-    def decode(
-        self, ram: ByteReader, root: int, only: Iterable[Requester], *, is_walking: bool = True
-    ) -> DecodedTables:
-        """Decode what some requesters are attached to; ``root`` is a sample's ``rtaddr``."""
 
 
 def _word(data: bytes, at: int, size: int) -> int:
@@ -95,7 +61,7 @@ class VtdUnit:
     kind: str = "intel"
 
     @classmethod
-    def find(cls, monitor: Monitor, base: int) -> VtdUnit:
+    def find(cls, monitor: Commands, base: int) -> VtdUnit:
         """Find the registers of a unit.
 
         :raises EvidenceError: the registers at ``base`` are not those of a VT-d unit.
@@ -111,7 +77,7 @@ class VtdUnit:
             fault_count=capabilities.fault_count,
         )
 
-    def read_status(self, monitor: Monitor) -> UnitSample:
+    def read_status(self, monitor: Commands) -> UnitSample:
         """Read the registers that are sampled, and the fault records if there are any."""
         data = read_physical(monitor, self.base + _STATUS_FIRST, _STATUS_BYTES)
         sample = UnitSample(
@@ -145,7 +111,7 @@ class AmdUnit:
     base: int
     kind: str = "amd"
 
-    def read_status(self, monitor: Monitor) -> UnitSample:
+    def read_status(self, monitor: Commands) -> UnitSample:
         """Read the registers that are sampled; they lie in two dumps."""
         first = read_physical(monitor, self.base, amdvi_regs.FIRST_BYTES)
         status = read_physical(monitor, self.base + amdvi_regs.STATUS, 8)
@@ -166,3 +132,7 @@ class AmdUnit:
     ) -> DecodedTables:
         """Decode the device table entries of some requesters."""
         return decode_device_table(ram, root, only=only, is_walking=is_walking)
+
+
+Unit = VtdUnit | AmdUnit
+"""A unit; both kinds have the same methods. A sample's ``rtaddr`` is the ``root`` to decode."""

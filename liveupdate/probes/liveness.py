@@ -10,76 +10,77 @@ from __future__ import annotations
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, TypeVar
 
 from msgspec.structs import replace
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.formats import arp, echo, journal, tickpage
-from liveupdate.model.evidence import Echo, JournalSample, Tick, Watched
+from liveupdate.model.evidence import Echo, JournalSample, Tick
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.probes.base import Sampler
-from liveupdate.transport.guest_network import Frame
+from liveupdate.transport.guest_network import Frame, Wire
+
+T = TypeVar("T")
 
 
-class SendsFrames(Protocol):
-    """The part of :class:`liveupdate.transport.guest_network.Wire` that this probe needs."""
+class Watcher(ABC, Generic[T]):
+    """Samples one guest again and again in a thread of its own, and keeps what has changed."""
 
-    def send(self, frame: bytes) -> int | None:
-        """Send one frame; return when (ns), or None when it was not taken."""
+    def __init__(self, name: str, interval_s: float) -> None:
+        self._lock = threading.Lock()
+        self._kept: list[T] = []
+        self.sampler = Sampler(name, interval_s, self._sample)
 
-    def recv(self, deadline: Deadline) -> Frame | None:
-        """Return the next frame; None at the deadline or when the link was closed."""
+    @abstractmethod
+    def _sample(self) -> None:
+        """Take one sample."""
+
+    def _keep(self, sample: T) -> None:
+        with self._lock:
+            self._kept.append(sample)
+
+    def take(self) -> tuple[T, ...]:
+        """Return what was kept since the last call; the newest is also the first of the next
+        call.
+        """
+        with self._lock:
+            kept, self._kept = self._kept, self._kept[-1:]
+        return tuple(kept)
 
 
-class TickWatcher:
-    """Reads one guest's tick page again and again; keeps a reading whenever its sequence moved.
+class TickWatcher(Watcher[Tick]):
+    """Reads one guest's tick page; keeps a reading whenever its sequence moved.
 
-    A page that does not decode (the guest is writing it, or the frame has another use now) is
-    counted in :attr:`unreadable`, never taken for a tick.
+    A page that does not decode (the guest is writing it, or the frame has another use now) is never
+    taken for a tick.
     """
 
     def __init__(self, guest: str, read: Callable[[], bytes], interval_s: float) -> None:
         """:param read: returns the page as it is now; its :class:`tickpage.TickPageError` is no
         tick.
         """
+        super().__init__(f"tick-{guest}", interval_s)
         self._read = read
-        self._lock = threading.Lock()
-        self._ticks: list[Tick] = []
         self._last: tuple[int, int] | None = None
-        self.unreadable = 0
-        self.sampler = Sampler(f"tick-{guest}", interval_s, self._sample)
 
     def _sample(self) -> None:
         try:
             page = tickpage.read_tick(self._read)
         except tickpage.TickPageError:
-            self.unreadable += 1
             return
         tick = page.to_tick(time.monotonic_ns())
         if (tick.boot, tick.seq) != self._last:
             self._last = (tick.boot, tick.seq)
-            with self._lock:
-                self._ticks.append(tick)
+            self._keep(tick)
 
     def first_after(self, host_ns: int) -> int | None:
         """Return the host time of the first tick seen after ``host_ns``; None: none so far."""
         with self._lock:
-            return next((tick.host_ns for tick in self._ticks if tick.host_ns > host_ns), None)
-
-    def take(self) -> tuple[Tick, ...]:
-        """Return the readings since the last call; the newest is also the first of the next
-        call.
-        """
-        with self._lock:
-            ticks, self._ticks = self._ticks, self._ticks[-1:]
-        return tuple(ticks)
-
-    def take_watched(self) -> Watched:
-        """Return the span that was sampled since the last call."""
-        return self.sampler.take_watched()
+            return next((tick.host_ns for tick in self._kept if tick.host_ns > host_ns), None)
 
 
 class DiskFile:
@@ -116,16 +117,13 @@ def scan_disk(path: Path, *, boot: int) -> JournalFacts:
         return journal.scan_journal(disk, boot=boot)
 
 
-class JournalWatcher:
+class JournalWatcher(Watcher[JournalSample]):
     """Reads the newest journal record on one guest's disk; keeps a sample whenever it moved."""
 
     def __init__(self, guest: str, disk: Path, interval_s: float) -> None:
+        super().__init__(f"journal-{guest}", interval_s)
         self._disk = disk
-        self._lock = threading.Lock()
-        self._samples: list[JournalSample] = []
         self._last = 0
-        self.unreadable = 0
-        self.sampler = Sampler(f"journal-{guest}", interval_s, self._sample)
 
     def _sample(self) -> None:
         try:
@@ -133,18 +131,10 @@ class JournalWatcher:
                 record = journal.newest_record(disk, hint=self._last)
         except (OSError, journal.JournalError):
             # A disk that is gone gives no more samples, which the judge notices.
-            self.unreadable += 1
             return
         if record is not None and record.seq != self._last:
             self._last = record.seq
-            with self._lock:
-                self._samples.append(record.to_sample(time.monotonic_ns()))
-
-    def take(self) -> tuple[JournalSample, ...]:
-        """Return the samples since the last call; the newest is also the first of the next call."""
-        with self._lock:
-            samples, self._samples = self._samples, self._samples[-1:]
-        return tuple(samples)
+            self._keep(record.to_sample(time.monotonic_ns()))
 
 
 class EchoWatcher:
@@ -156,7 +146,7 @@ class EchoWatcher:
 
     def __init__(
         self,
-        wire: SendsFrames,
+        wire: Wire,
         macs: Mapping[str, str],
         addresses: Mapping[str, str],
         own_mac: str,
@@ -176,7 +166,6 @@ class EchoWatcher:
         self._sent: dict[str, dict[int, Echo]] = {guest: {} for guest in (*macs, *addresses)}
         self._guest_of = {mac.lower(): guest for guest, mac in macs.items()}
         self._guest_at = {address: guest for guest, address in addresses.items()}
-        self.garbled = 0
         self.sender = Sampler("echo-send", interval_s, self._send)
         self.receiver = Sampler("echo-receive", 0.0, self._receive)
 
@@ -212,7 +201,6 @@ class EchoWatcher:
             self._receive_arp(frame)
             return
         except echo.EchoError:
-            self.garbled += 1
             return
         guest = self._guest_of.get(reply.source)
         if guest is not None and reply.kind == echo.REPLY:

@@ -16,8 +16,9 @@ from pathlib import Path
 from liveupdate.core.errors import EvidenceError, LiveUpdateError
 from liveupdate.formats import pci_config, qemu_trace
 from liveupdate.formats.iommu import Requester
-from liveupdate.model.iommu_samples import DeviceEvent, UnitSample
-from liveupdate.probes.iommu_units import AmdUnit, Monitor, Unit, VtdUnit, read_physical, soon
+from liveupdate.model.iommu_samples import DeviceEvent
+from liveupdate.probes.iommu_units import AmdUnit, Unit, VtdUnit, read_physical, soon
+from liveupdate.transport.monitor import Commands
 from liveupdate.transport.physmem import MtreeError, find_region
 
 #: the regions of registers and the configuration window, as ``info mtree`` names them
@@ -35,7 +36,7 @@ class Machine:
     config: int
 
     @classmethod
-    def find(cls, monitor: Monitor) -> Machine:
+    def find(cls, monitor: Commands) -> Machine:
         """Find unit and configuration space through the monitor.
 
         :raises EvidenceError: there is no such unit, or no memory-mapped configuration space.
@@ -57,11 +58,7 @@ class Machine:
             unit = AmdUnit(base=amd[0])
         return cls(unit=unit, config=config[0])
 
-    def read_status(self, monitor: Monitor) -> UnitSample:
-        """Read the unit's registers that are sampled."""
-        return self.unit.read_status(monitor)
-
-    def read_config(self, monitor: Monitor, function: Requester) -> bytes:
+    def read_config(self, monitor: Commands, function: Requester) -> bytes:
         """Read a function's configuration space."""
         # ECAM: 4 KiB per function (PCI Express base specification, 7.2.2)
         address = self.config + (function.source_id << 12)
@@ -71,7 +68,7 @@ class Machine:
 class TraceFile:
     """QEMU's own log of what its device models do, read while it grows."""
 
-    def __init__(self, monitor: Monitor, path: Path) -> None:
+    def __init__(self, monitor: Commands, path: Path) -> None:
         self._monitor = monitor
         self._path = path
         self._fd = -1

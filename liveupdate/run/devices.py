@@ -133,7 +133,7 @@ def make_sender(bed: Testbed, spec: DeviceSpec) -> FrameSender:
     def build(frame: int) -> bytes:
         return build_frame(destination=mac, source=WIRE_MAC, stream=bed.stream, number=frame)
 
-    return FrameSender(spec.name, bed.own_machine.feeds[spec.name], build, spec.rate)
+    return FrameSender(spec.name, bed.own_machine.feeds[spec.name].send_within, build, spec.rate)
 
 
 def read_status(bed: Testbed) -> Mapping[str, DeviceStatus]:

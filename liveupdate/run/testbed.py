@@ -197,7 +197,7 @@ class Testbed:
         found = find_function(qmp.execute("query-pci", {}, deadline), device_id(name))
         if found is None:
             raise EvidenceError(f"device '{name}' is not there")
-        return Machine.find(qmp).read_status(qmp).rtaddr, found.address
+        return Machine.find(qmp).unit.read_status(qmp).rtaddr, found.address
 
     def cut_cable(self, name: str) -> None:
         """Pull out the cable of a passed-through network card."""

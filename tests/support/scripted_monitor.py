@@ -9,6 +9,7 @@ from pathlib import Path
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import LostMachine
+from liveupdate.transport.monitor import Commands
 from tests.support.iommu_evidence import make_config
 from tests.support.iommu_tables import Memory, VtdUnit
 from tests.support.query_pci import PCI
@@ -26,7 +27,7 @@ MTREE = f"""FlatView #0
 """
 
 
-class ScriptedMonitor:
+class ScriptedMonitor(Commands):
     """Answers what the probe asks, from registers and tables that a test may change."""
 
     def __init__(self, memory: Memory, trace: Path) -> None:

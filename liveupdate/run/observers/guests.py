@@ -139,7 +139,7 @@ class GuestObservers:
         record = self._bed.record
         for name, ticks in self._ticks.items():
             record.add(slots.TICKS, ticks.take(), hop, name)
-            record.put(slots.WATCHED, ticks.take_watched(), hop, name)
+            record.put(slots.WATCHED, ticks.sampler.take_watched(), hop, name)
         for name, journals in self._journals.items():
             record.add(slots.JOURNAL_SEEN, journals.take(), hop, name)
         for name, pings in self._pings.items():

@@ -90,9 +90,9 @@ class IommuObserver:
             self._trouble("sampling ended", watcher.error)
         if not watcher.is_begun:
             return
-        found, record = watcher.harvest(), self._bed.record
-        record.put(slots.DEVICES, found.devices, self._hop)
-        record.put(slots.WATCH, found.watch, self._hop)
+        found, record = watcher.seen, self._bed.record
+        record.put(slots.DEVICES, watcher.devices, self._hop)
+        record.put(slots.WATCH, watcher.sum_up(), self._hop)
         record.add(slots.SAMPLES, found.samples, self._hop)
         record.add(slots.BINDINGS, found.bindings, self._hop)
         record.add(slots.TABLES, found.tables, self._hop)

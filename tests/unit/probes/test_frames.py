@@ -41,7 +41,7 @@ def wait_for(done: Callable[[], bool]) -> None:
 
 def test_every_number_goes_out_once_and_in_order() -> None:
     wire = FakeWire()
-    with FrameSender("nic0", wire, build, 1000) as sender:
+    with FrameSender("nic0", wire.send_within, build, 1000) as sender:
         sender.resume()
         wait_for(lambda: sender.next_number > 10)
         first = sender.pause()
@@ -60,7 +60,7 @@ def test_every_number_goes_out_once_and_in_order() -> None:
 
 
 def test_schedule_does_not_drift() -> None:
-    with FrameSender("nic0", FakeWire(), build, 500) as sender:
+    with FrameSender("nic0", FakeWire().send_within, build, 500) as sender:
         sender.resume()
         wait_for(lambda: sender.next_number > 10)
         sender.pause()
@@ -72,7 +72,7 @@ def test_schedule_does_not_drift() -> None:
 def test_stuck_wire_is_waited_for_once_and_its_frames_are_not_said_to_be_sent() -> None:
     wire = FakeWire()
     wire.is_stuck = True
-    with FrameSender("nic0", wire, build, 1000) as sender:
+    with FrameSender("nic0", wire.send_within, build, 1000) as sender:
         sender.resume()
         wait_for(lambda: len(wire.patience) > 2)
         wire.is_stuck = False
@@ -87,7 +87,7 @@ def test_stuck_wire_is_waited_for_once_and_its_frames_are_not_said_to_be_sent() 
 
 def test_lost_frames_are_noted_as_sent() -> None:
     wire = FakeWire()
-    with FrameSender("nic0", wire, build, 1000) as sender:
+    with FrameSender("nic0", wire.send_within, build, 1000) as sender:
         sender.lost = frozenset({3, 4})
         sender.resume()
         while sender.next_number < 8:
@@ -103,7 +103,7 @@ def test_failure_is_kept_and_a_pause_still_returns() -> None:
     def fail(number: int) -> bytes:
         raise ValueError("no frame")
 
-    with FrameSender("nic0", FakeWire(), fail, 1000) as sender:
+    with FrameSender("nic0", FakeWire().send_within, fail, 1000) as sender:
         sender.resume()
         wait_for(lambda: sender.error is not None)
         sender.pause()

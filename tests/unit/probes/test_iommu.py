@@ -37,13 +37,13 @@ class Bench:
         wait_until(lambda: what() or None, Deadline.after(10.0, "the sampler"), interval_s=0.002)
 
     def pass_samples(self, count: int = 2) -> None:
-        seen = self.watcher.samples_taken
-        self.see(lambda: self.watcher.samples_taken >= seen + count)
+        seen = len(self.watcher.seen.samples)
+        self.see(lambda: len(self.watcher.seen.samples) >= seen + count)
 
     def finish(self) -> tuple[Harvest, tuple[MappingFacts, ...]]:
         mappings, _ = self.watcher.end()
         assert self.watcher.error is None
-        return self.watcher.harvest(), mappings
+        return self.watcher.seen, mappings
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def test_quiet_hop_is_seen_at_its_rate_and_walked_at_both_ends(bench: Bench) -> 
     assert [each.moment for each in (*before, *after)] == ["before", "after"]
     assert before[0].runs == after[0].runs != b""
     assert [each.function for each in configs] == ["0000:00:10.0", "0000:01:00.0"]
-    assert (harvest.devices[0].function, harvest.devices[0].bridges) == (
+    assert (bench.watcher.devices[0].function, bench.watcher.devices[0].bridges) == (
         "0000:01:00.0",
         ("0000:00:10.0",),
     )
-    assert harvest.watch.samples == len(harvest.samples) > 5
+    assert bench.watcher.sum_up().samples == len(harvest.samples) > 5
     assert all(sample.gsts == 0xC700_0000 and not sample.fsts for sample in harvest.samples)
     assert [each.top for each in harvest.bindings] == [bench.table.top]
-    assert harvest.tables == ()
+    assert harvest.tables == []
     assert (bench.monitor.ever, bench.monitor.on) == (set(EVENTS), set())
 
 
@@ -122,7 +122,7 @@ def test_adopted_tables_are_seen_and_the_old_ones_are_free(bench: Bench) -> None
     bench.pass_samples()
     harvest, _ = bench.finish()
     assert [each.top for each in harvest.bindings] == [bench.table.top, table.top]
-    assert harvest.tables == ()
+    assert harvest.tables == []
 
 
 def test_faults_bring_their_records(bench: Bench) -> None:
@@ -155,7 +155,7 @@ def test_trace_is_read_to_its_end_and_others_devices_are_left_out(bench: Bench) 
     bench.monitor.log("resettable_phase_hold_exec obj=0x1(igb) method=1")
     harvest, _ = bench.finish()
     assert [event.what for event in harvest.events] == ["translation", "config-write", "reset"]
-    assert harvest.watch.trace_lines == 5
+    assert bench.watcher.sum_up().trace_lines == 5
 
 
 def test_garbled_trace_ends_the_sampling_visibly(bench: Bench) -> None:

@@ -67,8 +67,8 @@ def test_amd_unit_is_found_sampled_and_walked(tmp_path: Path) -> None:
     time.sleep(0.1)
     (after,), _ = watcher.end()
     assert watcher.error is None
-    harvest = watcher.harvest()
-    assert (watcher.unit, harvest.watch.unit) == ("amd", "amd")
+    harvest = watcher.seen
+    assert (watcher.unit, watcher.sum_up().unit) == ("amd", "amd")
     assert before.runs == after.runs
     (run,) = unpack_runs(before.runs)
     assert (run.iova, run.phys, run.size, run.access) == (0, PHYS, 0x4000, 3)
@@ -94,7 +94,7 @@ def test_altered_table_of_an_amd_unit_is_seen(tmp_path: Path) -> None:
     memory.put(slot, memory.get(slot) ^ 1 << 13)
     time.sleep(0.2)
     watcher.end()
-    (changed,) = watcher.harvest().tables
+    (changed,) = watcher.seen.tables
     assert changed.pages == 1
 
 
