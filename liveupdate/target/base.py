@@ -1,24 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of a host under update. Must not know any concrete machine."""
+"""The interface of a host under update, and what hosts share.
+
+Must not know any concrete machine.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import LiveUpdateError, StateError
 from liveupdate.model.plan import Plan
 from liveupdate.model.targets import TargetKind
-from liveupdate.target.machines import Registry
+from liveupdate.target.machines import Registry, write_owner
 from liveupdate.transport.agent_link import AgentLink
 from liveupdate.transport.console import Console
 from liveupdate.transport.ssh import Ssh
 
 if TYPE_CHECKING:
     from liveupdate.target.qemu.host import QemuHost
+
+T = TypeVar("T")
 
 
 class Process(Protocol):
@@ -97,6 +105,71 @@ class Host(Protocol):
 
     def death(self) -> Exception | None:
         """Return why waiting for this machine is useless, or None."""
+
+
+class Entered:
+    """What hosts have in common: they are entered, have a console and an agent, and are left."""
+
+    def __init__(self, *, run_id: str, run_dir: Path, registry: Registry) -> None:
+        """:param run_dir: exists; gets ``boot-N/``."""
+        self.run_id = run_id
+        self.run_dir = run_dir
+        #: what went wrong while cleaning up; the runner reports it
+        self.problems: tuple[str, ...] = ()
+        self._registry = registry
+        self._stack = ExitStack()
+        self._console: Console | None = None
+        self._agent: AgentLink | None = None
+        self._stopping = False
+
+    @property
+    def console(self) -> Console:
+        """The serial console. :raises StateError: the machine is not entered."""
+        return there(self._console)
+
+    @property
+    def agent(self) -> AgentLink:
+        """The agent's channel. :raises StateError: the machine is not entered."""
+        return there(self._agent)
+
+    def __exit__(self, *_exc: object) -> None:
+        self.shutdown()
+
+    def shutdown(self) -> tuple[str, ...]:
+        """Leave the machine and clean up; return all errors on the way. Idempotent."""
+        problems: list[str] = []
+        if not self._stopping:
+            self._stopping = True
+            self._end(problems)
+        try:
+            # runs every callback, and chains the errors of all that failed
+            self._stack.close()
+        except (OSError, LiveUpdateError, BufferError) as error:
+            failed: BaseException | None = error
+            while failed is not None:
+                problems.append(f"cleaning up: {failed!r}")
+                failed = failed.__context__
+        if self._console is not None and self._console.write_error is not None:
+            problems.append(f"console log: {self._console.write_error}")
+        self.problems += tuple(problems)
+        return tuple(problems)
+
+    def _end(self, problems: list[str]) -> None:
+        """End the machine; nothing by default: it stays switched on."""
+
+    def _make_runtime_dir(self) -> Path:
+        """Make the directory of sockets, which goes when the machine is left."""
+        runtime = self._registry.make_runtime_dir(self.run_id)
+        self._stack.callback(shutil.rmtree, runtime)
+        write_owner(runtime)
+        return runtime
+
+
+def there(thing: T | None) -> T:
+    """Return what exists while a machine is entered. :raises StateError: it is not."""
+    if thing is None:
+        raise StateError("the machine", state="not entered", required="entered")
+    return thing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,13 +12,14 @@ import json
 import os
 import queue
 import sys
+import tempfile
 import threading
 from contextlib import ExitStack
-from pathlib import Path
+from typing import IO
 
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import CommandFailed, DeadlineExceeded, LaunchError, LiveUpdateError
+from liveupdate.core.errors import DeadlineExceeded, LaunchError, LiveUpdateError
 from liveupdate.target.ssh.spec import LabgridSpec
 
 #: labgrid's own variable and default, see labgrid-client(1)
@@ -27,7 +28,10 @@ DEFAULT_COORDINATOR = "127.0.0.1:20408"
 _TAKE_S = 30.0
 _GIVE_BACK_S = 15.0
 _PEER = "liveupdate.target.labgrid_peer"
+#: the module behind labgrid-client
+_CLIENT = "labgrid.remote.client"
 _MAX_LINE = 64 * 1024
+_TAIL_BYTES = 4096
 
 
 class PlaceLost(LiveUpdateError):
@@ -49,7 +53,6 @@ class Place:
         self._lost: PlaceLost | None = None
         self._held = False
         self._leaving = False
-        self._stderr = b""
 
     @property
     def console_argv(self) -> tuple[str, ...]:
@@ -69,7 +72,7 @@ class Place:
         if self._lost is not None:
             raise self._lost
         argv = ("-x", self.coordinator, "-p", self.spec.place, "power", "cycle")
-        proc.run((_find_client(), *argv), deadline=deadline, env=self.env)
+        proc.run((sys.executable, "-m", _CLIENT, *argv), deadline=deadline, env=self.env)
 
     def __enter__(self) -> Place:
         """Acquire the place.
@@ -102,6 +105,7 @@ class Place:
     # --- inside
 
     def _take(self, deadline: Deadline) -> None:
+        log = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         theirs, ours = os.pipe2(os.O_CLOEXEC)
         with os.fdopen(theirs):
             # It is not killed when this process dies: the pipe closes, and it releases the place.
@@ -111,16 +115,16 @@ class Place:
                     str(theirs),
                 ),
                 stdout=proc.PIPE,
-                stderr=proc.PIPE,
+                stderr=log,
                 pass_fds=(theirs,),
                 pdeathsig=False,
                 env=self.env,
             )  # fmt: skip
+        reader = threading.Thread(target=self._listen, args=(child, log), daemon=True)
+        reader.start()
+        self._stack.callback(reader.join)
         self._stack.enter_context(child)
         self._stack.callback(self._give_back, child, ours)
-        for target in (self._listen, self._drain):
-            reader = threading.Thread(target=target, args=(child,), daemon=True)
-            reader.start()
         first = self._next(deadline)
         self._held = first.get("event") == "held"
         if not self._held:
@@ -132,8 +136,8 @@ class Place:
         except queue.Empty as error:
             raise deadline.exceeded(f"the coordinator {self.coordinator}") from error
 
-    def _listen(self, child: proc.Child) -> None:
-        """Read the peer's lines until it ends."""
+    def _listen(self, child: proc.Child, log: IO[bytes]) -> None:
+        """Read the peer's lines until it ends; ``log`` has what labgrid says."""
         stream = child.popen.stdout
         assert stream is not None
         held = False
@@ -148,22 +152,15 @@ class Place:
             if said.get("event") == "lost" and not self._leaving:
                 self._lost = PlaceLost(str(said.get("reason")))
             self._said.put(said)
+        size = os.fstat(log.fileno()).st_size
+        tail = os.pread(log.fileno(), _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        lines = tail.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else "it said nothing"
         if held and not self._leaving and self._lost is None:
             self._lost = PlaceLost(
-                f"place '{self.spec.place}': its peer process has ended: {self._last_words()}"
+                f"place '{self.spec.place}': its peer process has ended: {reason}"
             )
-        self._said.put({"event": "ended", "reason": self._last_words()})
-
-    def _drain(self, child: proc.Child) -> None:
-        """Keep the last lines of labgrid's log."""
-        stream = child.popen.stderr
-        assert stream is not None
-        while data := os.read(stream.fileno(), 4096):
-            self._stderr = (self._stderr + data)[-4096:]
-
-    def _last_words(self) -> str:
-        lines = self._stderr.decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        self._said.put({"event": "ended", "reason": reason})
 
     def _give_back(self, child: proc.Child, ours: int) -> None:
         self._leaving = True
@@ -182,14 +179,3 @@ class Place:
                 f" ({last.get('reason', last.get('event'))})",
                 hint=f"labgrid-client -p {self.spec.place} release",
             )
-
-
-def _find_client() -> str:
-    """Return labgrid-client: the one beside this Python, or the one in PATH."""
-    beside = Path(sys.executable).parent / "labgrid-client"
-    if beside.exists():
-        return str(beside)
-    found = proc.find_program("labgrid-client")
-    if found is None:
-        raise CommandFailed(("labgrid-client",), 127, "no such program")
-    return found

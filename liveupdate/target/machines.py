@@ -25,6 +25,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from liveupdate.core.atomic_write import atomic_write
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import StateError
 from liveupdate.core.proc import read_start_time
@@ -130,9 +131,8 @@ class Registry:
 
     def add(self, machine: Machine) -> None:
         """Record a machine, or replace its record."""
-        fresh = self.root / f".{machine.run_id}.new"
-        fresh.write_bytes(msgspec.json.format(msgspec.json.encode(machine), indent=1) + b"\n")
-        fresh.replace(self._file(machine.run_id))
+        text = msgspec.json.format(msgspec.json.encode(machine), indent=1) + b"\n"
+        atomic_write(self._file(machine.run_id), text)
 
     def remove(self, run_id: str) -> None:
         """Remove the record of a machine whose process and directory are gone."""
@@ -141,11 +141,6 @@ class Registry:
     def list(self) -> tuple[Listed, ...]:
         """Return every readable record with its state."""
         return tuple(self._each())
-
-    def find(self, run_id: str) -> Listed | None:
-        """Return the record of a run, by its id or the beginning of it, if that is unique."""
-        found = [item for item in self._each() if item.machine.run_id.startswith(run_id)]
-        return found[0] if len(found) == 1 else None
 
     def sweep(self, deadline: Deadline, *, everything: bool = False) -> GcResult:
         """Kill orphans, and remove the files of dead machines.

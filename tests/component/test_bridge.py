@@ -16,7 +16,7 @@ import pytest
 from liveupdate.agent.link import port as agent_port
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import CommandFailed, LostMachine
-from liveupdate.target.ssh.host import _RELAY, _CommandStream, _TtyStream
+from liveupdate.target.ssh.host import _RELAY, _run_console, _TtyStream
 from liveupdate.transport.bridge import Bridge
 from liveupdate.transport.unix import connect_unix
 from tests.support.processes import is_running
@@ -111,7 +111,7 @@ def test_a_bridge_is_left_at_once_whatever_the_far_end_does(far: Far, tmp_path: 
 
 def test_a_console_command_is_read_and_ends_with_its_bridge(tmp_path: Path) -> None:
     argv = ("sh", "-c", "echo started; echo $$; exec sleep 1000")
-    with Bridge(tmp_path / "b", lambda: _CommandStream(argv)) as bridge, near_of(bridge) as near:
+    with Bridge(tmp_path / "b", lambda: _run_console(argv)) as bridge, near_of(bridge) as near:
         said = b""
         while said.count(b"\n") < 2:
             said += near.recv(100)
@@ -123,7 +123,7 @@ def test_a_console_command_is_read_and_ends_with_its_bridge(tmp_path: Path) -> N
 
 def test_a_console_command_that_is_not_there_is_said() -> None:
     with pytest.raises(CommandFailed, match="no such program"):
-        _CommandStream(("liveupdate-no-such-program",))
+        _run_console(("liveupdate-no-such-program",))
 
 
 def test_a_serial_device_is_raw() -> None:

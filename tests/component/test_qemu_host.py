@@ -214,7 +214,7 @@ def test_gc_kills_an_orphan_and_only_that(files: HostFiles, root: Path, tmp_path
     try:
         orphan.start(soon())
         mine.start(soon())
-        listed = registry.find("o1")
+        listed = next(item for item in registry.list() if item.machine.run_id == "o1")
         assert listed is not None
         # as if the run that owned it had ended
         registry.add(structs.replace(listed.machine, owner_start_time=1))

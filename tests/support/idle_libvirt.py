@@ -5,14 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from msgspec import structs
-
-from liveupdate.core import proc
 from liveupdate.target.base import HostFiles
 from liveupdate.target.libvirt.host import LibvirtHost
-from liveupdate.target.machines import Registry
 from tests.support import libvirtd
-from tests.support.idle_qemu import SPEC
+from tests.support.idle_qemu import make_order
 
 
 def make_host(
@@ -20,12 +16,4 @@ def make_host(
 ) -> LibvirtHost:
     run_dir = tmp_path / run_id
     run_dir.mkdir(exist_ok=True)
-    return LibvirtHost(
-        structs.replace(SPEC, qemu=proc.find_program("qemu-system-x86_64") or ""),
-        files,
-        uri=daemon.uri,
-        run_id=run_id,
-        run_dir=run_dir,
-        append="x",
-        registry=Registry(root),
-    )
+    return LibvirtHost(make_order(files, root, run_id, run_dir, place=daemon.uri))

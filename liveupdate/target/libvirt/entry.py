@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 
-from msgspec.structs import replace
-
-from liveupdate.core.errors import PlanError
 from liveupdate.target.base import Located, Order
 from liveupdate.target.libvirt import daemon, link
 from liveupdate.target.libvirt.host import DEFAULT_URI, LibvirtHost
@@ -43,16 +39,4 @@ def make(order: Order) -> LibvirtHost:
 
     :raises PlanError: there is no such QEMU.
     """
-    machine = order.plan.machine
-    qemu = shutil.which(machine.qemu)
-    if qemu is None:
-        raise PlanError(f"no program '{machine.qemu}' in PATH", hint="run 'make setup'")
-    return LibvirtHost(
-        replace(machine, qemu=qemu),
-        order.files,
-        uri=order.plan.place,
-        run_id=order.run_id,
-        run_dir=order.run_dir,
-        append=order.plan.boot_append,
-        registry=order.registry,
-    )
+    return LibvirtHost(order)

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
+
 from liveupdate.core.deadline import Deadline, wait_until
-from liveupdate.core.errors import LaunchError, LiveUpdateError
+from liveupdate.core.errors import LaunchError, LiveUpdateError, PlanError
 from liveupdate.core.proc import read_start_time
-from liveupdate.model.plan import MachineSpec
-from liveupdate.target.base import HostFiles, Process
+from liveupdate.target.base import Order, Process
 from liveupdate.target.libvirt import domain_xml
 from liveupdate.target.libvirt.link import Link, PassedMonitor
-from liveupdate.target.machines import Registry, is_named, machine_name
+from liveupdate.target.machines import is_named, machine_name
 from liveupdate.target.qemu.argv import MachinePaths
 from liveupdate.target.qemu.host import QemuHost
 from liveupdate.transport.monitor import Monitor
@@ -94,24 +96,18 @@ class LibvirtHost(QemuHost):
 
     _ram_id = domain_xml.RAM_ID
 
-    def __init__(
-        self,
-        spec: MachineSpec,
-        files: HostFiles,
-        *,
-        uri: str,
-        run_id: str,
-        run_dir: Path,
-        append: str,
-        registry: Registry,
-    ) -> None:
+    def __init__(self, order: Order) -> None:
+        """:param order: the place is the URI of a libvirtd on this machine.
+
+        :raises PlanError: there is no such QEMU.
         """
-        :param uri: of a libvirtd on this machine; the rest as of :class:`QemuHost`.
-        """
-        super().__init__(
-            spec, files, run_id=run_id, run_dir=run_dir, append=append, registry=registry
-        )
-        self.uri = uri
+        super().__init__(order)
+        qemu = shutil.which(self.spec.qemu)
+        if qemu is None:
+            raise PlanError(f"no program '{self.spec.qemu}' in PATH", hint="run 'make setup'")
+        # libvirt takes no program that has to be looked for
+        self.spec = replace(self.spec, qemu=qemu)
+        self.uri = order.plan.place
         self._link: Link | None = None
 
     def kill(self) -> None:

@@ -136,12 +136,6 @@ class Link:
         """Why the connection is gone, or None while it lives."""
         return self._lost
 
-    @property
-    def version(self) -> str:
-        """libvirt's version as ``MAJOR.MINOR.RELEASE``."""
-        number = int(self._connection.getLibVersion())
-        return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
-
     def create(self, xml: str, deadline: Deadline) -> str:
         """Start a transient domain, paused; return its UUID. It ends with this connection.
 

@@ -14,11 +14,4 @@ def locate(place: str) -> Located:
 
 def make(order: Order) -> QemuHost:
     """Return the machine of a plan, not started."""
-    return QemuHost(
-        order.plan.machine,
-        order.files,
-        run_id=order.run_id,
-        run_dir=order.run_dir,
-        append=order.plan.boot_append,
-        registry=order.registry,
-    )
+    return QemuHost(order)

@@ -10,26 +10,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
 
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import (
-    DeadlineExceeded,
-    LaunchError,
-    LiveUpdateError,
-    LostMachine,
-    StateError,
-)
+from liveupdate.core.errors import DeadlineExceeded, LaunchError, LiveUpdateError, LostMachine
 from liveupdate.core.paths import SUN_PATH_BYTES
 from liveupdate.model.device_models import FED_KINDS, NAMESPACE_BYTES
-from liveupdate.model.plan import MachineSpec
-from liveupdate.target.base import HostFiles, Process
-from liveupdate.target.machines import Machine, Registry, write_owner
+from liveupdate.target.base import Entered, Order, Process, there
+from liveupdate.target.machines import Machine
 from liveupdate.target.qemu.argv import (
     RAM_ID,
     SSH_NIC,
@@ -47,43 +38,24 @@ from liveupdate.transport.qmp import Qmp
 from liveupdate.transport.ssh import Ssh
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 LAUNCH_TIMEOUT_S = 30.0
 #: QEMU ends within milliseconds of `quit` unless it is stuck
 QUIT_TIMEOUT_S = 5.0
 
 
-Starter = Callable[["QemuHost", Deadline], object]
-
-
-class QemuHost:
+class QemuHost(Entered):
     """One machine, used once. ``qmp console agent wire ram disks`` exist while it is entered."""
 
     #: name of the memory backend's region in ``info mtree``
     _ram_id = RAM_ID
 
-    def __init__(
-        self,
-        spec: MachineSpec,
-        files: HostFiles,
-        *,
-        run_id: str,
-        run_dir: Path,
-        append: str,
-        registry: Registry,
-        starter: Starter | None = None,
-    ) -> None:
-        """
-        :param run_dir: exists; gets ``boot-N/``, ``disks/`` and ``qemu.log``.
-        :param starter: brings the machine up to where :meth:`resume` lets it go; a cold boot
-            (:meth:`start`) unless a warm start is wanted.
-        """
-        self.spec = spec
-        self.files = files
-        self.run_id = run_id
-        self.run_dir = run_dir
-        self.append = append
+    def __init__(self, order: Order) -> None:
+        """:param order: its run directory gets ``boot-N/``, ``disks/`` and ``qemu.log``."""
+        super().__init__(run_id=order.run_id, run_dir=order.run_dir, registry=order.registry)
+        self.spec = order.plan.machine
+        self.files = order.files
+        self.append = order.plan.boot_append
         self.argv: tuple[str, ...] = ()
         self.disks: Mapping[str, Path] = MappingProxyType({})
         #: what is behind NVMe controllers, by name of the device
@@ -92,21 +64,13 @@ class QemuHost:
         #: what ``query-kvm`` says of this machine, which does not prove that KVM works
         self.kvm_enabled: bool | None = None
         self.ssh_port = 0
-        #: what went wrong while cleaning up; the runner reports it
-        self.problems: tuple[str, ...] = ()
-        self._registry = registry
-        self._starter: Starter = starter or QemuHost.start
-        self._stack = contextlib.ExitStack()
         self._child: Process | None = None
         self._qmp: Monitor | None = None
-        self._console: Console | None = None
-        self._agent: AgentLink | None = None
         self._wire: Wire | None = None
         self._feeds: dict[str, Wire] = {}
         self._ram: PhysMem | None = None
         self._ram_fd = -1
         self._prepared: MachinePaths | None = None
-        self._stopping = False
         self._killed = False
 
     # --- capabilities
@@ -114,22 +78,12 @@ class QemuHost:
     @property
     def qmp(self) -> Monitor:
         """The monitor. :raises StateError: the machine is not entered."""
-        return _there(self._qmp)
-
-    @property
-    def console(self) -> Console:
-        """The serial console. :raises StateError: the machine is not entered."""
-        return _there(self._console)
-
-    @property
-    def agent(self) -> AgentLink:
-        """The agent's channel. :raises StateError: the machine is not entered."""
-        return _there(self._agent)
+        return there(self._qmp)
 
     @property
     def wire(self) -> Wire:
         """The link to the guests. :raises StateError: the machine is not entered."""
-        return _there(self._wire)
+        return there(self._wire)
 
     @property
     def feeds(self) -> Mapping[str, Wire]:
@@ -139,17 +93,17 @@ class QemuHost:
     @property
     def ram(self) -> PhysMem:
         """The machine's RAM. :raises StateError: the machine is not entered."""
-        return _there(self._ram)
+        return there(self._ram)
 
     @property
     def watch_path(self) -> Path:
         """Socket of the second monitor, which a machine with passed-through devices has."""
-        return _there(self._prepared).watch
+        return there(self._prepared).watch
 
     @property
     def pid(self) -> int:
         """Process id of QEMU. :raises StateError: the machine is not entered."""
-        return _there(self._child).pid
+        return there(self._child).pid
 
     @property
     def ram_fd(self) -> int:
@@ -196,7 +150,7 @@ class QemuHost:
     def kill(self) -> None:
         """Kill QEMU with its process group; for the fault tests."""
         self._killed = True
-        _there(self._child).kill()
+        there(self._child).kill()
 
     def death(self) -> Exception | None:
         """Return why waiting is useless: QEMU ended or is ending, or a panic; else None."""
@@ -220,15 +174,12 @@ class QemuHost:
     def __enter__(self) -> QemuHost:
         deadline = Deadline.after(LAUNCH_TIMEOUT_S, "QEMU to start")
         try:
-            self._starter(self, deadline)
+            self.start(deadline)
             self.resume(deadline)
         except BaseException:
             self.shutdown()
             raise
         return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.shutdown()
 
     def start(self, deadline: Deadline, *, incoming: bool = False) -> None:
         """Start QEMU and connect everything; the machine stays paused until :meth:`resume`.
@@ -269,10 +220,8 @@ class QemuHost:
         :raises LaunchError: no room, no permission.
         """
         try:
-            runtime = self._registry.make_runtime_dir(self.run_id)
-            self._stack.callback(shutil.rmtree, runtime)
+            runtime = self._make_runtime_dir()
             self._stack.callback(self._registry.remove, self.run_id)
-            write_owner(runtime)
             self._make_ram()
             directory, images = self.run_dir / "disks", self.files.images
             directory.mkdir(exist_ok=True)
@@ -311,30 +260,19 @@ class QemuHost:
 
         :return: all errors on the way; :attr:`problems` keeps them.
         """
-        problems: list[str] = []
-        if not self._stopping:
-            self._stopping = True
-            if self._child is not None and self._child.returncode is None:
-                self._end_process(problems)
-            if self._console is not None:
-                with contextlib.suppress(DeadlineExceeded):
-                    self._console.drain(Deadline.after(1.0, "the rest of the console"))
-        try:
-            # runs every callback, and chains the errors of all that failed
-            self._stack.close()
-        except (OSError, LiveUpdateError, BufferError) as error:
-            failed: BaseException | None = error
-            while failed is not None:
-                problems.append(f"cleaning up: {failed!r}")
-                failed = failed.__context__
-        if self._console is not None and self._console.write_error is not None:
-            problems.append(f"console log: {self._console.write_error}")
-        self.problems += tuple(problems)
+        problems = super().shutdown()
         for problem in problems:
             log.warning("%s: %s", self.run_id, problem)
-        return tuple(problems)
+        return problems
 
     # --- inside
+
+    def _end(self, problems: list[str]) -> None:
+        if self._child is not None and self._child.returncode is None:
+            self._end_process(problems)
+        if self._console is not None:
+            with contextlib.suppress(DeadlineExceeded):
+                self._console.drain(Deadline.after(1.0, "the rest of the console"))
 
     # what another way of starting QEMU does differently (:mod:`liveupdate.target.libvirt.host`)
 
@@ -351,7 +289,7 @@ class QemuHost:
 
     def _make_ram(self) -> None:
         self._ram_fd = os.memfd_create(f"liveupdate-{self.run_id}", os.MFD_CLOEXEC)
-        self._stack.callback(self._close_ram_fd)
+        self._stack.callback(os.close, self._ram_fd)
         os.ftruncate(self._ram_fd, self.spec.memory_bytes)
 
     def _map_ram(self, deadline: Deadline) -> PhysMem:
@@ -390,7 +328,7 @@ class QemuHost:
         self._register()
 
     def _register(self) -> None:
-        child = _there(self._child)
+        child = there(self._child)
         self._registry.add(
             Machine(
                 run_id=self.run_id,
@@ -398,7 +336,7 @@ class QemuHost:
                 start_time=child.start_time,
                 owner_pid=os.getpid(),
                 owner_start_time=proc.read_start_time(os.getpid()) or 0,
-                runtime_dir=str(_there(self._prepared).runtime_dir),
+                runtime_dir=str(there(self._prepared).runtime_dir),
                 run_dir=str(self.run_dir),
                 ssh_port=self.ssh_port or None,
                 accel=self.spec.accel,
@@ -416,7 +354,7 @@ class QemuHost:
         return next((event for event in events if event.name == "SHUTDOWN"), None)
 
     def _end_process(self, problems: list[str]) -> None:
-        child = _there(self._child)
+        child = there(self._child)
         try:
             if self._shutdown_event() is None:
                 self.qmp.quit(Deadline.after(QUIT_TIMEOUT_S, "QEMU to take 'quit'"))
@@ -426,14 +364,3 @@ class QemuHost:
             if child.returncode is None and not self._killed:
                 problems.append(f"QEMU had to be killed: {error}")
             child.kill()
-
-    def _close_ram_fd(self) -> None:
-        if self._ram_fd >= 0:
-            os.close(self._ram_fd)
-            self._ram_fd = -1
-
-
-def _there(thing: T | None) -> T:
-    if thing is None:
-        raise StateError("the machine", state="not started", required="started")
-    return thing

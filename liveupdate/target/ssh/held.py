@@ -8,19 +8,15 @@ needed.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LaunchError, LiveUpdateError, LostMachine, RemoteError
-from liveupdate.target.machines import Registry, write_owner
+from liveupdate.target.machines import Registry
 from liveupdate.target.ssh.host import AGENT_SOCKET, SshHost
 from liveupdate.target.ssh.spec import ConsoleSpec, LabMachine
-from liveupdate.transport.agent_link import AgentLink, Garbled, parse_line
-from liveupdate.transport.agent_link import Reply as AgentReply
-from liveupdate.transport.bridge import Bridge
-from liveupdate.transport.console import Console
+from liveupdate.transport.agent_link import Garbled, Reply, parse_line
 from liveupdate.transport.ssh import Ssh
 
 #: an update outlives its process, and a place would be released with the process
@@ -70,30 +66,20 @@ class HeldHost(SshHost):
         return self._console is not None
 
     def _enter(self, deadline: Deadline) -> None:
-        runtime = self._registry.make_runtime_dir(self.run_id)
-        self._stack.callback(shutil.rmtree, runtime)
-        write_owner(runtime)
+        runtime = self._make_runtime_dir()
         self._try_console(runtime)
-        self._relay = self._stack.enter_context(Bridge(runtime / "agt", self._open_agent))
-        self._agent = self._stack.enter_context(AgentLink(runtime / "agt", watch=self.death))
-        self._agent.connect(deadline)
+        self._connect_agent(runtime, deadline)
 
     def _try_console(self, runtime: Path) -> None:
-        spec = self.machine.console
-        path = Path(spec.socket)
-        if spec == ConsoleSpec():
+        if self.machine.console == ConsoleSpec():
             self.no_console = NO_CONSOLE
             return
         try:
-            if not spec.socket:
-                path = runtime / "con"
-                self._stack.enter_context(Bridge(path, self._open_console))
-            console = Console(path, self._console_dir, booted=True)
-            console.connect(Deadline.after(_CONSOLE_S, f"the console '{path}'"))
+            self._console = self._connect_console(
+                runtime, self._console_dir, _CONSOLE_S, booted=True
+            )
         except (LiveUpdateError, OSError) as error:
             self.no_console = str(error)
-            return
-        self._console = self._stack.enter_context(console)
 
     def death(self) -> Exception | None:
         """Return None also after a panic: the machine may come back and can be asked then."""
@@ -147,7 +133,7 @@ def ask(
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise LaunchError(f"the host runs no agent of liveupdate: {said}", hint="see docs/apply.md")
     answer = parse_line(done.stdout.strip())
-    if not isinstance(answer, AgentReply):
+    if not isinstance(answer, Reply):
         why = answer.why if isinstance(answer, Garbled) else "no reply"
         raise LostMachine(f"the agent gave no valid answer to '{name}': {why}", how="garbled")
     if answer.ok is None:

@@ -8,12 +8,10 @@ it stays switched on afterwards. Must not know what the machine is for.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import logging
 import os
-import shutil
 import socket
 import termios
 import threading
@@ -23,16 +21,12 @@ from pathlib import Path
 
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import (
-    CommandFailed,
-    LaunchError,
-    LiveUpdateError,
-    StateError,
-)
+from liveupdate.core.errors import CommandFailed, LaunchError, LiveUpdateError
+from liveupdate.target.base import Entered
 from liveupdate.target.labgrid import Place
-from liveupdate.target.machines import Registry, write_owner
+from liveupdate.target.machines import Registry
 from liveupdate.target.ssh.spec import LabMachine
-from liveupdate.transport.agent_link import AgentLink
+from liveupdate.transport.agent_link import AgentLink, Reply, parse_line
 from liveupdate.transport.bridge import Bridge, Stream
 from liveupdate.transport.console import Console
 from liveupdate.transport.ssh import Channel, Ssh, WrongHostKey
@@ -72,41 +66,19 @@ class HostLocked(LaunchError):
     """Another control host's update holds the machine; waiting does not help."""
 
 
-class SshHost:
+class SshHost(Entered):
     """One machine, for one run. ``console`` and ``agent`` exist while it is entered."""
 
     def __init__(
         self, machine: LabMachine, *, run_id: str, run_dir: Path, registry: Registry
     ) -> None:
-        """:param run_dir: exists; gets ``boot-N/``."""
+        super().__init__(run_id=run_id, run_dir=run_dir, registry=registry)
         self.machine = machine
-        self.run_id = run_id
-        self.run_dir = run_dir
-        self.problems: tuple[str, ...] = ()
-        self._registry = registry
-        self._stack = contextlib.ExitStack()
-        self._console: Console | None = None
-        self._agent: AgentLink | None = None
         self._relay: Bridge | None = None
         self._place: Place | None = None
         self._refusal: LiveUpdateError | None = None
         #: the first line to the agent, see ``Agent._attach``
         self._attach: dict[str, object] = {"id": ""}
-        self._stopping = False
-
-    @property
-    def console(self) -> Console:
-        """The serial console. :raises StateError: the machine is not entered."""
-        if self._console is None:
-            raise StateError("the machine", state="not entered", required="entered")
-        return self._console
-
-    @property
-    def agent(self) -> AgentLink:
-        """The agent's channel. :raises StateError: the machine is not entered."""
-        if self._agent is None:
-            raise StateError("the machine", state="not entered", required="entered")
-        return self._agent
 
     def ssh(self, deadline: Deadline) -> Ssh:
         """Log in, with the pinned host key."""
@@ -179,42 +151,36 @@ class SshHost:
             raise
         return self
 
-    def __exit__(self, *_exc: object) -> None:
-        self.shutdown()
-
-    def shutdown(self) -> tuple[str, ...]:
-        """Release the machine; it stays switched on. Idempotent. Returns all errors on the way."""
-        self._stopping = True
-        problems: list[str] = []
-        try:
-            self._stack.close()
-        except (OSError, LiveUpdateError) as error:
-            problems.append(f"cleaning up: {error!r}")
-        if self._console is not None and self._console.write_error is not None:
-            problems.append(f"console log: {self._console.write_error}")
-        self.problems += tuple(problems)
-        return tuple(problems)
-
     # --- inside
 
     def _enter(self, deadline: Deadline) -> None:
         self._take()
         if self.machine.labgrid is not None:
             self._place = self._stack.enter_context(Place(self.machine.labgrid))
-        runtime = self._registry.make_runtime_dir(self.run_id)
-        self._stack.callback(shutil.rmtree, runtime)
-        write_owner(runtime)
-        spec = self.machine.console
-        path = Path(spec.socket)
-        if not spec.socket:
-            path = runtime / "con"
-            self._stack.enter_context(Bridge(path, self._open_console))
-        self._console = self._stack.enter_context(Console(path, self.run_dir))
-        self._console.connect(Deadline.after(_CONNECT_TIMEOUT_S, f"the console '{path}'"))
+        runtime = self._make_runtime_dir()
+        self._console = self._connect_console(runtime, self.run_dir, _CONNECT_TIMEOUT_S)
         mark = self._console.mark()
         self.reset(Deadline.after(POWER_TIMEOUT_S, "the power command"))
         # Events of an older run's agent must not be taken for those of this run.
         self._console.wait_line("Linux version", deadline, since=mark)
+        self._connect_agent(runtime, deadline)
+
+    def _connect_console(
+        self, runtime: Path, directory: Path, timeout_s: float, *, booted: bool = False
+    ) -> Console:
+        """Start to read the console.
+
+        :param directory: for its log.
+        :param booted: as of :class:`Console`.
+        """
+        path = Path(self.machine.console.socket or runtime / "con")
+        if not self.machine.console.socket:
+            self._stack.enter_context(Bridge(path, self._open_console))
+        console = self._stack.enter_context(Console(path, directory, booted=booted))
+        console.connect(Deadline.after(timeout_s, f"the console '{path}'"))
+        return console
+
+    def _connect_agent(self, runtime: Path, deadline: Deadline) -> None:
         self._relay = self._stack.enter_context(Bridge(runtime / "agt", self._open_agent))
         self._agent = self._stack.enter_context(AgentLink(runtime / "agt", watch=self.death))
         self._agent.connect(deadline)
@@ -258,8 +224,8 @@ class SshHost:
         if spec.device:
             return _TtyStream(spec.device)
         if not spec.command and self._place is not None:
-            return _CommandStream(self._place.console_argv, self._place.env)
-        return _CommandStream(spec.command)
+            return _run_console(self._place.console_argv, self._place.env)
+        return _run_console(spec.command)
 
 
 def _read_answer(channel: Channel, deadline: Deadline) -> None:
@@ -276,27 +242,25 @@ def _read_answer(channel: Channel, deadline: Deadline) -> None:
             if not byte:
                 raise LaunchError("the agent's socket is not there, or it hung up")
             line += byte
-        answer = json.loads(line)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise LaunchError(f"the agent does not answer: {error!r}") from error
     finally:
         channel.settimeout(None)
-    refusal = answer.get("error") if isinstance(answer, dict) else None
-    if isinstance(refusal, dict):
-        message = str(refusal.get("message"))
-        if refusal.get("kind") == "locked":
-            raise HostLocked(message, hint="wait until it has ended, or have it aborted")
-        raise LaunchError(f"the agent refuses the connection: {message}")
-    if not isinstance(answer, dict) or "ok" not in answer:
+    answer = parse_line(bytes(line))
+    if not isinstance(answer, Reply):
         raise LaunchError("the agent's answer is not valid in the protocol of liveupdate")
+    if answer.kind == "locked":
+        raise HostLocked(answer.message, hint="wait until it has ended, or have it aborted")
+    if answer.ok is None:
+        raise LaunchError(f"the agent refuses the connection: {answer.message}")
 
 
 class _OwningStream:
-    """A channel whose connection ends with it."""
+    """A channel with which its connection, or the process at its other end, ends."""
 
-    def __init__(self, channel: Stream, ssh: Ssh) -> None:
+    def __init__(self, channel: Stream, owner: Ssh | proc.Child) -> None:
         self._channel = channel
-        self._ssh = ssh
+        self._owner = owner
 
     def fileno(self) -> int:
         return self._channel.fileno()
@@ -309,7 +273,7 @@ class _OwningStream:
 
     def close(self) -> None:
         self._channel.close()
-        self._ssh.close()
+        self._owner.close()
 
 
 class _TtyStream:
@@ -345,31 +309,18 @@ class _TtyStream:
                 self._fd = -1
 
 
-class _CommandStream:
-    """A command whose output is the console, such as a conserver's client."""
+def _run_console(argv: tuple[str, ...], env: Mapping[str, str] | None = None) -> Stream:
+    """Run a command whose output is the console, such as a conserver's client.
 
-    def __init__(self, argv: tuple[str, ...], env: Mapping[str, str] | None = None) -> None:
-        """:raises CommandFailed: there is no such program."""
-        ours, theirs = socket.socketpair()
-        self._link = ours
-        try:
-            with theirs:
-                self._child = proc.spawn(
-                    argv, stdout=theirs.fileno(), stderr=theirs.fileno(), tree=True, env=env
-                )
-        except BaseException:
-            ours.close()
-            raise
-
-    def fileno(self) -> int:
-        return self._link.fileno()
-
-    def recv(self, size: int) -> bytes:
-        return self._link.recv(size)
-
-    def sendall(self, data: bytes) -> None:
-        self._link.sendall(data)
-
-    def close(self) -> None:
-        self._link.close()
-        self._child.close()
+    :raises CommandFailed: there is no such program.
+    """
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            child = proc.spawn(
+                argv, stdout=theirs.fileno(), stderr=theirs.fileno(), tree=True, env=env
+            )
+    except BaseException:
+        ours.close()
+        raise
+    return _OwningStream(ours, child)
