@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -60,12 +61,12 @@ def list_images(app: App, *, as_json: bool) -> int:
         say_json(
             [
                 {
-                    "name": info.name,
-                    "kind": info.kind,
-                    "digest": info.digest,
-                    "path": str(info.path),
-                    "size_bytes": info.size_bytes,
-                    "used_at": info.used_at.isoformat(),
+                    "name": info.entry.name,
+                    "kind": info.entry.kind,
+                    "digest": info.entry.digest,
+                    "path": str(info.entry.path),
+                    "size_bytes": info.entry.size_bytes,
+                    "used_at": datetime.fromtimestamp(info.entry.used_at, UTC).isoformat(),
                     "current": info.is_current,
                     "detail": info.detail,
                 }
@@ -74,10 +75,10 @@ def list_images(app: App, *, as_json: bool) -> int:
         )
         return ExitCode.PASS
     for info in found:
-        mark = "*" if info.is_current else " "
+        mark, entry = "*" if info.is_current else " ", info.entry
         say(
-            f"{mark} {info.name:<14} {info.digest[:12]}  {format_size(info.size_bytes):>10}"
-            f"  {info.used_at:%Y-%m-%d %H:%M}  {info.detail}"
+            f"{mark} {entry.name:<14} {entry.digest[:12]}  {format_size(entry.size_bytes):>10}"
+            f"  {datetime.fromtimestamp(entry.used_at, UTC):%Y-%m-%d %H:%M}  {info.detail}"
         )
     if not found:
         say("no images; build them with 'liveupdate images build'")

@@ -14,18 +14,17 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from liveupdate.core.atomic_write import atomic_write
 from liveupdate.core.errors import BuildError
 
 #: hex digits of a SHA-256 that make a directory's name
 DIGEST_DIGITS = 24
 _INFO = "entry.json"
-_CHUNK_BYTES = 1 << 20
 
 
 def digest_of(parts: Mapping[str, str]) -> str:
@@ -36,11 +35,8 @@ def digest_of(parts: Mapping[str, str]) -> str:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hex."""
-    total = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            total.update(chunk)
-    return total.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def tree_sha256(root: Path, pattern: str = "*") -> str:
@@ -73,6 +69,11 @@ class Entry:
     used_at: float
     #: what it was made from, as given to :meth:`Cache.build`
     inputs: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The image's name."""
+        return self.inputs.get("name", self.kind)
 
 
 class Cache:
@@ -127,7 +128,7 @@ class Cache:
                 builder(scratch)
                 if again is not None and again() != inputs:
                     raise SourcesChanged(inputs.get("name", kind))
-                _write_synced(scratch / _INFO, json.dumps(dict(inputs), indent=1).encode())
+                atomic_write(scratch / _INFO, json.dumps(dict(inputs), indent=1).encode())
                 scratch.chmod(0o755)
                 if final.exists():
                     # Left by a gc that was interrupted: it removes entry.json first.
@@ -213,15 +214,3 @@ def tree_bytes(root: Path) -> int:
         for name in files:
             total += os.lstat(os.path.join(directory, name)).st_blocks * 512
     return total
-
-
-def days_ago(days: float) -> float:
-    """Return epoch seconds ``days`` ago, as :meth:`Cache.remove_older` takes it."""
-    return time.time() - days * 86400
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())

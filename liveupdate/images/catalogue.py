@@ -8,14 +8,14 @@ and the compiler, so an image exists or has to be built.
 
 from __future__ import annotations
 
-import datetime
 import json
 import secrets
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -24,7 +24,7 @@ from liveupdate.core import paths
 from liveupdate.core.errors import BuildError, PlanError
 from liveupdate.core.steps import Steps
 from liveupdate.images import debianhost, guest, kernel, kit, modules, rootfs
-from liveupdate.images.cache import Cache, days_ago, digest_of, file_sha256, tree_bytes
+from liveupdate.images.cache import Cache, Entry, digest_of, file_sha256, tree_bytes
 from liveupdate.model.plan import ImageSet, KernelImage
 
 DEFAULT = ("kernel-a", "kernel-b", "modules-a", "modules-b", "rootfs", "guest")
@@ -40,12 +40,7 @@ _HINT = "liveupdate images build"
 class ImageInfo:
     """One line of ``images list``. ``detail`` is a release, a package count or the like."""
 
-    name: str
-    kind: str
-    digest: str
-    path: Path
-    size_bytes: int
-    used_at: datetime.datetime
+    entry: Entry
     #: a run would use it now
     is_current: bool
     detail: str
@@ -85,32 +80,31 @@ def build(
     compiler = need_compiler()
     if kernel_tree is not None:
         names = tuple(name for name in names if not name.startswith("modules-"))
-    builder = kernel.KernelBuilder(cache, sources / "kernel", steps)
-    # In the order of VARIANTS, which is the cheap one.
-    variants = [v for v in kernel.VARIANTS if f"kernel-{v.name}" in names]
-    built: dict[str, Path] = {}
-    if "rootfs" in names:
-        entry = rootfs.build_rootfs(cache, sources / "host", compiler, steps)
-        built["rootfs"] = entry / "rootfs.ext4"
-    if "debian-host" in names:
-        built["debian-host"] = debianhost.build(cache, steps) / "rootfs.ext4"
-    if "guest" in names:
-        entry = guest.build_guest(cache, sources / "guest", compiler, sys.executable, steps)
-        built["guest"] = entry / guest.IMAGE
-    for variant in variants:
+    kernels = kernel.KernelBuilder(cache, sources / "kernel", steps)
+    module_sets = modules.ModulesBuilder(cache, sources / "kernel", sources / "modules", steps)
+
+    def build_kernel(variant: kernel.Variant) -> Path:
         if kernel_tree is not None:
-            entry = builder.build_tree(kernel_tree, variant)
-        else:
-            entry = builder.build(variant)
-        built[f"kernel-{variant.name}"] = entry / "bzImage"
-    module_builder = modules.ModulesBuilder(cache, sources / "kernel", sources / "modules", steps)
-    for variant in kernel.VARIANTS:
-        if f"modules-{variant.name}" in names:
-            built[f"modules-{variant.name}"] = module_builder.build(variant)
-    if "selftests" in names:
-        built["selftests"] = modules.build_selftests(
+            return kernels.build_tree(kernel_tree, variant) / "bzImage"
+        return kernels.build(variant) / "bzImage"
+
+    builders: dict[str, Callable[[], Path]] = {
+        "rootfs": lambda: (
+            rootfs.build_rootfs(cache, sources / "host", compiler, steps) / "rootfs.ext4"
+        ),
+        "debian-host": lambda: debianhost.build(cache, steps) / "rootfs.ext4",
+        "guest": lambda: (
+            guest.build_guest(cache, sources / "guest", compiler, sys.executable, steps)
+            / guest.IMAGE
+        ),
+        # in the order of VARIANTS, which is the cheap one
+        **{f"kernel-{v.name}": partial(build_kernel, v) for v in kernel.VARIANTS},
+        **{f"modules-{v.name}": partial(module_sets.build, v) for v in kernel.VARIANTS},
+        "selftests": lambda: modules.build_selftests(
             cache, sources / "selftests", sources / "modules", compiler, steps
-        )
+        ),
+    }
+    built = {name: make() for name, make in builders.items() if name in names}
     for name, path in built.items():
         _link(cache, f"tree-{name}" if kernel_tree and name.startswith("kernel") else name, path)
     return tuple(built[name] for name in names)
@@ -162,16 +156,20 @@ def current_digests() -> dict[str, tuple[str, str]]:
     return found
 
 
-def find_kernel(name: str) -> KernelImage:
-    """Return a built kernel by name, such as "kernel-nokho".
+def find_image(name: str) -> Path:
+    """Return the directory of a built image.
 
     :raises PlanError: it has not been built.
     """
-    kind, digest = current_digests()[name]
-    entry = open_cache().find(kind, digest)
+    entry = open_cache().find(*current_digests()[name])
     if entry is None:
         raise PlanError(f"image '{name}' has not been built", hint=f"run '{_HINT} {name}'")
-    return kernel.read_image_json(entry)
+    return entry
+
+
+def find_kernel(name: str) -> KernelImage:
+    """Return a built kernel by name, such as "kernel-nokho"; errors as :func:`find_image`."""
+    return kernel.read_image_json(find_image(name))
 
 
 def needed(outgoing: Path | None, incoming: Path | None) -> tuple[str, ...]:
@@ -188,17 +186,6 @@ def find_missing(names: Sequence[str]) -> tuple[str, ...]:
     """Return those of ``names`` that have not been built, in the same order."""
     cache, digests = open_cache(), current_digests()
     return tuple(name for name in names if cache.find(*digests[name]) is None)
-
-
-def find_selftests() -> Path:
-    """Return the directory of the programs that test the kernel modules.
-
-    :raises PlanError: they have not been built.
-    """
-    entry = open_cache().find(*current_digests()["selftests"])
-    if entry is None:
-        raise PlanError("image 'selftests' has not been built", hint=f"{_HINT} --tests")
-    return entry
 
 
 def _with_modules(entries: dict[str, Path], variant: str) -> KernelImage:
@@ -272,19 +259,16 @@ def listing() -> tuple[ImageInfo, ...]:
     current = set(current_digests().values())
     found = [
         ImageInfo(
-            name=entry.inputs.get("name", entry.kind),
-            kind=entry.kind,
-            digest=entry.digest,
-            path=entry.path,
-            size_bytes=entry.size_bytes,
-            used_at=datetime.datetime.fromtimestamp(entry.used_at, datetime.UTC),
+            entry=entry,
             is_current=(entry.kind, entry.digest) in current,
             detail=_describe(entry.path),
         )
         for entry in open_cache().entries()
         if entry.kind != "facts"
     ]
-    return tuple(sorted(found, key=lambda info: (info.kind, not info.is_current, info.name)))
+    return tuple(
+        sorted(found, key=lambda info: (info.entry.kind, not info.is_current, info.entry.name))
+    )
 
 
 def _describe(entry: Path) -> str:
@@ -309,7 +293,7 @@ def gc(*, keep_days: float = KEEP_DAYS, everything: bool = False) -> Collected:
     cache = open_cache()
     before = len(cache.entries())
     current = frozenset(cache.path_of(*pair) for pair in current_digests().values())
-    limit = time.time() + 1 if everything else days_ago(keep_days)
+    limit = time.time() + 1 if everything else time.time() - keep_days * 86400
     freed = cache.remove_older(limit, keep=frozenset() if everything else current)
     for tree in sorted((cache.root / "build").glob("*")):
         used_at = max((path.stat().st_mtime for path in tree.iterdir()), default=0.0)

@@ -9,6 +9,7 @@ own, with kexec-tools and its dependencies. Must not know kernels or machines.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from liveupdate.core.steps import Steps
@@ -93,7 +94,9 @@ def build(cache: Cache, steps: Steps) -> Path:
             rootfs.run_mmdebstrap(mmdebstrap_argv(tarball))
         with steps.step("debian host: file system"):
             base = scratch / "base.ext4"
-            rootfs.make_file_system(scratch, tarball, base, "debian-host", SPARE_BYTES)
+            shutil.rmtree(
+                rootfs.make_file_system(scratch, tarball, base, "debian-host", SPARE_BYTES)
+            )
             _add_files(scratch, base)
             base.unlink()
 

@@ -118,7 +118,10 @@ def build_base(cache: Cache, steps: Steps) -> Path:
             tarball = scratch / "tree.tar"
             run_mmdebstrap(mmdebstrap_argv(tarball))
         with steps.step("rootfs: file system"):
-            _make_base(scratch, tarball)
+            image = scratch / "base.ext4"
+            tree = make_file_system(scratch, tarball, image, "liveupdate-root", 8 * MIB)
+            _copy_python(tree, scratch / "python")
+            shutil.rmtree(tree)
 
     return cache.build("rootfs-base", base_inputs(), builder)
 
@@ -132,27 +135,13 @@ def run_mmdebstrap(argv: tuple[str, ...]) -> None:
     run_tool(argv, Deadline.after(BOOTSTRAP_S, "mmdebstrap"), "mmdebstrap failed", hint=hint)
 
 
-def _make_base(scratch: Path, tarball: Path) -> None:
-    tree = make_file_system(
-        scratch, tarball, scratch / "base.ext4", "liveupdate-root", 8 * MIB, keep_tree=True
-    )
-    _copy_python(tree, scratch / "python")
-    shutil.rmtree(tree)
-
-
 def make_file_system(
-    scratch: Path,
-    tarball: Path,
-    image: Path,
-    label: str,
-    spare_bytes: int,
-    *,
-    keep_tree: bool = False,
+    scratch: Path, tarball: Path, image: Path, label: str, spare_bytes: int
 ) -> Path:
     """Turn mmdebstrap's tarball into an image and a list ``packages`` beside it; the tarball is
     removed.
 
-    :param keep_tree: keep the unpacked tree at the returned path.
+    :return: the unpacked tree, for the caller to remove.
     """
     tree = scratch / "tree"
     tree.mkdir()
@@ -172,8 +161,6 @@ def make_file_system(
     status = (tree / "var/lib/dpkg/status").read_text()
     (scratch / "packages").write_text(parse_packages(status))
     saved.unlink(missing_ok=True)
-    if not keep_tree:
-        shutil.rmtree(tree)
     return tree
 
 
@@ -213,7 +200,8 @@ def build_rootfs(cache: Cache, host_dir: Path, compiler: str, steps: Steps) -> P
         base = build_base(cache, steps)
         with steps.step("rootfs: init and keys"):
             init = scratch / "liveupdate-init"
-            _compile_init(host_dir / "init.c", init)
+            origin, deadline = host_dir / "init.c", Deadline.after(120.0, "init.c")
+            run_tool(init_argv(origin, init), deadline, f"'{origin}' does not compile")
             init.chmod(0o755)
             finish(scratch, base / "base.ext4", ((init, "/liveupdate-init"),), base=base.name)
             shutil.copyfile(base / "packages", scratch / "packages")
@@ -261,11 +249,6 @@ def init_argv(origin: Path, target: Path) -> tuple[str, ...]:
         "gcc", "-static", "-O2", "-s", "-Wall", "-Wextra", "-Werror",
         f"-ffile-prefix-map={origin.parent}=.", "-o", str(target), str(origin),
     )  # fmt: skip
-
-
-def _compile_init(origin: Path, target: Path) -> None:
-    deadline = Deadline.after(120.0, "init.c")
-    run_tool(init_argv(origin, target), deadline, f"'{origin}' does not compile")
 
 
 def make_keys(scratch: Path) -> None:

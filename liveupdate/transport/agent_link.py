@@ -86,24 +86,20 @@ class LineBuffer:
         """Yield each complete line without its newline; a line that is too long is yielded once,
         as garbled.
         """
-        start = 0
-        while start < len(data):
-            newline = data.find(b"\n", start)
-            end = newline if newline >= 0 else len(data)
-            if not self._skipping:
-                if len(self._partial) + end - start > self._max_bytes:
-                    self._skipping = True
-                    head = bytes(self._partial[:80]) or data[start : start + 80]
-                    self._partial.clear()
-                    yield Garbled(why=f"longer than {self._max_bytes} bytes", head=head)
-                else:
-                    self._partial += data[start:end]
-            if newline >= 0:
+        for index, piece in enumerate(data.split(b"\n")):
+            if index > 0:
+                # a newline stood before this piece
                 if not self._skipping:
                     yield bytes(self._partial)
                 self._partial.clear()
                 self._skipping = False
-            start = end + 1
+            if not self._skipping:
+                self._partial += piece
+            if len(self._partial) > self._max_bytes:
+                self._skipping = True
+                head = bytes(self._partial[:80])
+                self._partial.clear()
+                yield Garbled(why=f"longer than {self._max_bytes} bytes", head=head)
 
 
 def parse_line(line: bytes) -> Reply | AgentEvent | Garbled | None:

@@ -121,28 +121,29 @@ class _BootLogs:
         self._run_dir = run_dir
         self._boot = -1
         self._stack = ExitStack()
-        self._log: IO[bytes] | None = None
-        self._times: IO[bytes] | None = None
+        self._files: tuple[IO[bytes], ...] = ()
 
     def write(self, lines: Iterable[ConsoleLine]) -> None:
         for line in lines:
-            if line.boot != self._boot or self._log is None or self._times is None:
+            if line.boot != self._boot:
                 self.close()
                 directory = self._run_dir / f"boot-{line.boot}"
                 directory.mkdir(parents=True, exist_ok=True)
-                self._log = self._stack.enter_context((directory / "console.log").open("ab"))
-                self._times = self._stack.enter_context((directory / "console.times").open("ab"))
+                self._files = tuple(
+                    self._stack.enter_context((directory / name).open("ab"))
+                    for name in ("console.log", "console.times")
+                )
                 self._boot = line.boot
-            self._log.write(line.data)
-            self._times.write(b"%d %d\n" % (line.offset, line.at_ns))
+            log, times = self._files
+            log.write(line.data)
+            times.write(b"%d %d\n" % (line.offset, line.at_ns))
         # read by others while the machine runs, and to be there if we are killed
-        if self._log is not None and self._times is not None:
-            self._log.flush()
-            self._times.flush()
+        for file in self._files:
+            file.flush()
 
     def close(self) -> None:
+        self._files = ()
         self._stack.close()
-        self._log = self._times = None
 
 
 class Console:

@@ -42,7 +42,7 @@ class Wire:
         self.remote = remote
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         #: waits, which the other one must never do
-        self._sender: socket.socket | None = None
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self._socket.setblocking(False)
             self._socket.bind(str(local))
@@ -71,8 +71,6 @@ class Wire:
 
         A device that receives nothing blocks its side of the link, so the wait may be in vain.
         """
-        if self._sender is None:
-            self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         whole = int(patience_s)
         limit = struct.pack("@ll", whole, int((patience_s - whole) * 1e6))
         self._sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
@@ -95,7 +93,5 @@ class Wire:
     def close(self) -> None:
         """Unbind. Idempotent; the receiving thread must have ended."""
         self._socket.close()
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
+        self._sender.close()
         self.local.unlink(missing_ok=True)

@@ -130,7 +130,6 @@ class PhysMem:
         for item in ranges:
             if item.offset + item.size_bytes > size_bytes:
                 raise MtreeError(f"RAM at {format_addr(item.start)} reaches beyond the memfd")
-        self.size_bytes = size_bytes
         self.ranges = tuple(ranges)
         self._starts = [item.start for item in self.ranges]
         self._map = mmap.mmap(descriptor, size_bytes, mmap.MAP_SHARED)

@@ -62,7 +62,7 @@ class Qmp(Monitor):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._socket: socket.socket | None = None
-        self._pump_task: asyncio.Task[None] | None = None
+        self._end_task: asyncio.Task[None] | None = None
         self._lost: str | None = None
         self._quitting = False
 
@@ -191,38 +191,21 @@ class Qmp(Monitor):
             raise deadline.exceeded(f"no answer to {what}") from error
 
     async def _connect(self, link: socket.socket) -> None:
-        listener = EventListener()
-        self._client.register_listener(listener)
+        # An event is kept when it is offered; the listener's own queue stays empty.
+        self._client.register_listener(EventListener(event_filter=self._keep_message))
         await self._client.connect(link)
-        self._pump_task = asyncio.create_task(self._pump(listener))
+        self._end_task = asyncio.create_task(self._see_end())
 
-    async def _pump(self, listener: EventListener) -> None:
-        # The listener never ends by itself; the change of run state is what ends the connection.
-        getter = asyncio.ensure_future(listener.get())
-        gone = asyncio.ensure_future(self._wait_gone())
-        try:
-            while True:
-                done, _ = await asyncio.wait({getter, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if getter in done:
-                    self._keep_message(getter.result())
-                    getter = asyncio.ensure_future(listener.get())
-                elif gone in done:
-                    break
-        finally:
-            getter.cancel()
-            gone.cancel()
-        for message in listener.clear():
-            self._keep_message(message)
+    async def _see_end(self) -> None:
+        while self._client.runstate in (Runstate.RUNNING, Runstate.CONNECTING):
+            await self._client.runstate_changed()
         self._note_lost("QEMU was told to quit" if self._quitting else "the peer hung up")
         # `qemu.qmp` stays in DISCONNECTING until disconnect() is called (qmpbackup #29)
         await self._disconnect_client()
 
-    async def _wait_gone(self) -> None:
-        while self._client.runstate in (Runstate.RUNNING, Runstate.CONNECTING):
-            await self._client.runstate_changed()
-
-    def _keep_message(self, message: Mapping[str, object]) -> None:
+    def _keep_message(self, message: Mapping[str, object]) -> bool:
         self._keep(str(message.get("event")), message.get("data"))
+        return False
 
     def _note_lost(self, why: str) -> None:
         with self._lock:
@@ -231,9 +214,9 @@ class Qmp(Monitor):
                 log.debug("QMP '%s': %s", self.path, why)
 
     async def _disconnect(self) -> None:
-        if self._pump_task is not None and not self._pump_task.done():
-            self._pump_task.cancel()
-            await asyncio.wait({self._pump_task}, timeout=DISCONNECT_TIMEOUT_S)
+        if self._end_task is not None and not self._end_task.done():
+            self._end_task.cancel()
+            await asyncio.wait({self._end_task}, timeout=DISCONNECT_TIMEOUT_S)
         await self._disconnect_client()
 
     async def _disconnect_client(self) -> None:

@@ -20,7 +20,7 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -226,14 +226,14 @@ class Ssh:
         :return: exit status of the remote side, 255 when the connection was cut.
         """
         descriptor = sys.stdin.fileno()
-        with self._channel(deadline) as channel, _raw_terminal(descriptor) as size:
-            if size is not None:
-                columns, lines = size()
-                channel.get_pty(os.environ.get("TERM", "dumb"), columns, lines)
+        with self._channel(deadline) as channel, _raw_terminal(descriptor) as is_terminal:
+            if is_terminal:
+                size = os.get_terminal_size(descriptor)
+                channel.get_pty(os.environ.get("TERM", "dumb"), *size)
 
                 def resize(_signal: int, _frame: object) -> None:
                     with contextlib.suppress(paramiko.SSHException):
-                        channel.resize_pty(*size())
+                        channel.resize_pty(*os.get_terminal_size(descriptor))
 
                 signal.signal(signal.SIGWINCH, resize)
             if argv:
@@ -357,24 +357,17 @@ def _converse(channel: paramiko.Channel, descriptor: int) -> None:
                 reading = []
 
 
-def _terminal_size(descriptor: int) -> tuple[int, int]:
-    size = os.get_terminal_size(descriptor)
-    return size.columns, size.lines
-
-
 @contextlib.contextmanager
-def _raw_terminal(descriptor: int) -> Iterator[Callable[[], tuple[int, int]] | None]:
-    """Put a terminal into raw mode; yield a function that returns its size, or None without a
-    terminal.
-    """
+def _raw_terminal(descriptor: int) -> Iterator[bool]:
+    """Put a terminal into raw mode; yield False when it is none."""
     if not os.isatty(descriptor):
-        yield None
+        yield False
         return
     saved = termios.tcgetattr(descriptor)
     handler = signal.getsignal(signal.SIGWINCH)
     try:
         tty.setraw(descriptor)
-        yield lambda: _terminal_size(descriptor)
+        yield True
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, saved)
         signal.signal(signal.SIGWINCH, handler)

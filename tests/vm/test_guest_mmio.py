@@ -55,7 +55,7 @@ def run_guest(ssh: Ssh, initrd: bytes) -> str:
 @pytest.fixture(scope="module")
 def console(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("mmio")
-    initrd = cpio.make_initramfs((catalogue.find_selftests() / PROGRAM).read_bytes())
+    initrd = cpio.make_initramfs((catalogue.find_image("selftests") / PROGRAM).read_bytes())
     plan = prepare(App(), ScenarioArgs(scenario=None, overrides=()), directory).plan
     kit = catalogue.make_kit(plan.images)
     with (

@@ -82,7 +82,7 @@ def _run_stage(ssh: Ssh, outcome: Outcome, stage: int, programs: Path) -> None:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     directory = tmp_path_factory.mktemp("modules")
-    programs = catalogue.find_selftests()
+    programs = catalogue.find_image("selftests")
     append = " ".join(
         ["kunit.enable=1 kunit.autorun=1", *filter(None, (row.append for row in ROWS))]
     )
