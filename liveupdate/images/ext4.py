@@ -65,9 +65,9 @@ def make_image(
     proc.run([*prefix, *argv], deadline=deadline, env=_ENV, tree=bool(prefix))
 
 
-def debugfs_script(files: Sequence[tuple[Path, str]], removed: Sequence[str]) -> str:
+def debugfs_script(files: Sequence[tuple[Path, str]]) -> str:
     """Return the debugfs commands that put files in (owner root, the mode they have here)."""
-    lines = [f"rm {name}" for name in removed]
+    lines: list[str] = []
     made: set[str] = set()
     for origin, name in files:
         parents = [str(parent) for parent in reversed(Path(name).parents)][1:]
@@ -79,22 +79,15 @@ def debugfs_script(files: Sequence[tuple[Path, str]], removed: Sequence[str]) ->
     return "\n".join(lines) + "\n"
 
 
-def add_files(
-    origin: Path,
-    image: Path,
-    files: Sequence[tuple[Path, str]],
-    *,
-    removed: Sequence[str] = (),
-) -> None:
+def add_files(origin: Path, image: Path, files: Sequence[tuple[Path, str]]) -> None:
     """Copy ``origin`` to ``image`` and put files into it.
 
     :param files: pairs of a file here and its absolute name in the image.
-    :param removed: absolute names to remove, if there.
     :raises BuildError: a file is not in the image afterwards as it should be.
     """
     shutil.copyfile(origin, image)
     script = image.with_suffix(".debugfs")
-    script.write_text(debugfs_script(files, removed))
+    script.write_text(debugfs_script(files))
     deadline = Deadline.after(MAKE_S, f"the files of {image.name}")
     proc.run(["debugfs", "-w", "-f", script, image], deadline=deadline, env=_ENV)
     script.unlink()

@@ -26,12 +26,12 @@ IMAGE = "kit.ext4"
 AGENT_DIR = Path(__file__).parent.parent / "agent"
 
 
-def kit_inputs(images: ImageSet, agent_dir: Path = AGENT_DIR) -> dict[str, str]:
+def kit_inputs(images: ImageSet) -> dict[str, str]:
     """Return everything that decides the kit."""
     return {
         "name": "kit",
         "format": str(FORMAT),
-        "agent": tree_sha256(agent_dir, "*.py"),
+        "agent": tree_sha256(AGENT_DIR, "*.py"),
         "kernel-a": images.outgoing.sha256,
         "kernel-b": images.incoming.sha256,
         "guest-kernel": file_sha256(Path(images.guest_kernel)),
@@ -47,20 +47,18 @@ def module_dirs(images: ImageSet) -> dict[str, Path]:
     return {kernel.release: Path(kernel.modules) for kernel in kernels if kernel.modules}
 
 
-def build_kit(
-    cache: Cache, images: ImageSet, python: Path | None, agent_dir: Path = AGENT_DIR
-) -> Path:
+def build_kit(cache: Cache, images: ImageSet, python: Path | None) -> Path:
     """Return the kit's image for a set of images; takes well under a second.
 
     :param python: the rootfs's interpreter as kept by :mod:`liveupdate.images.rootfs`; None: the
         agent has no bytecode and starts more slowly.
     """
-    inputs = kit_inputs(images, agent_dir)
+    inputs = kit_inputs(images)
 
     def builder(scratch: Path) -> None:
         tree = scratch / "tree"
         shutil.copytree(
-            agent_dir, tree / "agent", ignore=shutil.ignore_patterns("__pycache__", "*.typed")
+            AGENT_DIR, tree / "agent", ignore=shutil.ignore_patterns("__pycache__", "*.typed")
         )
         if python is not None:
             compile_agent(tree / "agent", python)
@@ -82,7 +80,7 @@ def build_kit(
         ext4.make_image(tree, scratch / IMAGE, "liveupdate-kit", spare_bytes=1 * MIB)
         shutil.rmtree(tree)
 
-    entry = cache.build("kit", inputs, builder, again=lambda: kit_inputs(images, agent_dir))
+    entry = cache.build("kit", inputs, builder, again=lambda: kit_inputs(images))
     return entry / IMAGE
 
 

@@ -32,7 +32,7 @@ from liveupdate.model.targets import TARGETS, Capability
 from liveupdate.run.devices import find_guests_own, start_devices, stop_devices
 from liveupdate.run.observers.ticks import GuestStopped, see_ticks
 from liveupdate.run.testbed import GuestHandle, Testbed
-from liveupdate.target.base import Host, HostFiles, Order, find_entry
+from liveupdate.target.base import Host, Order, find_entry
 from liveupdate.target.machines import Registry
 from liveupdate.target.qemu.host import QemuHost
 from liveupdate.target.warm import WarmState, WarmStateError, WarmStore, make_key
@@ -169,17 +169,9 @@ def take_host(plan: Plan, record: RunDir, kit: Path) -> Host:
 
 
 def _take(plan: Plan, run_id: str, run_dir: Path, kit: Path) -> Host:
-    images = plan.images
     order = Order(
         plan=plan,
-        files=HostFiles(
-            kernel=Path(images.outgoing.path),
-            rootfs=Path(images.rootfs),
-            kit=kit,
-            ssh_client_key=Path(images.ssh_client_key),
-            ssh_host_key_pub=Path(images.ssh_host_key_pub),
-            images={guest.name: Path(guest.image) for guest in plan.guests if guest.image},
-        ),
+        kit=kit,
         run_id=run_id,
         run_dir=run_dir,
         registry=Registry(paths.runtime_dir()),

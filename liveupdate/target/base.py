@@ -7,9 +7,8 @@ Must not know any concrete machine.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
@@ -52,19 +51,6 @@ class Process(Protocol):
 
     def close(self) -> None:
         """End it if it still runs, and release its resources. Idempotent."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFiles:
-    """The images of a machine that this tool starts; they are never written to."""
-
-    kernel: Path
-    rootfs: Path
-    kit: Path
-    ssh_client_key: Path
-    ssh_host_key_pub: Path
-    #: users' own disk images, by guest
-    images: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Host(Protocol):
@@ -188,7 +174,8 @@ class Order:
     """All that a host is made from."""
 
     plan: Plan
-    files: HostFiles
+    #: disk with agent and kernels
+    kit: Path
     run_id: str
     #: exists
     run_dir: Path

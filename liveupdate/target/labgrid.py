@@ -92,9 +92,6 @@ class Place:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """Release the place. Idempotent.
 
         :raises LaunchError: the coordinator may still list it as held.

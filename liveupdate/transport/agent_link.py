@@ -160,11 +160,6 @@ class AgentLink:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    @property
-    def lost(self) -> str | None:
-        """Why the connection is gone, or None while it lives."""
-        return self._lost
-
     def connect(self, deadline: Deadline) -> None:
         """Connect to QEMU's end. This says nothing about the agent: wait for ``hello`` for that.
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.target.base import HostFiles
-
 
 @pytest.fixture
 def root() -> Iterator[Path]:
@@ -23,17 +21,12 @@ def root() -> Iterator[Path]:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> HostFiles:
+def files(tmp_path: Path) -> Path:
+    """The directory of a host's images."""
     # Never run: a boot sector is enough for QEMU to take it for a kernel of the old protocol.
     kernel = bytearray(64 * 1024)
     kernel[0x1F1] = 4
     kernel[0x1FE:0x200] = b"\x55\xaa"
     for name in ("kernel", "root", "kit"):
         (tmp_path / name).write_bytes(kernel)
-    return HostFiles(
-        kernel=tmp_path / "kernel",
-        rootfs=tmp_path / "root",
-        kit=tmp_path / "kit",
-        ssh_client_key=tmp_path / "none",
-        ssh_host_key_pub=tmp_path / "none",
-    )
+    return tmp_path

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import sys
@@ -15,7 +14,6 @@ import pytest
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import DeadlineExceeded, LaunchError, LostMachine, PlanError
-from liveupdate.target.base import HostFiles
 from liveupdate.target.libvirt import link
 from liveupdate.target.libvirt.host import LibvirtHost
 from liveupdate.target.libvirt.link import Link
@@ -52,7 +50,7 @@ def has_domain(daemon: libvirtd.Daemon, run_id: str = "t1") -> bool:
 
 @pytest.fixture
 def started(
-    shared: libvirtd.Daemon, files: HostFiles, root: Path, tmp_path: Path
+    shared: libvirtd.Daemon, files: Path, root: Path, tmp_path: Path
 ) -> Iterator[LibvirtHost]:
     """A machine that is to leave nothing behind, whatever a test does to it."""
     host = make_host(shared, files, root, tmp_path)
@@ -66,7 +64,7 @@ def started(
 
 
 def test_start_and_shutdown_leave_nothing(
-    shared: libvirtd.Daemon, files: HostFiles, root: Path, tmp_path: Path
+    shared: libvirtd.Daemon, files: Path, root: Path, tmp_path: Path
 ) -> None:
     host = make_host(shared, files, root, tmp_path)
     host.start(soon())
@@ -119,10 +117,9 @@ def test_a_reset_is_the_machines_end(started: LibvirtHost) -> None:
 
 
 def test_what_qemu_says_is_in_the_error(
-    shared: libvirtd.Daemon, files: HostFiles, root: Path, tmp_path: Path
+    shared: libvirtd.Daemon, files: Path, root: Path, tmp_path: Path
 ) -> None:
-    missing = dataclasses.replace(files, kernel=tmp_path / "no-such-kernel")
-    host = make_host(shared, missing, root, tmp_path)
+    host = make_host(shared, files, root, tmp_path, kernel="no-such-kernel")
     with pytest.raises(LaunchError, match="no-such-kernel"):
         host.__enter__()
     assert list(root.iterdir()) == []
@@ -138,7 +135,7 @@ def test_qemu_killed_is_a_lost_machine(started: LibvirtHost) -> None:
 
 def test_a_hung_qemu_costs_a_deadline_and_is_ended(
     shared: libvirtd.Daemon,
-    files: HostFiles,
+    files: Path,
     root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -158,7 +155,7 @@ def test_a_hung_qemu_costs_a_deadline_and_is_ended(
 
 
 def test_a_libvirtd_that_ends_is_a_lost_monitor(
-    own: libvirtd.Daemon, files: HostFiles, root: Path, tmp_path: Path
+    own: libvirtd.Daemon, files: Path, root: Path, tmp_path: Path
 ) -> None:
     host = make_host(own, files, root, tmp_path)
     host.start(soon())
@@ -179,14 +176,11 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from liveupdate.core.deadline import Deadline
-from liveupdate.target.base import HostFiles
 from tests.support.idle_libvirt import make_host
 tmp = Path(sys.argv[2])
-files = HostFiles(kernel=tmp / "kernel", rootfs=tmp / "root", kit=tmp / "kit",
-                  ssh_client_key=tmp / "none", ssh_host_key_pub=tmp / "none")
 class Daemon:
     uri = sys.argv[3]
-host = make_host(Daemon, files, Path(sys.argv[1]), tmp, "owned")
+host = make_host(Daemon, tmp, Path(sys.argv[1]), tmp, "owned")
 host.start(Deadline.after(20, "start"))
 print(host.pid, flush=True)
 time.sleep(60)
@@ -194,7 +188,7 @@ time.sleep(60)
 
 
 def test_kill_minus_9_of_the_owner_ends_the_domain(
-    shared: libvirtd.Daemon, files: HostFiles, root: Path, tmp_path: Path
+    shared: libvirtd.Daemon, files: Path, root: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "pid"
     argv = (sys.executable, "-c", OWNER, str(root), str(tmp_path), shared.uri)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +17,6 @@ from msgspec import structs
 from liveupdate.core import proc
 from liveupdate.core.deadline import wait_until
 from liveupdate.core.errors import LaunchError, LostMachine, OutcomeUnknown
-from liveupdate.target.base import HostFiles
 from liveupdate.target.machines import MachineState, Registry
 from liveupdate.target.qemu.host import QemuHost
 from liveupdate.target.warm import WarmStateError, WarmStore, make_key
@@ -39,7 +37,7 @@ def open_descriptors() -> set[str]:
     return {name for name in found if "memfd:liveupdate" in name or "/lu-test" in name}
 
 
-def test_start_and_shutdown_leave_nothing(files: HostFiles, root: Path, tmp_path: Path) -> None:
+def test_start_and_shutdown_leave_nothing(files: Path, root: Path, tmp_path: Path) -> None:
     host = make_host(files, root, tmp_path)
     host.start(soon())
     try:
@@ -59,7 +57,7 @@ def test_start_and_shutdown_leave_nothing(files: HostFiles, root: Path, tmp_path
     assert open_descriptors() == set()
 
 
-def test_ram_is_seen_from_outside(files: HostFiles, root: Path, tmp_path: Path) -> None:
+def test_ram_is_seen_from_outside(files: Path, root: Path, tmp_path: Path) -> None:
     host = make_host(files, root, tmp_path)
     try:
         host.start(soon())
@@ -71,9 +69,7 @@ def test_ram_is_seen_from_outside(files: HostFiles, root: Path, tmp_path: Path) 
         host.shutdown()
 
 
-def test_the_guests_disk_is_sparse_and_of_the_run(
-    files: HostFiles, root: Path, tmp_path: Path
-) -> None:
+def test_the_guests_disk_is_sparse_and_of_the_run(files: Path, root: Path, tmp_path: Path) -> None:
     host = make_host(files, root, tmp_path)
     try:
         host.start(soon())
@@ -84,11 +80,10 @@ def test_the_guests_disk_is_sparse_and_of_the_run(
         host.shutdown()
 
 
-def test_a_users_image_is_not_written_to(files: HostFiles, root: Path, tmp_path: Path) -> None:
+def test_a_users_image_is_not_written_to(files: Path, root: Path, tmp_path: Path) -> None:
     image = tmp_path / "mine.raw"
     image.write_bytes(b"\x5a" * (1 << 20))
-    with_image = dataclasses.replace(files, images={"vm0": image})
-    host = make_host(with_image, root, tmp_path)
+    host = make_host(files, root, tmp_path, image=image)
     try:
         host.start(soon())
         host.qmp.hmp('qemu-io disk-vm0 "write -P 7 0 512"')
@@ -98,17 +93,14 @@ def test_a_users_image_is_not_written_to(files: HostFiles, root: Path, tmp_path:
         host.shutdown()
 
 
-def test_what_qemu_says_is_in_the_error(files: HostFiles, root: Path, tmp_path: Path) -> None:
-    missing = dataclasses.replace(files, kernel=tmp_path / "no-such-kernel")
-    host = make_host(missing, root, tmp_path)
+def test_what_qemu_says_is_in_the_error(files: Path, root: Path, tmp_path: Path) -> None:
+    host = make_host(files, root, tmp_path, kernel="no-such-kernel")
     with pytest.raises(LaunchError, match="could not open kernel file.*no-such-kernel"):
         host.__enter__()
     assert list(root.iterdir()) == []
 
 
-def test_an_unwritable_run_directory_is_one_error(
-    files: HostFiles, root: Path, tmp_path: Path
-) -> None:
+def test_an_unwritable_run_directory_is_one_error(files: Path, root: Path, tmp_path: Path) -> None:
     host = make_host(files, root, tmp_path)
     (tmp_path / "t1").rmdir()
     with pytest.raises(LaunchError, match="cannot prepare"):
@@ -116,7 +108,7 @@ def test_an_unwritable_run_directory_is_one_error(
     assert list(root.iterdir()) == []
 
 
-def test_a_run_id_is_used_once(files: HostFiles, root: Path, tmp_path: Path) -> None:
+def test_a_run_id_is_used_once(files: Path, root: Path, tmp_path: Path) -> None:
     host = make_host(files, root, tmp_path)
     try:
         host.start(soon())
@@ -128,7 +120,7 @@ def test_a_run_id_is_used_once(files: HostFiles, root: Path, tmp_path: Path) -> 
         host.shutdown()
 
 
-def test_qemu_killed_is_a_lost_machine(files: HostFiles, root: Path, tmp_path: Path) -> None:
+def test_qemu_killed_is_a_lost_machine(files: Path, root: Path, tmp_path: Path) -> None:
     host = make_host(files, root, tmp_path)
     try:
         host.start(soon())
@@ -143,7 +135,7 @@ def test_qemu_killed_is_a_lost_machine(files: HostFiles, root: Path, tmp_path: P
 
 
 def test_qemu_that_ignores_quit_is_killed_and_reported(
-    files: HostFiles, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("liveupdate.target.qemu.host.QUIT_TIMEOUT_S", 0.3)
     host = make_host(files, root, tmp_path)
@@ -156,9 +148,7 @@ def test_qemu_that_ignores_quit_is_killed_and_reported(
     assert list(root.iterdir()) == []
 
 
-def test_lost_qmp_does_not_keep_the_machine_alive(
-    files: HostFiles, root: Path, tmp_path: Path
-) -> None:
+def test_lost_qmp_does_not_keep_the_machine_alive(files: Path, root: Path, tmp_path: Path) -> None:
     host = make_host(files, root, tmp_path)
     host.start(soon())
     pid = host.pid
@@ -174,11 +164,8 @@ import sys, time
 from pathlib import Path
 from liveupdate.core.deadline import Deadline
 from tests.support.idle_qemu import make_host
-from liveupdate.target.base import HostFiles
 tmp = Path(sys.argv[2])
-files = HostFiles(kernel=tmp / "kernel", rootfs=tmp / "root", kit=tmp / "kit",
-                  ssh_client_key=tmp / "none", ssh_host_key_pub=tmp / "none")
-host = make_host(files, Path(sys.argv[1]), tmp, "owned")
+host = make_host(tmp, Path(sys.argv[1]), tmp, "owned")
 host.start(Deadline.after(20, "start"))
 print(host.pid, flush=True)
 time.sleep(60)
@@ -186,7 +173,7 @@ time.sleep(60)
 
 
 def test_kill_minus_9_of_the_owner_leaves_no_process_and_gc_the_rest(
-    files: HostFiles, root: Path, tmp_path: Path
+    files: Path, root: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "pid"
     argv = (sys.executable, "-c", OWNER, str(root), str(tmp_path))
@@ -208,7 +195,7 @@ def test_kill_minus_9_of_the_owner_leaves_no_process_and_gc_the_rest(
     assert list(root.iterdir()) == []
 
 
-def test_gc_kills_an_orphan_and_only_that(files: HostFiles, root: Path, tmp_path: Path) -> None:
+def test_gc_kills_an_orphan_and_only_that(files: Path, root: Path, tmp_path: Path) -> None:
     orphan, mine = make_host(files, root, tmp_path, "o1"), make_host(files, root, tmp_path, "m1")
     registry = Registry(root)
     try:
@@ -244,7 +231,7 @@ def store(tmp_path: Path) -> WarmStore:
     return WarmStore(tmp_path / "warm")
 
 
-def save_one(files: HostFiles, root: Path, tmp_path: Path, store: WarmStore, key: str) -> None:
+def save_one(files: Path, root: Path, tmp_path: Path, store: WarmStore, key: str) -> None:
     host = make_host(files, root, tmp_path, "s1")
     try:
         host.start(soon())
@@ -265,7 +252,7 @@ def load_one(host: QemuHost, store: WarmStore, key: str) -> None:
 
 
 def test_a_saved_machine_loads_twice(
-    files: HostFiles, root: Path, tmp_path: Path, store: WarmStore
+    files: Path, root: Path, tmp_path: Path, store: WarmStore
 ) -> None:
     save_one(files, root, tmp_path, store, "k1")
     for run_id in ("l1", "l2"):
@@ -288,7 +275,7 @@ def test_a_saved_machine_loads_twice(
 
 @pytest.mark.parametrize("name", ["ram", "state", "disk-vm0.raw"])
 def test_one_changed_byte_does_not_load_and_is_thrown_away(
-    files: HostFiles, root: Path, tmp_path: Path, store: WarmStore, name: str
+    files: Path, root: Path, tmp_path: Path, store: WarmStore, name: str
 ) -> None:
     save_one(files, root, tmp_path, store, "k1")
     state = store.find("k1")
@@ -310,7 +297,7 @@ def test_one_changed_byte_does_not_load_and_is_thrown_away(
 
 
 def test_a_state_of_another_machine_is_refused_by_qemu_and_thrown_away(
-    files: HostFiles, root: Path, tmp_path: Path, store: WarmStore
+    files: Path, root: Path, tmp_path: Path, store: WarmStore
 ) -> None:
     save_one(files, root, tmp_path, store, "k1")
     state = store.find("k1")
@@ -361,7 +348,7 @@ def test_meta_that_makes_no_sense_is_no_state(store: WarmStore, damage: str) -> 
 
 
 def test_a_save_that_fails_leaves_nothing_and_the_machine_running(
-    files: HostFiles, root: Path, tmp_path: Path, store: WarmStore
+    files: Path, root: Path, tmp_path: Path, store: WarmStore
 ) -> None:
     host = make_host(files, root, tmp_path)
     try:

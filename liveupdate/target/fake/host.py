@@ -16,7 +16,7 @@ from typing import cast
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import LostMachine, OutcomeUnknown
 from liveupdate.model.plan import Plan
-from liveupdate.target.base import HostFiles, Order, Process
+from liveupdate.target.base import Order, Process
 from liveupdate.target.fake.machine import FakeMachine, Script, whole_ram
 from liveupdate.target.machines import Registry
 from liveupdate.target.qemu.argv import MachinePaths
@@ -116,13 +116,10 @@ class FakeHost(QemuHost):
     def __init__(
         self, plan: Plan, *, run_id: str, run_dir: Path, registry: Registry, script: Script
     ) -> None:
-        nothing = Path(os.devnull)
-        files = HostFiles(
-            kernel=nothing, rootfs=nothing, kit=nothing, ssh_client_key=nothing,
-            ssh_host_key_pub=nothing,
-        )  # fmt: skip
-        order = Order(plan=plan, files=files, run_id=run_id, run_dir=run_dir, registry=registry)
-        super().__init__(order)
+        kit = Path(os.devnull)
+        super().__init__(
+            Order(plan=plan, kit=kit, run_id=run_id, run_dir=run_dir, registry=registry)
+        )
         self.script = script
         self._kernels = (plan.images.outgoing, *(hop.incoming for hop in plan.hops))
 

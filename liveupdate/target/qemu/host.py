@@ -54,7 +54,8 @@ class QemuHost(Entered):
         """:param order: its run directory gets ``boot-N/``, ``disks/`` and ``qemu.log``."""
         super().__init__(run_id=order.run_id, run_dir=order.run_dir, registry=order.registry)
         self.spec = order.plan.machine
-        self.files = order.files
+        #: where images come from; they are never written to
+        self.order = order
         self.append = order.plan.boot_append
         self.argv: tuple[str, ...] = ()
         self.disks: Mapping[str, Path] = MappingProxyType({})
@@ -116,8 +117,8 @@ class QemuHost(Entered):
             host="127.0.0.1",
             port=self.ssh_port,
             user="root",
-            key=self.files.ssh_client_key,
-            host_key=self.files.ssh_host_key_pub,
+            key=Path(self.order.plan.images.ssh_client_key),
+            host_key=Path(self.order.plan.images.ssh_host_key_pub),
             deadline=deadline,
             watch=self.death,
         )
@@ -223,8 +224,9 @@ class QemuHost(Entered):
             runtime = self._make_runtime_dir()
             self._stack.callback(self._registry.remove, self.run_id)
             self._make_ram()
-            directory, images = self.run_dir / "disks", self.files.images
+            plan, directory = self.order.plan, self.run_dir / "disks"
             directory.mkdir(exist_ok=True)
+            images = {guest.name: Path(guest.image) for guest in plan.guests if guest.image}
             disks = tuple(
                 make_disk(directory, serial, size, images.get(serial))
                 for serial, size in self.spec.disks
@@ -240,9 +242,9 @@ class QemuHost(Entered):
             raise LaunchError(f"cannot prepare the machine: {error}") from error
         self.disks = MappingProxyType({disk.serial: disk.path for disk in disks})
         paths = MachinePaths(
-            kernel=self.files.kernel,
-            rootfs=self.files.rootfs,
-            kit=self.files.kit,
+            kernel=Path(plan.images.outgoing.path),
+            rootfs=Path(plan.images.rootfs),
+            kit=self.order.kit,
             disks=disks,
             runtime_dir=runtime,
             ram_fd=self._ram_fd,

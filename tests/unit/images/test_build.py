@@ -385,8 +385,7 @@ def test_file_system_is_deterministic_and_read_only_by_nature() -> None:
 
 def test_debugfs_makes_parents_once_and_replaces() -> None:
     files = ((Path("/x"), "/a/b/one"), (Path("/y"), "/a/b/two"))
-    lines = ext4.debugfs_script(files, ("/old",)).splitlines()
-    assert lines[0] == "rm /old"
+    lines = ext4.debugfs_script(files).splitlines()
     assert lines.count("mkdir /a") == lines.count("mkdir /a/b") == 1
     assert lines.index("rm /a/b/two") < lines.index("write /y /a/b/two")
 
@@ -402,9 +401,7 @@ def test_files_put_into_an_image_belong_to_root_with_their_mode(tmp_path: Path) 
     secret = tmp_path / "secret"
     secret.write_text("new")
     secret.chmod(0o600)
-    ext4.add_files(
-        tmp_path / "base", tmp_path / "image", ((secret, "/etc/ssh/key"),), removed=("/etc/old",)
-    )
+    ext4.add_files(tmp_path / "base", tmp_path / "image", ((secret, "/etc/ssh/key"),))
     said = subprocess.run(
         ["/sbin/debugfs", "-R", "stat /etc/ssh/key", tmp_path / "image"],
         capture_output=True,
