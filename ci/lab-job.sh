@@ -36,17 +36,20 @@ usage() {
 	exit 2
 }
 
-# $1: its name; what the inventory says of $host
-variable() {
-	ansible-inventory -i "$inventory" --host "$host" |
-		python3 -c 'import json, sys; print(json.load(sys.stdin).get(sys.argv[1], ""))' "$1"
+# What the inventory says of $host, a line for each name; empty when it says nothing.
+variables() {
+	ansible-inventory -i "$inventory" --host "$host" | python3 -c '
+import json, sys
+known = json.load(sys.stdin)
+print(*(known.get(name, "") for name in sys.argv[1:]), sep="\n")' "$@"
 }
 
 # $1: directory of results
 give_back() {
 	[ -e "$1/$MARKER" ] || return 0
-	place=$(variable liveupdate_place)
-	coordinator=$(variable liveupdate_coordinator)
+	known=$(variables liveupdate_place liveupdate_coordinator)
+	place=$(echo "$known" | sed -n 1p)
+	coordinator=$(echo "$known" | sed -n 2p)
 	coordinator=${coordinator:-127.0.0.1:20408}
 	# Another user took the place, or the coordinator restarted and forgot its locks: nothing is left to do.
 	if labgrid-client -x "$coordinator" -p "$place" show | grep -q '^ *acquired: None$'; then
