@@ -27,10 +27,13 @@ run: setup ## set up, then take a guest through a kexec; RUN='...' gives argumen
 
 test: ## set up for tests, then lint and all tests but the nightly ones; 25 minutes on 2 CPUs
 	liveupdate/setup.sh --tests
-	$(MAKE) check
+	$(MAKE) --no-print-directory check
 	$(PY) -m pytest -m 'vm and not nightly' $(PYTEST)
 
-check: lint unit component ## lint, unit and component tests, in 3 minutes; needs no root, network or images
+# Component tests mostly wait, linters and unit tests compute: side by side they take little longer than either.
+check: tools ## lint, unit and component tests, in 3 minutes; needs no root, network or images
+	@echo "lint, unit and component tests run side by side; each is shown when it has ended"
+	@$(MAKE) --no-print-directory --output-sync=target -j3 lint unit component
 
 nightly: tools images ## tests too long for `make test` (docs/testing.md); PART=fleet runs one part
 	$(PY) -m pytest -m 'nightly$(if $(PART),(part="$(PART)"))' $(PYTEST)
