@@ -6,10 +6,9 @@ Registers: docs/specs/edu.rst of QEMU. One transfer takes it 100 ms, and it does
 
 from __future__ import annotations
 
-import time
-
-from .jobs import Job, JobError
+from .jobs import Job
 from .ring import FRAME_BYTES, RING_AT, Account, Landed, RingError, decode_account, make_frame
+from .vfio import Bar, JobError, wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,40 +34,29 @@ SLOTS = 8
 SLOT_BYTES = 4096
 #: a transfer takes 100 ms of the machine's time
 TRANSFER_S = 5.0
-_WAIT_S = 0.005
 
 
-class Edu:
-    """The registers in a mapped BAR 0."""
+class Edu(Bar):
+    """The registers of an edu."""
 
     def __init__(self, bar: mmap) -> None:
-        self._view = memoryview(bar)
-        self._registers = self._view.cast("I")
-        if self._registers[_ID] & 0xFFFF != 0x00ED:
-            found = self._registers[_ID]
+        super().__init__(bar)
+        found = self.read(_ID)
+        if found & 0xFFFF != 0x00ED:
             self.close()
             raise JobError(f"identification {found:#x} is not an edu's")
-
-    def close(self) -> None:
-        """Release the registers, so that they can be unmapped."""
-        self._registers.release()
-        self._view.release()
 
     @property
     def is_busy(self) -> bool:
         """Whether a transfer is in progress."""
-        return bool(self._registers[_COMMAND >> 2] & _RUN)
+        return bool(self.read(_COMMAND) & _RUN)
 
     def wait(self) -> None:
         """Wait for the end of a transfer.
 
         :raises JobError: it does not end.
         """
-        end = time.monotonic() + TRANSFER_S
-        while self.is_busy:
-            if time.monotonic() > end:
-                raise JobError(f"waited {TRANSFER_S:g} s for a transfer to end")
-            time.sleep(_WAIT_S)
+        wait_for("a transfer to end", lambda: not self.is_busy, TRANSFER_S)
 
     def fetch(self, iova: int) -> None:
         """Start to copy a frame from memory."""
@@ -79,10 +67,10 @@ class Edu:
         self._start(_BUFFER, iova, _TO_MEMORY)
 
     def _start(self, source: int, target: int, direction: int) -> None:
-        self._registers[_SOURCE >> 2] = source
-        self._registers[_TARGET >> 2] = target
-        self._registers[_COUNT >> 2] = FRAME_BYTES
-        self._registers[_COMMAND >> 2] = _RUN | direction
+        self.write(_SOURCE, source)
+        self.write(_TARGET, target)
+        self.write(_COUNT, FRAME_BYTES)
+        self.write(_COMMAND, _RUN | direction)
 
 
 class Copy(Job):
@@ -91,25 +79,10 @@ class Copy(Job):
     ``Account.next`` is 1 while the device writes the expected frame to memory, else it fetches it.
     """
 
-    size = TARGET_AT + SLOTS * SLOT_BYTES
+    _registers: Edu | None = None
 
     def __init__(self, spec: DeviceSpec, iova: int) -> None:
-        self._spec = spec
-        self._iova = iova
-        self._memory: mmap | None = None
-        self._account: Account | None = None
-        self._edu: Edu | None = None
-
-    @property
-    def account(self) -> Account | None:
-        """The account of the frames that came back; None: there is no memory."""
-        return self._account
-
-    def lay_out(self, memory: mmap) -> None:
-        """Begin with memory that is all zeros."""
-        self._memory = memory
-        self._account = Account(SLOTS, self._spec.stream)
-        self._store()
+        super().__init__(spec, iova, SLOTS, TARGET_AT + SLOTS * SLOT_BYTES)
 
     def find(self, memory: mmap) -> None:
         """Take the account over.
@@ -117,23 +90,23 @@ class Copy(Job):
         :raises RingError: no frame was on its way, or the account is damaged.
         """
         self._memory = memory
-        self._account = decode_account(memory[:RING_AT])
-        if (self._account.entries, self._account.next) != (SLOTS, 1):
+        self.account = decode_account(memory[:RING_AT])
+        if (self.account.entries, self.account.next) != (SLOTS, 1):
             raise RingError("no frame was left on its way")
 
     def start(self, bar: mmap) -> None:
         """Start with the first frame."""
-        self._edu = Edu(bar)
+        self._registers = Edu(bar)
         self._fetch()
 
     def adopt(self, bar: mmap) -> None:
         """Wait for the transfer that the previous kernel's agent started."""
-        self._edu = Edu(bar)
-        self._edu.wait()
+        self._registers = Edu(bar)
+        self._registers.wait()
 
     def poll(self) -> None:
         """Enter a frame that came back, and start the next transfer."""
-        edu, account = self._edu, self._account
+        edu, account = self._registers, self.account
         if edu is None or account is None or edu.is_busy:
             return
         if not account.next:
@@ -144,7 +117,7 @@ class Copy(Job):
 
     def leave(self) -> None:
         """Start the transfer of one frame to memory and leave it in progress."""
-        edu, account = self._edu, self._account
+        edu, account = self._registers, self.account
         assert edu is not None
         assert account is not None
         edu.wait()
@@ -161,60 +134,45 @@ class Copy(Job):
 
     def resume(self, bar: mmap) -> None:
         """Use the device again; the last frame has come back and is entered by the next poll."""
-        # the last frame has come back and is not entered yet
-        self._edu = Edu(bar)
+        self._registers = Edu(bar)
 
     def landed(self) -> Landed:
         """Return whether the frame that was on its way is in memory."""
-        assert self._account is not None
+        assert self.account is not None
         found = Landed()
         probe = Account(SLOTS, self._spec.stream)
-        probe.expected = self._account.expected
+        probe.expected = self.account.expected
         probe.take(self._frame())
         if probe.received and not probe.missing:
             found.found = 1
-            found.first = found.last = self._account.expected
+            found.first = found.last = self.account.expected
         return found
 
     def stop(self) -> None:
         """Wait for the end of the transfer in progress."""
-        if self._edu is not None:
-            self._edu.wait()
-
-    def close(self) -> None:
-        """Release registers and memory."""
-        if self._edu is not None:
-            self._edu.close()
-        self._edu = self._account = self._memory = None
-
-    def _store(self) -> None:
-        assert self._memory is not None
-        assert self._account is not None
-        data = self._account.encode()
-        self._memory[: len(data)] = data
+        if self._registers is not None:
+            self._registers.wait()
 
     def _slot(self) -> int:
-        assert self._account is not None
-        return TARGET_AT + self._account.expected % SLOTS * SLOT_BYTES
+        assert self.account is not None
+        return TARGET_AT + self.account.expected % SLOTS * SLOT_BYTES
 
     def _frame(self) -> bytes:
-        assert self._memory is not None
         at = self._slot()
         return self._memory[at : at + FRAME_BYTES]
 
     def _fetch(self) -> None:
-        assert self._memory is not None
-        assert self._account is not None
-        assert self._edu is not None
-        frame = make_frame(self._spec.stream, self._account.expected)
+        assert self.account is not None
+        assert self._registers is not None
+        frame = make_frame(self._spec.stream, self.account.expected)
         self._memory[SOURCE_AT : SOURCE_AT + FRAME_BYTES] = frame
-        self._account.next = 0
+        self.account.next = 0
         self._store()
-        self._edu.fetch(self._iova + SOURCE_AT)
+        self._registers.fetch(self._iova + SOURCE_AT)
 
     def _put(self) -> None:
-        assert self._account is not None
-        assert self._edu is not None
-        self._account.next = 1
+        assert self.account is not None
+        assert self._registers is not None
+        self.account.next = 1
         self._store()
-        self._edu.put(self._iova + self._slot())
+        self._registers.put(self._iova + self._slot())

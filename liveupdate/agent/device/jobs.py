@@ -7,33 +7,50 @@ the next kernel's agent continues the count.
 
 from __future__ import annotations
 
-from .nic import REGISTERS, Nic, NicError
+from .nic import REGISTERS, Nic
 from .ring import DESCRIPTOR_BYTES, RING_AT, Account, Landed, Ring, RingError, size_for
+from .vfio import JobError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mmap import mmap
 
     from .devices import DeviceSpec
-
-
-class JobError(Exception):
-    """The device does not do what it was told."""
-
+    from .vfio import Bar
 
 #: exceptions of a job
-ERRORS = (JobError, NicError, RingError)
+ERRORS = (JobError, RingError)
 
 
 class Job:
     """One device's work. Called by one thread at a time."""
 
-    #: bytes of memory it needs, whole pages
-    size: int
+    #: what it was given by ``lay_out`` or ``find``
+    _memory: mmap
+    _registers: Bar | None = None
+    #: the account of its frames; None: there is no memory
+    account: Account | None = None
+
+    def __init__(self, spec: DeviceSpec, iova: int, entries: int, size: int) -> None:
+        """:param entries: of the account.
+        :param size: bytes of memory it needs, whole pages.
+        """
+        self._spec = spec
+        self._iova = iova
+        self._entries = entries
+        self.size = size
 
     def lay_out(self, memory: mmap) -> None:
         """Begin with memory that is all zeros."""
-        raise NotImplementedError
+        self._memory = memory
+        self.account = Account(self._entries, self._spec.stream)
+        self._store()
+
+    def _store(self) -> None:
+        """Write the account into the memory."""
+        assert self.account is not None
+        data = self.account.encode()
+        self._memory[: len(data)] = data
 
     def find(self, memory: mmap) -> None:
         """Take over the memory that the previous kernel's agent left.
@@ -45,14 +62,14 @@ class Job:
     def start(self, bar: mmap) -> None:
         """Reset the device and set it to work.
 
-        :raises JobError, NicError: it does not start.
+        :raises JobError: it does not start.
         """
         raise NotImplementedError
 
     def adopt(self, bar: mmap) -> None:
         """Continue with a device that has been at work all the time.
 
-        :raises JobError, NicError: it has not.
+        :raises JobError: it has not.
         """
         raise NotImplementedError
 
@@ -70,7 +87,7 @@ class Job:
     def resume(self, bar: mmap) -> None:
         """Set a device to work again that was at rest and was reset since.
 
-        :raises JobError, NicError: it does not start.
+        :raises JobError: it does not start.
         """
         raise NotImplementedError
 
@@ -78,32 +95,29 @@ class Job:
         """Return what the device has finished and what was not entered yet; change nothing."""
         raise NotImplementedError
 
-    @property
-    def account(self) -> Account | None:
-        """The account of its frames; None: there is no memory."""
-        raise NotImplementedError
-
     def stop(self) -> None:
         """Stop the device."""
 
     def close(self) -> None:
         """Release memory and registers, so that they can be unmapped."""
-        raise NotImplementedError
+        if self._registers is not None:
+            self._registers.close()
+        self._registers = self.account = None
 
 
 class Receive(Job):
     """A network card that receives frames into a ring."""
 
+    _ring: Ring | None = None
+    _registers: Nic | None = None
+
     def __init__(self, spec: DeviceSpec, iova: int) -> None:
-        self.size = size_for(spec.entries)
-        self._spec = spec
-        self._iova = iova
-        self._ring: Ring | None = None
-        self._nic: Nic | None = None
+        super().__init__(spec, iova, spec.entries, size_for(spec.entries))
 
     def lay_out(self, memory: mmap) -> None:
         """Make a new ring."""
-        self._ring = Ring.create(memory, self._spec.entries, self._spec.stream, self._iova)
+        self._ring = Ring.create(memory, self._entries, self._spec.stream, self._iova)
+        self.account = self._ring.account
 
     def find(self, memory: mmap) -> None:
         """Take the ring over.
@@ -111,27 +125,28 @@ class Receive(Job):
         :raises RingError: there is none with this number of descriptors.
         """
         self._ring = Ring.find(memory, self._iova)
-        if self._ring.account.entries != self._spec.entries:
-            raise RingError(f"a ring of {self._ring.account.entries} descriptors")
+        self.account = self._ring.account
+        if self.account.entries != self._entries:
+            raise RingError(f"a ring of {self.account.entries} descriptors")
 
     def start(self, bar: mmap) -> None:
         """Reset the card and let it receive into the ring."""
         assert self._ring is not None
-        self._nic = Nic(self._spec.kind, bar)
-        length = self._spec.entries * DESCRIPTOR_BYTES
-        self._nic.start(self._iova + RING_AT, length, self._ring.tail)
+        self._registers = Nic(self._spec.kind, bar)
+        length = self._entries * DESCRIPTOR_BYTES
+        self._registers.start(self._iova + RING_AT, length, self._ring.tail)
 
     def adopt(self, bar: mmap) -> None:
         """Continue with a card that has been receiving.
 
-        :raises NicError: its receiver or its link is off.
+        :raises JobError: its receiver or its link is off.
         """
         assert self._ring is not None
-        self._nic = Nic(self._spec.kind, bar)
-        if not self._nic.is_receiving():
-            raise NicError("receiver or link is off")
+        self._registers = Nic(self._spec.kind, bar)
+        if not self._registers.is_receiving():
+            raise JobError("receiver or link is off")
         # Always: frames without room wait for it, and so does a device that has no new tail.
-        self._nic.set_tail(self._ring.tail)
+        self._registers.set_tail(self._ring.tail)
 
     def rest(self) -> None:
         """Stop the card and enter what had arrived."""
@@ -146,7 +161,7 @@ class Receive(Job):
 
     def poll(self) -> None:
         """Enter the frames that arrived, and return their descriptors to the card."""
-        ring, nic = self._ring, self._nic
+        ring, nic = self._ring, self._registers
         while ring is not None and nic is not None and ring.poll():
             nic.set_tail(ring.tail)
 
@@ -155,22 +170,17 @@ class Receive(Job):
         assert self._ring is not None
         return self._ring.landed()
 
-    @property
-    def account(self) -> Account | None:
-        """The account of the ring; None: there is no ring."""
-        return self._ring.account if self._ring is not None else None
-
     def stop(self) -> None:
         """Stop receiving."""
-        if self._nic is not None:
-            self._nic.stop()
+        if self._registers is not None:
+            self._registers.stop()
 
     def close(self) -> None:
         """Release registers and ring."""
-        for part in (self._nic, self._ring):
-            if part is not None:
-                part.close()
-        self._nic = self._ring = None
+        super().close()
+        if self._ring is not None:
+            self._ring.close()
+        self._ring = None
 
 
 def make_job(spec: DeviceSpec, iova: int) -> Job:

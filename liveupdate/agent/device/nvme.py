@@ -8,12 +8,12 @@ commands and completions: NVM Express base specification 1.4, chapters 3 to 6.
 
 from __future__ import annotations
 
-import time
 from binascii import crc32
 from struct import Struct
 
-from .jobs import Job, JobError
-from .ring import FRAME_BYTES, RING_AT, Account, Landed, RingError, decode_account
+from .jobs import Job
+from .ring import FRAME_BYTES, RING_AT, Landed, RingError, decode_account
+from .vfio import Bar, JobError, wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,38 +70,25 @@ _DONE_AT = 8192
 _DONE, _FAILED = 1, 2
 
 READY_S = 5.0
-_WAIT_S = 0.005
 
 
-class Nvme:
-    """The registers in a mapped BAR 0."""
+class Nvme(Bar):
+    """The registers of a controller."""
 
     def __init__(self, bar: mmap) -> None:
-        self._view = memoryview(bar)
-        self._registers = self._view.cast("I")
-        if self._registers[_CAP_HIGH >> 2] & _STRIDE:
+        super().__init__(bar)
+        if self.read(_CAP_HIGH) & _STRIDE:
             self.close()
             raise JobError("doorbells with a stride of their own")
-
-    def close(self) -> None:
-        """Release the registers, so that they can be unmapped."""
-        self._registers.release()
-        self._view.release()
-
-    def _write(self, register: int, value: int) -> None:
-        self._registers[register >> 2] = value
 
     @property
     def is_ready(self) -> bool:
         """Whether the controller is ready (CSTS.RDY)."""
-        return self._registers[_CSTS >> 2] & (_READY | _FATAL) == _READY
+        return self.read(_CSTS) & (_READY | _FATAL) == _READY
 
     def _wait(self, wanted: int) -> None:
-        end = time.monotonic() + READY_S
-        while self._registers[_CSTS >> 2] & _READY != wanted:
-            if time.monotonic() > end:
-                raise JobError(f"waited {READY_S:g} s for the controller to be ready: {wanted}")
-            time.sleep(_WAIT_S)
+        what = f"the controller to be ready: {wanted}"
+        wait_for(what, lambda: self.read(_CSTS) & _READY == wanted, READY_S)
 
     def start(self, iova: int) -> None:
         """Reset it and give it its admin queues.
@@ -109,24 +96,24 @@ class Nvme:
         :raises JobError: it does not become ready.
         """
         self.stop()
-        self._write(_AQA, _ADMIN_ENTRIES - 1 << 16 | _ADMIN_ENTRIES - 1)
+        self.write(_AQA, _ADMIN_ENTRIES - 1 << 16 | _ADMIN_ENTRIES - 1)
         for register, at in ((_ASQ, _ADMIN_SQ_AT), (_ACQ, _ADMIN_CQ_AT)):
-            self._write(register, iova + at & 0xFFFFFFFF)
-            self._write(register + 4, iova + at >> 32)
-        self._write(_CC, _CC_ON)
+            self.write(register, iova + at & 0xFFFFFFFF)
+            self.write(register + 4, iova + at >> 32)
+        self.write(_CC, _CC_ON)
         self._wait(_READY)
 
     def ring(self, queue: int, tail: int) -> None:
         """Ring the doorbell of a submission queue: commands up to ``tail`` are there."""
-        self._write(_DOORBELLS + 8 * queue, tail)
+        self.write(_DOORBELLS + 8 * queue, tail)
 
     def take(self, queue: int, head: int) -> None:
         """Ring the doorbell of a completion queue: completions up to ``head`` were taken."""
-        self._write(_DOORBELLS + 8 * queue + 4, head)
+        self.write(_DOORBELLS + 8 * queue + 4, head)
 
     def stop(self) -> None:
         """Disable it, which ends all commands."""
-        self._write(_CC, 0)
+        self.write(_CC, 0)
         self._wait(0)
 
 
@@ -137,27 +124,12 @@ class Read(Job):
     also its command identifier. Completions may overtake each other; they are entered in order.
     """
 
+    _registers: Nvme | None = None
+
     def __init__(self, spec: DeviceSpec, iova: int) -> None:
-        self._spec = spec
-        self._iova = iova
-        self._entries = min(spec.entries, ENTRIES_MAX)
-        data = self._entries * _DATA_BYTES
-        self.size = -(-(_DATA_AT + data) // 4096) * 4096
-        self._memory: mmap | None = None
-        self._account: Account | None = None
-        self._nvme: Nvme | None = None
+        entries = min(spec.entries, ENTRIES_MAX)
+        super().__init__(spec, iova, entries, -(-(_DATA_AT + entries * _DATA_BYTES) // 4096) * 4096)
         self._issued = self._completed = self._entered = 0
-
-    @property
-    def account(self) -> Account | None:
-        """The account of the frames read; None: there is no memory."""
-        return self._account
-
-    def lay_out(self, memory: mmap) -> None:
-        """Begin with memory that is all zeros."""
-        self._memory = memory
-        self._account = Account(self._entries, self._spec.stream)
-        self._store()
 
     def find(self, memory: mmap) -> None:
         """Take account and reads in flight over.
@@ -165,19 +137,19 @@ class Read(Job):
         :raises RingError: their checksum or their number does not match.
         """
         self._memory = memory
-        self._account = decode_account(memory[:RING_AT])
+        self.account = decode_account(memory[:RING_AT])
         issued, completed, entered, crc = _STATE.unpack_from(memory, _STATE_AT)
         done = memory[_DONE_AT : _DONE_AT + self._entries]
         if crc != _checksum((issued, completed, entered), done):
             raise RingError("checksum of the reads in flight does not match")
-        if self._account.entries != self._entries:
-            raise RingError(f"a queue of {self._account.entries} entries")
+        if self.account.entries != self._entries:
+            raise RingError(f"a queue of {self.account.entries} entries")
         self._issued, self._completed, self._entered = issued, completed, entered
 
     def start(self, bar: mmap) -> None:
         """Reset the controller, create its queues and submit the first reads."""
-        self._nvme = Nvme(bar)
-        self._nvme.start(self._iova)
+        self._registers = Nvme(bar)
+        self._registers.start(self._iova)
         size = self._entries - 1 << 16 | 1
         self._admin(0, _CREATE_CQ, _CQ_AT, size, _CONTIGUOUS)
         self._admin(1, _CREATE_SQ, _SQ_AT, size, 1 << 16 | _CONTIGUOUS)
@@ -188,33 +160,28 @@ class Read(Job):
 
         :raises JobError: it is not ready.
         """
-        self._nvme = Nvme(bar)
-        if not self._nvme.is_ready:
+        self._registers = Nvme(bar)
+        if not self._registers.is_ready:
             raise JobError("the controller is not ready any more")
 
     def _admin(self, index: int, opcode: int, at: int, size: int, flags: int) -> None:
         """Carry out one of the first admin commands."""
-        assert self._nvme is not None
-        assert self._memory is not None
+        assert self._registers is not None
         self._put(_ADMIN_SQ_AT, index, opcode, at, size, flags, 0)
-        self._nvme.ring(0, index + 1)
-        end = time.monotonic() + READY_S
+        self._registers.ring(0, index + 1)
         where = _ADMIN_CQ_AT + index * _COMPLETION_BYTES + _OUTCOME_AT
-        while True:
-            _cid, status = _OUTCOME.unpack_from(self._memory, where)
-            if status & 1:
-                break
-            if time.monotonic() > end:
-                raise JobError(f"waited {READY_S:g} s for admin command {opcode:#x}")
-            time.sleep(_WAIT_S)
-        self._nvme.take(0, index + 1)
-        if status >> 1:
-            raise JobError(f"admin command {opcode:#x} ended with status {status >> 1:#x}")
+
+        def status() -> int:
+            return int(_OUTCOME.unpack_from(self._memory, where)[1])
+
+        wait_for(f"admin command {opcode:#x}", lambda: bool(status() & 1), READY_S)
+        self._registers.take(0, index + 1)
+        if status() >> 1:
+            raise JobError(f"admin command {opcode:#x} ended with status {status() >> 1:#x}")
 
     def _put(
         self, queue_at: int, index: int, opcode: int, at: int, dword10: int, dword11: int, nsid: int
     ) -> None:
-        assert self._memory is not None
         # dword 12 of a read: one block, which is written as 0
         _COMMAND.pack_into(
             self._memory,
@@ -227,13 +194,13 @@ class Read(Job):
 
     def poll(self) -> None:
         """Take completions, enter frames in order, and submit more reads."""
-        memory, nvme = self._memory, self._nvme
-        if memory is None or nvme is None:
+        nvme = self._registers
+        if nvme is None:
             return
         seen = self._completed
         for cid, status in self._completions():
             # a read that failed has left no new frame in its slot
-            memory[_DONE_AT + cid] = _FAILED if status else _DONE
+            self._memory[_DONE_AT + cid] = _FAILED if status else _DONE
             seen += 1
         if seen == self._completed:
             return
@@ -254,7 +221,6 @@ class Read(Job):
 
     def _completions(self) -> Iterator[tuple[int, int]]:
         """Yield identifier and status of each completion that was not taken yet."""
-        assert self._memory is not None
         for count in range(self._completed, self._issued):
             index, turn = count % self._entries, count // self._entries
             at = _CQ_AT + index * _COMPLETION_BYTES + _OUTCOME_AT
@@ -273,8 +239,7 @@ class Read(Job):
 
     def _enter(self) -> None:
         """Enter all reads up to the first that is still in flight."""
-        assert self._memory is not None
-        assert self._account is not None
+        assert self.account is not None
         while self._entered < self._issued:
             slot = self._entered % self._entries
             outcome = self._memory[_DONE_AT + slot]
@@ -282,17 +247,17 @@ class Read(Job):
                 break
             at = _DATA_AT + slot * _DATA_BYTES
             frame = self._memory[at : at + FRAME_BYTES]
-            number = self._account.check(frame, is_flawed=outcome == _FAILED)
+            number = self.account.check(frame, is_flawed=outcome == _FAILED)
             if number == self._entered % BLOCKS:
-                self._account.enter(self._entered)
+                self.account.enter(self._entered)
             elif number is not None:
-                self._account.damaged += 1  # a whole frame, of another block
+                self.account.damaged += 1  # a whole frame, of another block
             self._memory[_DONE_AT + slot] = 0
             self._entered += 1
 
     def _issue(self) -> None:
         """Submit as many reads as there is room for."""
-        assert self._nvme is not None
+        assert self._registers is not None
         # a queue that is full would look empty
         while self._issued - self._entered < self._entries - 1:
             slot = self._issued % self._entries
@@ -300,13 +265,10 @@ class Read(Job):
             self._put(_SQ_AT, slot, _READ, at, self._issued % BLOCKS, 0, _NAMESPACE)
             self._issued += 1
         self._store()
-        self._nvme.ring(1, self._issued % self._entries)
+        self._registers.ring(1, self._issued % self._entries)
 
     def _store(self) -> None:
-        assert self._memory is not None
-        assert self._account is not None
-        data = self._account.encode()
-        self._memory[: len(data)] = data
+        super()._store()
         done = self._memory[_DONE_AT : _DONE_AT + self._entries]
         counts = (self._issued, self._completed, self._entered)
         _STATE.pack_into(self._memory, _STATE_AT, *counts, _checksum(counts, done))
@@ -327,14 +289,8 @@ class Read(Job):
 
     def stop(self) -> None:
         """Disable the controller, which ends all commands."""
-        if self._nvme is not None:
-            self._nvme.stop()
-
-    def close(self) -> None:
-        """Release registers and memory."""
-        if self._nvme is not None:
-            self._nvme.close()
-        self._nvme = self._account = self._memory = None
+        if self._registers is not None:
+            self._registers.stop()
 
 
 def _checksum(counts: tuple[int, int, int], done: bytes) -> int:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import time
 
 from .driver_binding import Pin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from mmap import mmap
 
 _SET_IOMMU = 0x3B66
@@ -41,10 +43,48 @@ _COMMAND = 4
 _MEMORY_AND_MASTER = 6
 
 ACCESS = ("container", "cdev")
+_POLL_S = 0.005
 
 
 class VfioError(Exception):
     """VFIO does not give the device."""
+
+
+class JobError(Exception):
+    """The device does not do what it was told."""
+
+
+def wait_for(what: str, is_done: Callable[[], bool], timeout_s: float) -> None:
+    """Wait for something that a device does.
+
+    :raises JobError: it takes longer than ``timeout_s``.
+    """
+    end = time.monotonic() + timeout_s
+    while not is_done():
+        if time.monotonic() > end:
+            raise JobError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(_POLL_S)
+
+
+class Bar:
+    """The registers in a mapped BAR 0. Each access has 32 bits, which is what devices want."""
+
+    def __init__(self, bar: mmap) -> None:
+        self._view = memoryview(bar)
+        self._registers = self._view.cast("I")
+
+    def close(self) -> None:
+        """Release the registers, so that they can be unmapped."""
+        self._registers.release()
+        self._view.release()
+
+    def read(self, register: int) -> int:
+        """Return the register at that offset."""
+        return self._registers[register >> 2]
+
+    def write(self, register: int, value: int) -> None:
+        """Write the register at that offset."""
+        self._registers[register >> 2] = value
 
 
 class VfioDevice:

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from liveupdate.agent.device import edu, nvme
+from liveupdate.agent.device import edu, nvme, vfio
 from liveupdate.agent.device.devices import DeviceSpec
-from liveupdate.agent.device.jobs import Job, JobError, Receive, make_job
+from liveupdate.agent.device.jobs import Job, Receive, make_job
 from liveupdate.agent.device.ring import RING_AT, Account, RingError, make_frame
+from liveupdate.agent.device.vfio import JobError
 
 IOVA = 0x1000_0000
 STREAM = 7
@@ -130,7 +131,7 @@ class NvmeMachine(Machine):
 def copier(monkeypatch: pytest.MonkeyPatch) -> Iterator[EduMachine]:
     made = EduMachine()
     clock = SimpleNamespace(sleep=lambda _s: made.run(), monotonic=lambda: 0.0)
-    monkeypatch.setattr(edu, "time", clock)
+    monkeypatch.setattr(vfio, "time", clock)
     yield made
     made.close()
 
@@ -139,7 +140,7 @@ def copier(monkeypatch: pytest.MonkeyPatch) -> Iterator[EduMachine]:
 def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[NvmeMachine]:
     made = NvmeMachine()
     clock = SimpleNamespace(sleep=lambda _s: made.run(), monotonic=lambda: 0.0)
-    monkeypatch.setattr(nvme, "time", clock)
+    monkeypatch.setattr(vfio, "time", clock)
     yield made
     made.close()
 
@@ -227,7 +228,7 @@ def test_transfer_that_does_not_end_is_not_waited_for_for_ever(
     copier.job.start(copier.bar)
     times = iter(range(100))
     clock = SimpleNamespace(sleep=lambda _s: None, monotonic=lambda: float(next(times)))
-    monkeypatch.setattr(edu, "time", clock)
+    monkeypatch.setattr(vfio, "time", clock)
     with pytest.raises(JobError, match="transfer to end"):
         copier.job.leave()
 
@@ -333,6 +334,6 @@ def test_layouts_do_not_overlap() -> None:
         (nvme._SQ_AT + nvme.ENTRIES_MAX * 64, nvme._CQ_AT),
         (nvme._CQ_AT + nvme.ENTRIES_MAX * 16, nvme._DATA_AT),
         (nvme._DONE_AT + nvme.ENTRIES_MAX, RING_AT),
-        (edu.TARGET_AT + edu.SLOTS * edu.SLOT_BYTES, edu.Copy.size),
+        (edu.TARGET_AT + edu.SLOTS * edu.SLOT_BYTES, make_job(spec("edu"), IOVA).size),
     ]
     assert all(end <= begin for end, begin in ends)
