@@ -27,20 +27,8 @@ else:
         from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM
         from socket import socket as Socket
 
-__all__ = [
-    "AF_UNIX",
-    "SOCK_STREAM",
-    "Socket",
-    "Task",
-    "connect_unix",
-    "decode_json",
-    "encode_json",
-    "listen_unix",
-    "now_ns",
-    "read_text",
-    "run_parallel",
-    "run_program",
-]
+#: names from elsewhere that others take from here
+__all__ = ["AF_UNIX", "SOCK_STREAM", "Socket"]
 
 
 def now_ns() -> int:
@@ -56,6 +44,18 @@ def read_text(path: str, limit: int = 1 << 16) -> str:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, limit).decode("utf-8", "replace").strip()
+    finally:
+        os.close(fd)
+
+
+def write_text(path: str, text: str) -> None:
+    """Write into a file that exists (sysfs, procfs).
+
+    :raises OSError: there is none, or the kernel refuses.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode("ascii"))
     finally:
         os.close(fd)
 
@@ -252,9 +252,7 @@ def mount(source: str, where: str, kind: str, options: str, *, remount: bool = F
     :raises OSError: the kernel refuses.
     """
     flags = _MS_REMOUNT if remount else 0
-    _call_libc(
-        "mount", where, source.encode(), where.encode(), kind.encode(), flags, options.encode()
-    )
+    call_libc("mount", where, source, where, kind, flags, options)
 
 
 def unmount(where: str) -> None:
@@ -262,13 +260,20 @@ def unmount(where: str) -> None:
 
     :raises OSError: the kernel refuses.
     """
-    _call_libc("umount2", where, where.encode(), _MNT_DETACH)
+    call_libc("umount2", where, where, _MNT_DETACH)
 
 
-def _call_libc(function: str, path: str, *args: bytes | int) -> None:
+def call_libc(function: str, about: str | None, *args: str | int) -> None:
+    """Call a function of the C library that returns 0 or sets errno.
+
+    :param about: what an error names as the file.
+    :param args: an integer is passed as long, which an int of the callee's is the lower half of.
+    :raises OSError: it failed.
+    """
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    if getattr(libc, function)(*args):
+    raw = [arg.encode() if isinstance(arg, str) else ctypes.c_long(arg) for arg in args]
+    if getattr(libc, function)(*raw):
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
+        raise OSError(code, os.strerror(code), about)

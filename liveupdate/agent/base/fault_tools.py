@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
+from .fast_stdlib import call_libc, write_text
 from .host import page_frames
 
 PAGE_BYTES = 4096
@@ -19,11 +19,7 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
 
     :raises OSError: the file system cannot.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    mode = _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE
-    if libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+    call_libc("fallocate", None, fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, offset, length)
 
 
 def move_page(ram: int, page: int) -> tuple[int, int]:
@@ -53,9 +49,8 @@ def move_page(ram: int, page: int) -> tuple[int, int]:
 
 def spin() -> None:
     """Hang this host: a real-time busy loop on every CPU, for ever."""
-    try:
-        with open("/proc/sys/kernel/sched_rt_runtime_us", "w") as limit:
-            limit.write("-1")
+    try:  # noqa: SIM105 - contextlib costs an import
+        write_text("/proc/sys/kernel/sched_rt_runtime_us", "-1")
     except OSError:
         pass  # this kernel does not throttle real-time tasks
     cpus = sorted(os.sched_getaffinity(0))

@@ -123,6 +123,12 @@ def last_messages(about: str, most: int = 3) -> str:
     return "; ".join(message.partition("\n")[0].strip()[:200] for message in found[-most:])
 
 
+def kernel_said(about: str, most: int = 3) -> str:
+    """Return :func:`last_messages` in brackets for the end of an error, as errno says little."""
+    said = last_messages(about, most)
+    return f" ({said})" if said else ""
+
+
 def quick_generation() -> int | None:
     """Return how many kexecs this handover chain has seen, from debugfs; None: unknown.
 
@@ -176,11 +182,6 @@ def tsc_khz() -> int | None:
             os.close(fd)
 
 
-def mem_free_bytes(meminfo: str) -> int:
-    """Return MemFree of /proc/meminfo."""
-    return meminfo_bytes(meminfo, "MemFree")
-
-
 def meminfo_bytes(meminfo: str, name: str) -> int:
     """Return one line of /proc/meminfo, in bytes."""
     for line in meminfo.splitlines():
@@ -217,7 +218,7 @@ def facts(preserved_bytes: int) -> dict[str, object]:
         "generation": generation,
         "luo_number": luo_number,
         "liveupdate": os.path.exists("/dev/liveupdate"),
-        "mem_free_bytes": mem_free_bytes(meminfo),
+        "mem_free_bytes": meminfo_bytes(meminfo, "MemFree"),
         "mem_available_bytes": meminfo_bytes(meminfo, "MemAvailable"),
         "preserved_bytes": preserved_bytes,
         "scratch_bytes": scratch_bytes(),

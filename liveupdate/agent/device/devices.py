@@ -23,7 +23,7 @@ from math import gcd
 from mmap import MADV_NOHUGEPAGE, mmap
 
 from ..base.fast_stdlib import Task, now_ns
-from ..base.host import last_messages, mapping_start, page_frames
+from ..base.host import kernel_said, mapping_start, page_frames
 from ..base.names import SpecError, check_name
 from .driver_binding import KINDS, Pin, PinError, find
 from .jobs import ERRORS as JOB_ERRORS
@@ -337,11 +337,10 @@ class Device:
             command=self._read_command(),
         )
         if self._pin.keep_state() != "incoming":
-            said = last_messages("keep-dma: ")
+            state = self._pin.keep_state() or "unknown to this kernel"
             raise PinError(
                 f"device {self.spec.bdf} did not come through the kexec: its state is"
-                f" '{self._pin.keep_state() or 'unknown to this kernel'}'"
-                + (f" ({said})" if said else "")
+                f" '{state}'{kernel_said('keep-dma: ')}"
             )
         self._job.adopt(self._open(self._pin.take()))
         self.tell("device-adopted", keep=self._pin.keep_state())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from ..base.fast_stdlib import read_text
+from ..base.fast_stdlib import read_text, write_text
 
 #: vendor and device IDs
 KINDS = {
@@ -113,8 +113,7 @@ class Pin:
         if driver is not None and driver != override:
             self._write("driver/unbind", self.bdf)
         if self.driver is None:
-            with open(f"{self._sysfs}/bus/pci/drivers_probe", "w") as file:
-                file.write(self.bdf)
+            write_text(f"{self._sysfs}/bus/pci/drivers_probe", self.bdf)
 
     # --- kept DMA
 
@@ -142,8 +141,4 @@ class Pin:
         self._write("reset", "1")
 
     def _write(self, name: str, value: str) -> None:
-        fd = os.open(f"{self._path}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode("ascii"))
-        finally:
-            os.close(fd)
+        write_text(f"{self._path}/{name}", value)

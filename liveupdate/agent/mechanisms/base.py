@@ -186,5 +186,6 @@ def open_mechanism(name: str | None = None) -> Mechanism:
         raise MechanismError(f"this agent knows no mechanism '{name}'")
     # One import of those there are: each costs time in the blackout. importlib would be another.
     module = __import__(name.replace("-", "_"), globals(), None, ("open_mechanism",), 1)
+    # a class, or a function that makes one
     opened: Mechanism = module.open_mechanism()
     return opened

@@ -71,9 +71,7 @@ class BreadcrumbSet(CopySet):
 
     def seal(self) -> None:
         """Write the stream with all sets so far."""
-        self._need_open()
-        for token, fd in self._sources.items():
-            self.copy(fd, token)
+        super().seal()
         self._mechanism.put(self.name, self._parts)
 
     def copy(self, source: int, token: int) -> None:
@@ -268,6 +266,4 @@ def _read_all(fd: int, offset: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def open_mechanism() -> BreadcrumbMechanism:
-    """Return the mechanism of this boot, ready."""
-    return BreadcrumbMechanism()
+open_mechanism = BreadcrumbMechanism

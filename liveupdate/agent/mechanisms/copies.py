@@ -76,15 +76,17 @@ class CopySet(PreservedSet):
             raise OSError(errno.EBADF, "the preserved set has been given up", self.name)
 
 
-def copy_all(source: int, out: int, *, offset: int = 0, size: int | None = None) -> int:
-    """Copy a file, from its beginning, to ``offset`` in another; return how many bytes.
+def copy_all(
+    source: int, out: int, *, start: int = 0, offset: int = 0, size: int | None = None
+) -> int:
+    """Copy a file, from ``start`` on, to ``offset`` in another; return how many bytes.
 
     :raises OSError: EIO: there is less than ``size`` in it.
     """
     at = 0
     size = os.fstat(source).st_size if size is None else size
     while at < size:
-        data = os.pread(source, min(COPY_BYTES, size - at), at)
+        data = os.pread(source, min(COPY_BYTES, size - at), start + at)
         if not data:
             raise OSError(errno.EIO, f"copied {at} of {size} bytes")
         at += os.pwrite(out, data, offset + at)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
+from ..base.host import kernel_said
 from .base import MechanismError
 
 DIRECTORY = "/kit/modules"
@@ -33,18 +34,9 @@ def load(name: str, parameters: str = "", directory: str = DIRECTORY) -> bool:
         if libc.syscall(_FINIT_MODULE, fd, parameters.encode(), 0):
             code = ctypes.get_errno()
             if code != errno.EEXIST:
-                raise MechanismError(
-                    f"the kernel refuses module '{name}': {os.strerror(code)}{_said(name)}"
-                )
+                why = os.strerror(code) + kernel_said(f"{name}: ", most=1)
+                raise MechanismError(f"the kernel refuses module '{name}': {why}")
             return False
     finally:
         os.close(fd)
     return True
-
-
-def _said(name: str) -> str:
-    """Return what a module said last: errno alone does not tell what is wrong with a region."""
-    from ..base.host import last_messages
-
-    said = last_messages(f"{name}: ", most=1)
-    return f" ({said})" if said else ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from ..base.fast_stdlib import mount, read_text
+from ..base.host import kernel_said
 from .base import MechanismError
 from .files import FileMechanism
 from .modules import load
@@ -59,7 +60,7 @@ class PkernfsMechanism(FileMechanism):
         try:
             mount("pkernfs", MOUNT_POINT, "pkernfs", "")
         except OSError as err:
-            raise MechanismError(_explain(str(err))) from err
+            raise MechanismError(f"{err}{kernel_said('pkernfs: ', most=1)}") from err
 
     def region_bytes(self, told: int) -> int:
         """Return the size of the region in bytes, as the module reports it."""
@@ -77,14 +78,4 @@ def wanted_region(cmdline: str) -> str:
     return found[-1]
 
 
-def _explain(message: str) -> str:
-    """Add what the kernel said: errno alone does not tell what is wrong with a region."""
-    from ..base.host import last_messages
-
-    said = last_messages("pkernfs: ", most=1)
-    return f"{message} ({said})" if said else message
-
-
-def open_mechanism() -> PkernfsMechanism:
-    """Return the mechanism of this boot, ready."""
-    return PkernfsMechanism()
+open_mechanism = PkernfsMechanism

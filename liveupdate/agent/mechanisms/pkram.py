@@ -13,6 +13,7 @@ import fcntl
 import os
 
 from ..base.fast_stdlib import mount, read_text
+from ..base.host import kernel_said
 from .base import MechanismError, Ram
 from .files import FileMechanism, FileSet
 from .modules import load
@@ -83,7 +84,7 @@ class PkramMechanism(FileMechanism):
             os.makedirs(MOUNT_POINT, mode=0o700, exist_ok=True)
             mount("pkram", MOUNT_POINT, "pkram", f"name={SAVE_NAME},size={_memory_bytes()}")
         except (MechanismError, OSError) as err:
-            raise MechanismError(_explain(str(err))) from err
+            raise MechanismError(f"{err}{kernel_said('pkram: ', most=1)}") from err
 
     def preserved(self, directory: str, name: str, *, incoming: bool) -> PreservedSet:
         """Return a preserved set in ``directory``."""
@@ -121,14 +122,4 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _explain(message: str) -> str:
-    """Add what the kernel said: errno alone does not tell what is wrong with a save."""
-    from ..base.host import last_messages
-
-    said = last_messages("pkram: ", most=1)
-    return f"{message} ({said})" if said else message
-
-
-def open_mechanism() -> PkramMechanism:
-    """Return the mechanism of this boot, ready."""
-    return PkramMechanism()
+open_mechanism = PkramMechanism

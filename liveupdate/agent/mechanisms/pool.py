@@ -19,6 +19,10 @@ from . import modules
 from .base import Mechanism, MechanismError, PreservedSet, Ram
 from .copies import HUGE_BYTES, CopySet, copy_all
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 DEVICE = "/dev/lu_pool"
 MODULE = "lu_pool"
 
@@ -55,8 +59,6 @@ REQUIREMENTS = {
 _OBJECT = "=64sQQII"
 #: u32 state, u32 objects, u64 start, size, free, largest, sequence, meta, reason[96]
 _STAT = "=II6Q96s"
-#: u32 index, u32 reserved, object
-_LIST = "=II64sQQII"
 
 
 def ioc(direction: int, number: int, size: int) -> int:
@@ -64,13 +66,6 @@ def ioc(direction: int, number: int, size: int) -> int:
     return direction << 30 | size << 16 | ord("l") << 8 | number
 
 
-ALLOC = ioc(3, 0x40, struct.calcsize(_OBJECT))
-INFO = ioc(3, 0x41, struct.calcsize(_OBJECT))
-FREE = ioc(1, 0x42, struct.calcsize(_OBJECT))
-SEAL = ioc(1, 0x43, struct.calcsize(_OBJECT))
-VERIFY = ioc(1, 0x44, struct.calcsize(_OBJECT))
-LIST = ioc(3, 0x45, struct.calcsize(_LIST))
-STAT = ioc(2, 0x46, struct.calcsize(_STAT))
 RELEASE = ioc(1, 0x47, 8)
 _CONFIRM = 0x72656C65617365
 _REFUSED = 2
@@ -93,10 +88,9 @@ def encode_name(name: str) -> bytes:
     return raw
 
 
-def explain(name: str, error: OSError) -> Exception:
-    """Return what to raise when an object could not be verified."""
-    meaning = _MEANINGS.get(error.errno or 0)
-    return error if meaning is None else MechanismError(f"'{name}' {meaning}")
+def text_of(raw: bytes) -> str:
+    """Return a name or a reason of the device."""
+    return raw.rstrip(b"\0").decode("ascii", "replace")
 
 
 class Pool:
@@ -104,6 +98,19 @@ class Pool:
 
     #: whether its pages can be pinned, see :class:`.mechanism.Ram`
     pinnable = False
+    #: structs of the ioctls: an object, u32 index and u32 reserved with an object, and the state
+    OBJECT = _OBJECT
+    LISTED = f"=II{OBJECT[1:]}"
+    STATE = _STAT
+    #: which field of LISTED says where the object is
+    OFFSET_AT = 4
+    ALLOC = ioc(3, 0x40, struct.calcsize(OBJECT))
+    INFO = ioc(3, 0x41, struct.calcsize(OBJECT))
+    FREE = ioc(1, 0x42, struct.calcsize(OBJECT))
+    SEAL = ioc(1, 0x43, struct.calcsize(OBJECT))
+    VERIFY = ioc(1, 0x44, struct.calcsize(OBJECT))
+    LIST = ioc(3, 0x45, struct.calcsize(LISTED))
+    STAT = ioc(2, 0x46, struct.calcsize(STATE))
 
     def __init__(self, path: str = DEVICE) -> None:
         """:raises MechanismError: the content of the region is not valid."""
@@ -116,63 +123,72 @@ class Pool:
 
         :raises MechanismError: the content of the region is not valid.
         """
-        stat = bytearray(struct.calcsize(_STAT))
-        fcntl.ioctl(self.fd, STAT, stat)
         start: int
-        state, _, start, size, *_, reason = struct.unpack(_STAT, stat)
+        state, _, start, size, *_, reason = self.state()
         if state == _REFUSED:
-            text = reason.rstrip(b"\0").decode("ascii", "replace")
+            why = text_of(reason)
             raise MechanismError(
-                f"the pool of {size >> 20} MiB at {start:#x} is refused: {text}; it is left alone"
+                f"the pool of {size >> 20} MiB at {start:#x} is refused: {why}; it is left alone"
             )
         return start
 
+    def state(self) -> tuple[Any, ...]:
+        """Return the fields of STATE."""
+        stat = bytearray(struct.calcsize(self.STATE))
+        fcntl.ioctl(self.fd, self.STAT, stat)
+        return struct.unpack(self.STATE, stat)
+
     def room(self) -> tuple[int, int]:
         """Return the size of the region and how much of it is free."""
-        stat = bytearray(struct.calcsize(_STAT))
-        fcntl.ioctl(self.fd, STAT, stat)
-        size, free = struct.unpack(_STAT, stat)[3:5]
+        size, free = self.state()[3:5]
         return size, free
 
     def _call(self, request: int, name: str, size: int = 0) -> tuple[int, int]:
-        raw = encode_name(name)
-        arg = bytearray(struct.pack(_OBJECT, raw, size, 0, 0, 0))
+        """Return size and place of an object, after what is asked for it."""
+        found, offset = self._ask(request, name, size, *bytes(3))[1:3]
+        return found, offset
+
+    def _ask(self, request: int, name: str, *fields: int | bytes) -> tuple[Any, ...]:
+        """Return the fields of OBJECT, which begins with the name."""
+        arg = bytearray(struct.pack(self.OBJECT, encode_name(name), *fields))
         try:
             fcntl.ioctl(self.fd, request, arg)
         except OSError as err:
             err.filename = name
             raise
-        _, found, offset, _, _ = struct.unpack(_OBJECT, arg)
-        return found, offset
+        return struct.unpack(self.OBJECT, arg)
 
     def allocate(self, name: str, size: int) -> int:
         """Return where a new, zeroed object is in the device."""
-        return self._call(ALLOC, name, size)[1]
+        return self._call(self.ALLOC, name, size)[1]
 
     def find(self, name: str) -> tuple[int, int]:
         """Return size and place of an object.
 
         :raises FileNotFoundError: there is none.
         """
-        return self._call(INFO, name)
+        return self._call(self.INFO, name)
 
     def free(self, name: str) -> None:
         """Free an object.
 
         :raises OSError: EBUSY while it is mapped.
         """
-        self._call(FREE, name)
+        self._call(self.FREE, name)
 
     def seal(self, name: str) -> None:
         """Seal an object with a checksum of its content."""
-        self._call(SEAL, name)
+        self._call(self.SEAL, name)
 
     def verify(self, name: str) -> None:
         """:raises MechanismError: the content is not what was sealed, or nothing was."""
         try:
-            self._call(VERIFY, name)
+            self._call(self.VERIFY, name)
         except OSError as err:
-            raise explain(name, err) from None
+            meaning = _MEANINGS.get(err.errno or 0)
+            if meaning is None:
+                raise
+            raise MechanismError(f"'{name}' {meaning}") from None
 
     def names(self) -> list[str]:
         """Return the names of all objects."""
@@ -182,24 +198,22 @@ class Pool:
         """Return name, size and place of all objects."""
         found: list[tuple[str, int, int]] = []
         while True:
-            arg = bytearray(struct.calcsize(_LIST))
+            arg = bytearray(struct.calcsize(self.LISTED))
             struct.pack_into("=I", arg, 0, len(found))
             try:
-                fcntl.ioctl(self.fd, LIST, arg)
+                fcntl.ioctl(self.fd, self.LIST, arg)
             except OSError as err:
                 if err.errno == errno.ENOENT:
                     return found
                 raise
-            raw, size, offset = struct.unpack(_LIST, arg)[2:5]
-            found.append((raw.rstrip(b"\0").decode("ascii", "replace"), size, offset))
+            fields = struct.unpack(self.LISTED, arg)
+            found.append((text_of(fields[2]), fields[3], fields[self.OFFSET_AT]))
 
     def read(self, name: str) -> int:
         """Return a memfd with the content of an object."""
         size, offset = self.find(name)
         out = os.memfd_create(name.replace("/", "-"), os.MFD_CLOEXEC)
-        at = 0
-        while at < size:
-            at += os.write(out, os.pread(self.fd, min(1 << 20, size - at), offset + at))
+        copy_all(self.fd, out, start=offset, size=size)
         return out
 
 

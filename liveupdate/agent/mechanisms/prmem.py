@@ -8,13 +8,12 @@ an invalid root, all are.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import struct
 
+from ..base.fast_stdlib import write_text
 from . import modules
 from .base import MechanismError
-from .pool import Pool, PoolMechanism, encode_name, explain, ioc
+from .pool import Pool, PoolMechanism, ioc, text_of
 
 DEVICE = "/dev/prmem"
 MODULE = "prmem"
@@ -45,96 +44,62 @@ REQUIREMENTS = {
 #: limit of all instances together; by default there is none
 MAX_BYTES = "/sys/module/prmem/parameters/max_bytes"
 
-#: name[64], u64 bytes, u64 value, u64 offset, u64 record, u32 flags, u32 users, reason[96]
-_INFO = "=64s4QII96s"
-#: u32 index, u32 reserved, info
-_LIST = f"=II{_INFO[1:]}"
-#: u32 state, instances, refused, reserved, u64 bytes, max_bytes, sequence, meta, root, reason[96]
-_STAT = "=4I5Q96s"
-
-CREATE = ioc(3, 0x60, struct.calcsize(_INFO))
-INFO = ioc(3, 0x61, struct.calcsize(_INFO))
-FREE = ioc(1, 0x62, struct.calcsize(_INFO))
-SEAL = ioc(1, 0x65, struct.calcsize(_INFO))
-VERIFY = ioc(1, 0x66, struct.calcsize(_INFO))
-LIST = ioc(3, 0x67, struct.calcsize(_LIST))
-STAT = ioc(2, 0x68, struct.calcsize(_STAT))
 _IS_REFUSED = 2
 _ALL_REFUSED = 2
 
 
 class Prmem(Pool):
-    """The device."""
+    """The device, whose objects are called instances."""
 
     pinnable = True
+    #: name[64], u64 bytes, u64 value, u64 offset, u64 record, u32 flags, u32 users, reason[96]
+    OBJECT = "=64s4QII96s"
+    LISTED = f"=II{OBJECT[1:]}"
+    #: u32 state, instances, refused, reserved, u64 bytes, max_bytes, sequence, meta, root,
+    #: reason[96]
+    STATE = "=4I5Q96s"
+    OFFSET_AT = 5
+    ALLOC = ioc(3, 0x60, struct.calcsize(OBJECT))
+    INFO = ioc(3, 0x61, struct.calcsize(OBJECT))
+    FREE = ioc(1, 0x62, struct.calcsize(OBJECT))
+    SEAL = ioc(1, 0x65, struct.calcsize(OBJECT))
+    VERIFY = ioc(1, 0x66, struct.calcsize(OBJECT))
+    LIST = ioc(3, 0x67, struct.calcsize(LISTED))
+    STAT = ioc(2, 0x68, struct.calcsize(STATE))
 
-    def __init__(self, path: str = DEVICE) -> None:
+    def __init__(self) -> None:
         """:raises MechanismError: nothing that the previous kernel left is valid."""
-        super().__init__(path)
+        super().__init__(DEVICE)
 
     def check(self) -> int:
         """Return the physical address of the root.
 
         :raises MechanismError: it is not valid.
         """
-        state, _, _, root, reason = self._stat()
+        root: int
+        state, *_, root, reason = self.state()
         if state == _ALL_REFUSED:
             raise MechanismError(
-                f"persistent memory at {root:#x} is refused: {_text(reason)}; it is left alone"
+                f"persistent memory at {root:#x} is refused: {text_of(reason)}; it is left alone"
             )
         return root
 
     def used(self) -> tuple[int, int]:
         """Return how many bytes instances have, and how many what describes them has."""
-        _, held, meta, _, _ = self._stat()
+        held, _, _, meta = self.state()[4:8]
         return held, meta
 
-    def _stat(self) -> tuple[int, int, int, int, bytes]:
-        """Return state, bytes of instances, bytes of metadata, address of the root, reason."""
-        stat = bytearray(struct.calcsize(_STAT))
-        fcntl.ioctl(self.fd, STAT, stat)
-        state, _, _, _, held, _, _, meta, root, reason = struct.unpack(_STAT, stat)
-        return state, held, meta, root, reason
-
-    def _ask(self, request: int, name: str, size: int = 0) -> tuple[int, int]:
-        """Return size and offset of an instance.
+    def _call(self, request: int, name: str, size: int = 0) -> tuple[int, int]:
+        """Return size and offset of an instance, after what is asked for it.
 
         :raises MechanismError: it is refused.
         """
-        raw = encode_name(name)
-        arg = bytearray(struct.pack(_INFO, raw, size, 0, 0, 0, 0, 0, b""))
-        try:
-            fcntl.ioctl(self.fd, request, arg)
-        except OSError as err:
-            err.filename = name
-            raise
-        _, found, _, offset, _, flags, _, reason = struct.unpack(_INFO, arg)
+        fields = self._ask(request, name, size, *bytes(5), b"")
+        _, found, _, offset, _, flags, _, reason = fields
         if flags & _IS_REFUSED:
-            raise MechanismError(f"'{name}' is refused: {_text(reason)}; its memory is left alone")
+            why = text_of(reason)
+            raise MechanismError(f"'{name}' is refused: {why}; its memory is left alone")
         return found, offset
-
-    def allocate(self, name: str, size: int) -> int:
-        """Make a zeroed instance; return its offset in the device."""
-        return self._ask(CREATE, name, size)[1]
-
-    def find(self, name: str) -> tuple[int, int]:
-        """Return size and offset of an instance.
-
-        :raises FileNotFoundError: there is none.
-        :raises MechanismError: it is refused.
-        """
-        return self._ask(INFO, name)
-
-    def free(self, name: str) -> None:
-        """Free an instance.
-
-        :raises OSError: EBUSY while it is mapped.
-        """
-        self._ask(FREE, name)
-
-    def seal(self, name: str) -> None:
-        """Seal an instance with a checksum of its content."""
-        self._ask(SEAL, name)
 
     def verify(self, name: str) -> None:
         """Check the content of an instance against its seal.
@@ -142,25 +107,7 @@ class Prmem(Pool):
         :raises MechanismError: it differs, or was never sealed.
         """
         self.find(name)  # says why, when it is refused
-        try:
-            self._ask(VERIFY, name)
-        except OSError as err:
-            raise explain(name, err) from None
-
-    def objects(self) -> list[tuple[str, int, int]]:
-        """Return name, size and offset of all instances; those that are refused have neither."""
-        found: list[tuple[str, int, int]] = []
-        while True:
-            arg = bytearray(struct.calcsize(_LIST))
-            struct.pack_into("=I", arg, 0, len(found))
-            try:
-                fcntl.ioctl(self.fd, LIST, arg)
-            except OSError as err:
-                if err.errno == errno.ENOENT:
-                    return found
-                raise
-            raw, size, _, offset = struct.unpack(_LIST, arg)[2:6]
-            found.append((_text(raw), size, offset))
+        super().verify(name)
 
 
 class PrmemMechanism(PoolMechanism):
@@ -180,14 +127,7 @@ class PrmemMechanism(PoolMechanism):
     def exhaust(self) -> None:
         """Set the limit to what is in use, so that there is no more room; for faults."""
         # to take all memory that the kernel has would be another fault
-        with open(MAX_BYTES, "w") as limit:
-            limit.write(str(self.pool.used()[0]))
+        write_text(MAX_BYTES, str(self.pool.used()[0]))
 
 
-def _text(raw: bytes) -> str:
-    return raw.rstrip(b"\0").decode("ascii", "replace")
-
-
-def open_mechanism() -> PrmemMechanism:
-    """Return the mechanism of this boot, ready."""
-    return PrmemMechanism()
+open_mechanism = PrmemMechanism

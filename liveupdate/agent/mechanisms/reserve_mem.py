@@ -95,6 +95,4 @@ def why_not_revived() -> str:
     return last_messages("KHO reserve-mem", most=1) or last_messages("FDT 'memblock' ", most=1)
 
 
-def open_mechanism() -> ReserveMemMechanism:
-    """Return the mechanism of this boot, ready."""
-    return ReserveMemMechanism()
+open_mechanism = ReserveMemMechanism

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..base.fast_stdlib import now_ns, read_text
+from ..base.fast_stdlib import now_ns, read_text, write_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def try_hugetlb(size: int, root: str = HUGEPAGES) -> dict[str, object]:
     before = int(read_text(f"{root}/nr_hugepages"))
     began = now_ns()
     try:
-        _write(f"{root}/nr_hugepages", before + pages)
+        write_text(f"{root}/nr_hugepages", f"{before + pages}\n")
         got = int(read_text(f"{root}/nr_hugepages")) - before
         elapsed = None
         if got == pages:
@@ -145,10 +145,5 @@ def try_hugetlb(size: int, root: str = HUGEPAGES) -> dict[str, object]:
                 os.close(fd)
             elapsed = now_ns() - began
     finally:
-        _write(f"{root}/nr_hugepages", before)
+        write_text(f"{root}/nr_hugepages", f"{before}\n")
     return {"wanted_pages": pages, "got_pages": got, "allocate_ns": elapsed}
-
-
-def _write(path: str, number: int) -> None:
-    with open(path, "w") as file:
-        file.write(f"{number}\n")

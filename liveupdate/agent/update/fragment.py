@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap
 
-from ..base.fast_stdlib import read_text
-from ..base.host import mem_free_bytes, meminfo_bytes
+from ..base.fast_stdlib import read_text, write_text
+from ..base.host import meminfo_bytes
 from ..base.page_pins import PAGE_BYTES, Pins, address_of
 
 HUGE_ORDER = 9
@@ -76,14 +76,14 @@ def fragment(share: float) -> tuple[Pins, dict[str, object]]:
     :raises FragmentError: /proc/buddyinfo does not show the expected result.
     """
     before = whole_blocks(read_text("/proc/buddyinfo"))
-    free = mem_free_bytes(read_text("/proc/meminfo"))
+    free = meminfo_bytes(read_text("/proc/meminfo"), "MemFree")
     size = (free - SPARE_BYTES) // PAGE_BYTES * PAGE_BYTES
     if size <= 0:
         raise FragmentError(f"only {free} bytes are free")
     pins = Pins()
     kept = read_text(_MIN_FREE)
     try:
-        _write(_MIN_FREE, str(_MIN_FREE_KIB))
+        write_text(_MIN_FREE, str(_MIN_FREE_KIB))
         with mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS, PROT_READ | PROT_WRITE) as area:
             area.madvise(_MADV_NOHUGEPAGE)
             start, size = address_of(area), _populate(area, size)
@@ -99,7 +99,7 @@ def fragment(share: float) -> tuple[Pins, dict[str, object]]:
         pins.close()
         raise
     finally:
-        _write(_MIN_FREE, kept)
+        write_text(_MIN_FREE, kept)
     return pins, {
         "share": share,
         "free_bytes": free,
@@ -107,11 +107,6 @@ def fragment(share: float) -> tuple[Pins, dict[str, object]]:
         "whole_after": after,
         "pinned": pins.count,
     }
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
 
 
 def _populate(area: mmap, size: int) -> int:
@@ -127,7 +122,7 @@ def _populate(area: mmap, size: int) -> int:
 def spare_bytes(meminfo: str) -> int:
     """Return the free memory that is not CMA's, which the kernel cannot use for itself."""
     cma = meminfo_bytes(meminfo, "CmaFree") if "CmaFree:" in meminfo else 0
-    return mem_free_bytes(meminfo) - cma
+    return meminfo_bytes(meminfo, "MemFree") - cma
 
 
 def _frames(start: int, size: int) -> memoryview:

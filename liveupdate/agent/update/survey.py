@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: the fields of a guest's description that matter for planning an update
 SPEC_KEYS = ("disk", "image", "memory_bytes", "name", "pattern_bytes", "qga", "vcpus")
+MEMORY_KEYS = ("MemTotal", "MemFree", "MemAvailable")
 #: QEMU's word for a vCPU that KVM cannot go on with; why is on its stderr only
 BROKEN = "internal-error"
 _PCI = "/sys/bus/pci/devices"
@@ -38,6 +39,7 @@ def survey(agent: Holder, args: dict[str, object]) -> dict[str, object]:
     options = [str(each) for each in wanted] if isinstance(wanted, list) else []
     own = {guest.vmm.pid for guest in agent.guests.values()}
     room = os.statvfs(RUN_DIR)
+    meminfo = read_text("/proc/meminfo")
     return {
         "facts": host.facts(agent.handover.preserved_bytes),
         "abi": sorted(_abi_strings()),
@@ -48,7 +50,7 @@ def survey(agent: Holder, args: dict[str, object]) -> dict[str, object]:
             "disabled": _flag("/proc/sys/kernel/kexec_load_disabled"),
         },
         "owners": _openers(DEVICE),
-        "memory": _meminfo(),
+        "memory": {key: host.meminfo_bytes(meminfo, key) for key in MEMORY_KEYS},
         "run_free_bytes": room.f_bavail * room.f_frsize,
         "guests": {name: _guest(guest) for name, guest in agent.guests.items()},
         "strangers": [found for found in _kvm_users() if found["pid"] not in own],
@@ -201,12 +203,3 @@ def _vfio_devices() -> list[dict[str, object]]:
                 keep = None
             found.append({"bdf": bdf, "keep": keep})
     return found
-
-
-def _meminfo() -> dict[str, int]:
-    values: dict[str, int] = {}
-    for line in read_text("/proc/meminfo").splitlines():
-        key, _, rest = line.partition(":")
-        if key in ("MemTotal", "MemFree", "MemAvailable"):
-            values[key] = int(rest.split()[0]) * 1024
-    return values

@@ -64,9 +64,9 @@ def test_any_notes_are_survived(notes: bytes) -> None:
 
 
 def test_mem_free() -> None:
-    assert host.mem_free_bytes("MemTotal: 9 kB\nMemFree:      12 kB\n") == 12 << 10
+    assert host.meminfo_bytes("MemTotal: 9 kB\nMemFree:      12 kB\n", "MemFree") == 12 << 10
     with pytest.raises(ValueError, match="MemFree"):
-        host.mem_free_bytes("MemTotal: 9 kB\n")
+        host.meminfo_bytes("MemTotal: 9 kB\n", "MemFree")
 
 
 def test_page_frames_has_one_entry_per_page() -> None:

@@ -29,13 +29,13 @@ class Kernel:
         self.state, self.reason = 1, b""
 
     def ioctl(self, _fd: int, request: int, arg: bytearray) -> None:
-        if request == prmem.STAT:
+        if request == prmem.Prmem.STAT:
             held = sum(self.instances.values())
             arg[:] = struct.pack(
                 "=4I5Q96s", self.state, 0, 0, 0, held, 2**64 - 1, 7, 49152, 0x5000, self.reason
             )
             return
-        if request == prmem.LIST:
+        if request == prmem.Prmem.LIST:
             (index,) = struct.unpack_from("=I", arg)
             names = [*self.instances, *self.refused]
             if index >= len(names):
@@ -44,18 +44,18 @@ class Kernel:
             return
         raw, size, *_ = struct.unpack(INFO, arg)
         name = raw.rstrip(b"\0").decode()
-        if request == prmem.CREATE:
+        if request == prmem.Prmem.ALLOC:
             if name in self.instances or name in self.refused:
                 raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
             self.instances[name] = size
         elif name not in self.instances and name not in self.refused:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        if request == prmem.VERIFY and self.verify:
+        if request == prmem.Prmem.VERIFY and self.verify:
             raise OSError(self.verify, os.strerror(self.verify))
-        if request == prmem.FREE:
+        if request == prmem.Prmem.FREE:
             self.instances.pop(name, None)
             self.refused.pop(name, None)
-        elif request in (prmem.CREATE, prmem.INFO):
+        elif request in (prmem.Prmem.ALLOC, prmem.Prmem.INFO):
             arg[:] = self._describe(name)
 
     def _describe(self, name: str) -> bytes:
@@ -87,8 +87,11 @@ def test_numbers_are_those_of_the_header() -> None:
     pattern = r"#define PRMEM_(\w+)\s+(_IO\w+)\('l', (0x\w+), struct prmem_(\w+)\)"
     for name, kind, number, of in re.findall(pattern, UAPI):
         found[name] = sizes[kind] << 30 | structs[of] << 16 | ord("l") << 8 | int(number, 16)
-    names = ("CREATE", "INFO", "FREE", "SEAL", "VERIFY", "LIST", "STAT")
-    assert {name: getattr(prmem, name) for name in names} == {name: found[name] for name in names}
+    found["ALLOC"] = found["CREATE"]
+    names = ("ALLOC", "INFO", "FREE", "SEAL", "VERIFY", "LIST", "STAT")
+    assert {name: getattr(prmem.Prmem, name) for name in names} == {
+        name: found[name] for name in names
+    }
 
 
 def test_ram_is_an_instance_that_can_be_pinned(
@@ -104,12 +107,13 @@ def test_ram_is_an_instance_that_can_be_pinned(
 
 
 def test_no_room_is_a_limit_and_not_the_memory_of_others(
-    mechanism: prmem.PrmemMechanism, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    mechanism: prmem.PrmemMechanism, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mechanism.allocate_ram("vm0", 8192)
-    monkeypatch.setattr(prmem, "MAX_BYTES", str(tmp_path / "max_bytes"))
+    written: list[tuple[str, str]] = []
+    monkeypatch.setattr(prmem, "write_text", lambda *what: written.append(what))
     mechanism.exhaust()
-    assert (tmp_path / "max_bytes").read_text() == "8192"
+    assert written == [(prmem.MAX_BYTES, "8192")]
 
 
 def test_nothing_left_is_no_bundle(mechanism: prmem.PrmemMechanism) -> None:

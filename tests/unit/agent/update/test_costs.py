@@ -108,7 +108,7 @@ def test_memory_that_stays_whole_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     }
     written: list[tuple[str, str]] = []
     monkeypatch.setattr(fragment, "read_text", texts.__getitem__)
-    monkeypatch.setattr(fragment, "_write", lambda *what: written.append(what))
+    monkeypatch.setattr(fragment, "write_text", lambda *what: written.append(what))
     monkeypatch.setattr(fragment, "TOLERANCE_BYTES", 0)
     monkeypatch.setattr(fragment, "_frames", lambda _start, _size: frames())
     with pytest.raises(fragment.FragmentError, match="205 of 205"):
