@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from liveupdate.agent.base import framing
+from liveupdate.agent.base.names import CallError
 from liveupdate.agent.guest import digest
 from liveupdate.agent.guest.spec import GuestSpec
 from liveupdate.agent.mechanisms.base import Ram
-from liveupdate.agent.update.lock_record import Update, UpdateError
+from liveupdate.agent.update.lock_record import Update
 from liveupdate.agent.update.survey import SPEC_KEYS
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import DeadlineExceeded, LaunchError, OutcomeUnknown, RemoteError
@@ -474,7 +475,7 @@ class FakeHeld:
             return
         try:
             self._host.update.begin(self._claim)
-        except UpdateError as error:
+        except CallError as error:
             raise HostLocked(str(error)) from error
 
     @property

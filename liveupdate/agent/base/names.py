@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of guests and devices, as they come from the control host."""
+"""Names of guests and devices, as they come from the control host, and what is said of those that
+cannot be used.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,18 @@ NAME_MAX = 20
 
 class SpecError(ValueError):
     """A description of a guest or a device that cannot be used; says which field and why."""
+
+
+class KindError(Exception):
+    """An error with a ``kind``, which is for programs."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class CallError(KindError):
+    """A call that cannot be carried out, or is refused."""
 
 
 def check_name(name: object) -> str:

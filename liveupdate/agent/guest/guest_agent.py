@@ -6,28 +6,21 @@ from __future__ import annotations
 import time
 
 from ..base.fast_stdlib import decode_json, encode_json
+from ..base.names import CallError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .guests import Guest
 
 
-class GuestAgentError(Exception):
-    """The guest agent gave no answer; ``kind`` is for programs."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
 def ask_time(guest: Guest, timeout_s: float) -> int:
     """Return a guest's clock, as its QEMU guest agent reports it, ns.
 
-    :raises GuestAgentError: it does not answer, or has no port.
+    :raises CallError: it does not answer, or has no port.
     """
     sock = guest.vmm.qga
     if sock is None:
-        raise GuestAgentError("args", f"guest '{guest.spec.name}' has no guest agent port")
+        raise CallError("args", f"guest '{guest.spec.name}' has no guest agent port")
     sync = time.monotonic_ns() & 0x7FFFFFFF
     deadline = time.monotonic() + timeout_s
     # guest-sync first: it skips answers to a call that timed out earlier
@@ -50,5 +43,5 @@ def ask_time(guest: Guest, timeout_s: float) -> int:
                     return value
                 synced = synced or value == sync
     except (OSError, ValueError) as err:
-        raise GuestAgentError("qga", f"guest agent: {err}") from err
-    raise GuestAgentError("qga", "the guest agent does not answer")
+        raise CallError("qga", f"guest agent: {err}") from err
+    raise CallError("qga", "the guest agent does not answer")

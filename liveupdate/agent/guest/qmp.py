@@ -51,13 +51,9 @@ class Qmp:
         greeting = self._next(deadline).get("QMP")
         if not isinstance(greeting, dict):
             raise QmpLost("no QMP greeting")
-        self.execute("qmp_capabilities", {}, deadline)
+        self.batch([("qmp_capabilities", {})], deadline)
         version = greeting.get("version")
         return version if isinstance(version, dict) else {}
-
-    def execute(self, command: str, args: dict[str, object], deadline: float) -> object:
-        """Run one command and return its ``return``."""
-        return self.batch([(command, args)], deadline)[-1]
 
     def batch(self, commands: Sequence[Command], deadline: float) -> list[object]:
         """Send all commands at once, then collect the answers.

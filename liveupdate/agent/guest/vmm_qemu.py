@@ -12,6 +12,7 @@ import select
 import time
 
 from ..base.fast_stdlib import connect_unix, listen_unix
+from ..base.names import KindError
 from .qmp import Qmp, QmpError, QmpLost
 from .spec import MIB, GuestSpec
 
@@ -47,34 +48,17 @@ _SAVE_SETUP: list[tuple[str, dict[str, object]]] = [
 ]
 
 
-class VmmError(Exception):
+class VmmError(KindError):
     """The VMM did not do what it was told; ``kind`` names the request."""
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
-
-class VmmFds:
-    """File descriptors that a VMM inherits under the numbers they have in the agent."""
-
-    __slots__ = ("payload", "qga", "qmp", "ram", "tap")
-
-    def __init__(self, *, ram: Ram, tap: int, qmp: int, payload: int, qga: int | None) -> None:
-        self.ram = ram
-        self.tap = tap
-        self.qmp = qmp
-        self.payload = payload
-        self.qga = qga
-
-    def all(self) -> list[int]:
-        """Return all descriptors that exist."""
-        fds = [self.ram.fd, self.tap, self.qmp, self.payload]
-        return fds if self.qga is None else [*fds, self.qga]
-
-
-def build_argv(spec: GuestSpec, fds: VmmFds, disk: str, *, incoming: bool) -> list[str]:
+def build_argv(
+    spec: GuestSpec, ram: Ram, fds: dict[str, int], disk: str, *, incoming: bool
+) -> list[str]:
     """Return the VMM's command line.
+
+    :param fds: descriptors that it inherits under the numbers they have here, beside the RAM's:
+        ``tap``, ``qmp``, ``payload`` and, if it has a guest agent, ``qga``.
 
     The devices depend on ``spec`` alone, because the state of one process must fit the next. Slots
     are given, so that the order of options does not matter.
@@ -94,27 +78,27 @@ def build_argv(spec: GuestSpec, fds: VmmFds, disk: str, *, incoming: bool) -> li
         "-machine", "q35,memory-backend=ram,kernel-irqchip=split,smm=off,graphics=off,vmport=off,"
                     "smbus=off,sata=off,usb=off",
         "-object", f"memory-backend-file,id=ram,size={spec.memory_bytes},"
-                   f"mem-path=/proc/self/fd/{fds.ram.fd},share=on"
-                   f"{f',offset={fds.ram.offset}' if fds.ram.offset else ''}"
-                   f"{f',align={fds.ram.align}' if fds.ram.align else ''}",
-        "-chardev", f"socket,id=qmp,fd={fds.qmp},server=on,wait=off",
+                   f"mem-path=/proc/self/fd/{ram.fd},share=on"
+                   f"{f',offset={ram.offset}' if ram.offset else ''}"
+                   f"{f',align={ram.align}' if ram.align else ''}",
+        "-chardev", f"socket,id=qmp,fd={fds['qmp']},server=on,wait=off",
         "-qmp", "chardev:qmp",
         "-chardev", f"file,id=serial,path={RUN_DIR}/{spec.name}.serial,append=on",
         "-serial", "chardev:serial",
         "-blockdev", f"driver=raw,node-name=disk,file.driver=host_device,file.filename={disk},"
                      # O_DIRECT wants pages it can take a reference to; a copy is as durable, as the
                      # guest's flushes are passed on
-                     f"file.aio=threads,cache.direct={'on' if fds.ram.pinnable else 'off'}",
+                     f"file.aio=threads,cache.direct={'on' if ram.pinnable else 'off'}",
         "-device", f"virtio-blk-pci,drive=disk,addr=0x2,serial={spec.name}",
-        "-netdev", f"tap,id=net,fd={fds.tap},vhost=off",
+        "-netdev", f"tap,id=net,fd={fds['tap']},vhost=off",
         "-device", f"virtio-net-pci,netdev=net,addr=0x3,mac={spec.mac},romfile=",
         "-device", "virtio-serial-pci,id=vser,addr=0x4,max_ports=4",
-        "-chardev", f"socket,id=payload,fd={fds.payload},server=on,wait=off",
+        "-chardev", f"socket,id=payload,fd={fds['payload']},server=on,wait=off",
         "-device", "virtserialport,bus=vser.0,nr=1,chardev=payload,name=org.liveupdate.guest",
     ]
-    if fds.qga is not None:
+    if "qga" in fds:
         argv += [
-            "-chardev", f"socket,id=qga,fd={fds.qga},server=on,wait=off",
+            "-chardev", f"socket,id=qga,fd={fds['qga']},server=on,wait=off",
             "-device", "virtserialport,bus=vser.0,nr=2,chardev=qga,name=org.qemu.guest_agent.0",
         ]
     if not spec.image:
@@ -208,15 +192,9 @@ class QemuVmm:
         names = ["qmp", "payload"] + (["qga"] if self.spec.qga else [])
         listeners = {name: listen_unix(f"{base}.{name}") for name in names}
         try:
-            fds = VmmFds(
-                ram=ram,
-                tap=tap,
-                qmp=listeners["qmp"].fileno(),
-                payload=listeners["payload"].fileno(),
-                qga=listeners["qga"].fileno() if self.spec.qga else None,
-            )
+            fds = {"tap": tap, **{name: sock.fileno() for name, sock in listeners.items()}}
             self.ram_fd = ram.fd
-            self.argv = build_argv(self.spec, fds, disk, incoming=incoming)
+            self.argv = build_argv(self.spec, ram, fds, disk, incoming=incoming)
             log = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             self.pid = os.posix_spawn(
                 QEMU,
@@ -227,7 +205,7 @@ class QemuVmm:
                     (os.POSIX_SPAWN_OPEN, 1, f"{base}.stderr", log, 0o600),
                     (os.POSIX_SPAWN_DUP2, 1, 2),
                     # onto itself: clears close-on-exec (glibc 2.29, POSIX.1-2024)
-                    *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds.all()),
+                    *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in (ram.fd, *fds.values())),
                 ],
                 setsid=True,
             )
@@ -243,10 +221,13 @@ class QemuVmm:
     def _connect(self) -> None:
         base = f"{RUN_DIR}/{self.spec.name}"
         self._qmp = Qmp(connect_unix(f"{base}.qmp"))
-        self.payload = connect_unix(f"{base}.payload")
-        self.payload.setblocking(False)
+        self._connect_payload()
         if self.spec.qga:
             self.qga = connect_unix(f"{base}.qga")
+
+    def _connect_payload(self) -> None:
+        self.payload = connect_unix(f"{RUN_DIR}/{self.spec.name}.payload")
+        self.payload.setblocking(False)
 
     def adopt(self, pid: int, ram_fd: int) -> None:
         """Take over a process that an earlier agent started and to which no process is
@@ -274,14 +255,6 @@ class QemuVmm:
         :raises VmmError: none does.
         """
         return choose_adapter(self._execute("query-qmp-schema", {}))
-
-    def quit(self) -> None:
-        """Ask it to end; do not wait."""
-        self.ending = True
-        try:
-            self._execute("quit", {})
-        except VmmError:
-            self.kill()
 
     def kill(self) -> None:
         """Kill the process (SIGKILL)."""
@@ -377,8 +350,7 @@ class QemuVmm:
                 old.shutdown(_socket.SHUT_RDWR)
             except OSError:
                 pass  # closed by the other end
-        self.payload = connect_unix(f"{RUN_DIR}/{self.spec.name}.payload")
-        self.payload.setblocking(False)
+        self._connect_payload()
 
     def wake(self) -> None:
         """Wake a sleeping guest; it is awake some time later."""

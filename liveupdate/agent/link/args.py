@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of calls, which come from the control host, and the error of a call."""
+"""Arguments of calls, which come from the control host."""
 
 from __future__ import annotations
+
+from ..base.names import CallError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,14 +14,6 @@ if TYPE_CHECKING:
     Args = dict[str, object]
     #: what is done once the reply to a call is on its way
     After = Callable[[], None] | None
-
-
-class CallError(Exception):
-    """A call that cannot be carried out; ``kind`` is for programs."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 def text(args: Args, key: str) -> str:

@@ -18,20 +18,18 @@ from ..base.fast_stdlib import (
     run_parallel,
     run_program,
 )
-from ..guest.guest_agent import GuestAgentError, ask_time
+from ..base.names import CallError
+from ..guest.guest_agent import ask_time
 from ..guest.guests import Guest
 from ..guest.spec import GuestSpec
 from ..guest.vmm_qemu import RUN_DIR, VmmError
 from ..update.adopt import write_state
 from ..update.handover import HandoverError
-from .args import CallError, guest_of, integer, text
+from .args import guest_of, integer, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .args import After, Args
-    from .cost_calls import CostCalls
     from .main import Agent
 
 GUESTS_MAX = 64
@@ -42,44 +40,15 @@ _LOADERS = {"file": "-s", "legacy": "-c"}
 
 
 class Calls:
-    """The calls that the control host can make."""
+    """The calls that the control host can make: call NAME is the method ``_call_NAME``."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._handover = agent.handover
-        self._cost_calls: CostCalls | None = None
-        self._table: dict[str, Callable[[Args], Args]] = {
-            "ping": self._ping,
-            "set_nonce": self._set_nonce,
-            "set_time": self._set_time,
-            "facts": self._facts,
-            "start_guests": self._start_guests,
-            "guest_status": self._guest_status,
-            "stop_guests": self._stop_guests,
-            "cont_guests": self._cont_guests,
-            "start_devices": self._start_devices,
-            "device_status": self._device_status,
-            "device_frames": self._device_frames,
-            "stop_devices": self._stop_devices,
-            "payload": self._payload,
-            "qga_ping": self._qga_ping,
-            "load_kernel": self._load_kernel,
-            "unload_kernel": self._unload_kernel,
-            "prepare": self._prepare,
-            "pfns": self._pfns,
-            "fragment": lambda args: self._costs().fragment(args),
-            "costs": lambda _args: self._costs().of_host(),
-            "hugetlb": lambda args: self._costs().try_hugetlb(args),
-            "kho_map": self._kho_map,
-            "abandon": lambda _args: self._handover.abandon(),
-            "finish": lambda _args: self._handover.finish(),
-            "update_begin": self._update_begin,
-            "update_status": self._update_status,
-            "update_watch": self._update_watch,
-            "update_log": self._update_log,
-            "update_end": self._update_end,
-            "survey": self._survey,
-        }
+        #: pages that keep memory fragmented, as long as this kernel runs
+        self._pins: object = None
+        self._fragmented: Args | None = None
+        self._hugetlb: Args | None = None
 
     def run(self, name: str, args: Args) -> tuple[Args, After]:
         """Carry out one call.
@@ -93,29 +62,31 @@ class Calls:
             from .inject import inject
 
             return {}, inject(self._agent, args)
-        if name not in self._table:
-            known = " ".join(sorted([*self._table, "jump", "inject"]))
+        call = getattr(self, f"_call_{name}", None)
+        if call is None:
+            names = [each.removeprefix("_call_") for each in dir(self) if each.startswith("_call_")]
+            known = " ".join(sorted([*names, "jump", "inject"]))
             raise CallError("unknown-call", f"no call '{name}'; there are: {known}")
-        return self._table[name](args), None
+        return call(args), None
 
     # --- host
 
-    def _ping(self, _args: Args) -> Args:
+    def _call_ping(self, _args: Args) -> Args:
         return {"boot_id": host.boot_id()}
 
-    def _set_nonce(self, args: Args) -> Args:
+    def _call_set_nonce(self, args: Args) -> Args:
         with open(f"{RUN_DIR}/nonce", "w") as file:
             file.write(text(args, "nonce"))
         return {}
 
-    def _set_time(self, args: Args) -> Args:
+    def _call_set_time(self, args: Args) -> Args:
         time.clock_settime_ns(time.CLOCK_REALTIME, integer(args, "realtime_ns"))
         return {}
 
-    def _facts(self, _args: Args) -> Args:
+    def _call_facts(self, _args: Args) -> Args:
         return host.facts(self._handover.preserved_bytes)
 
-    def _load_kernel(self, args: Args) -> Args:
+    def _call_load_kernel(self, args: Args) -> Args:
         loader = args.get("loader", "file")
         if not isinstance(loader, str) or loader not in _LOADERS:
             raise CallError("args", f"'loader' is {loader!r}, must be one of {sorted(_LOADERS)}")
@@ -130,12 +101,12 @@ class Calls:
         _kexec(_LOADERS[loader], "-l", path, f"--command-line={words}")
         return {"elapsed_ns": time.monotonic_ns() - began}
 
-    def _unload_kernel(self, _args: Args) -> Args:
+    def _call_unload_kernel(self, _args: Args) -> Args:
         if read_text("/sys/kernel/kexec_loaded") == "1":
             _kexec("-u")
         return {}
 
-    def _prepare(self, args: Args) -> Args:
+    def _call_prepare(self, args: Args) -> Args:
         digest = args.get("digest")
         if isinstance(digest, bool):
             for guest in self._agent.guests.values():
@@ -144,14 +115,20 @@ class Calls:
                 self._agent.update.lock.digest = digest
         return self._handover.prepare()
 
+    def _call_abandon(self, _args: Args) -> Args:
+        return self._handover.abandon()
+
+    def _call_finish(self, _args: Args) -> Args:
+        return self._handover.finish()
+
     # --- an operator's update
 
-    def _update_begin(self, args: Args) -> Args:
+    def _call_update_begin(self, args: Args) -> Args:
         lock = self._agent.update.begin(args)
         self._agent.holder = text(args, "id")
         return lock
 
-    def _update_status(self, _args: Args) -> Args:
+    def _call_update_status(self, _args: Args) -> Args:
         update, handover = self._agent.update, self._handover
         failed, restored = update.find("freeze-failed"), update.find("restored")
         return {
@@ -168,28 +145,28 @@ class Calls:
             "failure": str(failed.get("message")) if failed is not None else None,
         }
 
-    def _update_watch(self, args: Args) -> Args:
+    def _call_update_watch(self, args: Args) -> Args:
         self._agent.update.watch(args.get("guests"))
         return {}
 
-    def _update_log(self, args: Args) -> Args:
+    def _call_update_log(self, args: Args) -> Args:
         return self._agent.update.read(integer(args, "from"), LOG_REPLY_BYTES)
 
-    def _update_end(self, _args: Args) -> Args:
+    def _call_update_end(self, _args: Args) -> Args:
         if self._handover.state != "idle":
             state = self._handover.state
             raise CallError("state", f"state is '{state}': 'abandon' or 'finish' first")
         self._agent.update.end()
         return {}
 
-    def _survey(self, args: Args) -> Args:
+    def _call_survey(self, args: Args) -> Args:
         from ..update.survey import survey
 
         return survey(self._agent, args)
 
     # --- guests
 
-    def _start_guests(self, args: Args) -> Args:
+    def _call_start_guests(self, args: Args) -> Args:
         if self._handover.state != "idle":
             raise CallError("state", f"state is '{self._handover.state}', must be 'idle'")
         raw = args.get("guests")
@@ -226,7 +203,7 @@ class Calls:
         argv = {guest.spec.name: guest.vmm.argv for guest in guests}
         return {"argv": argv, "qemu_version": guests[0].vmm.version}
 
-    def _guest_status(self, _args: Args) -> Args:
+    def _call_guest_status(self, _args: Args) -> Args:
         result: Args = {}
         for name, guest in self._agent.guests.items():
             status, error = None, guest.error
@@ -238,17 +215,17 @@ class Calls:
             result[name] = {"vmm_pid": guest.vmm.pid, "status": status, "error": error}
         return result
 
-    def _stop_guests(self, _args: Args) -> Args:
+    def _call_stop_guests(self, _args: Args) -> Args:
         _raise_first(run_parallel([g.vmm.stop for g in self._agent.guests.values()]))
         return {}
 
-    def _cont_guests(self, _args: Args) -> Args:
+    def _call_cont_guests(self, _args: Args) -> Args:
         _raise_first(run_parallel([g.vmm.cont for g in self._agent.guests.values()]))
         return {}
 
     # --- devices
 
-    def _start_devices(self, args: Args) -> Args:
+    def _call_start_devices(self, args: Args) -> Args:
         from ..device.devices import ERRORS, start_devices
 
         if self._handover.state != "idle" or self._handover.devices:
@@ -259,15 +236,15 @@ class Calls:
         except ERRORS as err:
             raise CallError("device", str(err)) from err
         self._handover.devices.update(started)
-        return self._device_status({})
+        return self._call_device_status({})
 
-    def _device_status(self, _args: Args) -> Args:
+    def _call_device_status(self, _args: Args) -> Args:
         said: Args = {name: device.status() for name, device in self._handover.devices.items()}
         for guest in self._agent.guests.values():
             said.update((each.name, each.status()) for each in guest.spec.devices)
         return said
 
-    def _device_frames(self, args: Args) -> Args:
+    def _call_device_frames(self, args: Args) -> Args:
         name = text(args, "device")
         device = self._handover.devices.get(name)
         if device is None:
@@ -275,14 +252,14 @@ class Calls:
         iova, frames = device.frames()
         return {"iova": iova, **_pack_frames(frames)}
 
-    def _stop_devices(self, _args: Args) -> Args:
+    def _call_stop_devices(self, _args: Args) -> Args:
         from ..device.devices import ERRORS, stop_devices
         from ..guest.passthrough import stop_guests
 
         said = stop_devices(self._handover.devices)
         return {**said, **stop_guests(self._agent.guests.values(), ERRORS)}
 
-    def _payload(self, args: Args) -> Args:
+    def _call_payload(self, args: Args) -> Args:
         sock = guest_of(self._agent.guests, args).vmm.payload
         command = args.get("command")
         if sock is None or not isinstance(command, dict):
@@ -296,13 +273,10 @@ class Calls:
             raise CallError("busy", "the guest does not read its payload port")
         return {}
 
-    def _qga_ping(self, args: Args) -> Args:
-        try:
-            return {"realtime_ns": ask_time(guest_of(self._agent.guests, args), QGA_S)}
-        except GuestAgentError as err:
-            raise CallError(err.kind, str(err)) from err
+    def _call_qga_ping(self, args: Args) -> Args:
+        return {"realtime_ns": ask_time(guest_of(self._agent.guests, args), QGA_S)}
 
-    def _pfns(self, args: Args) -> Args:
+    def _call_pfns(self, args: Args) -> Args:
         ram = guest_of(self._agent.guests, args).ram
         if ram is None:
             raise CallError("no-guest", "the guest has no memory")
@@ -310,14 +284,41 @@ class Calls:
 
     # --- costs
 
-    def _costs(self) -> CostCalls:
-        from .cost_calls import CostCalls
+    def _call_fragment(self, args: Args) -> Args:
+        """Fragment the host's free memory, once."""
+        from ..update import fragment
 
-        if self._cost_calls is None:
-            self._cost_calls = CostCalls(self._handover, self._agent.guests)
-        return self._cost_calls
+        share = args.get("share")
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise CallError("args", f"'share' is {share!r}, must be a number above 0, at most 1")
+        if self._fragmented is not None:
+            raise CallError("state", "memory is fragmented once only")
+        try:
+            self._pins, self._fragmented = fragment.fragment(share)
+        except (fragment.FragmentError, OSError) as err:
+            raise CallError("fragment", str(err)) from err
+        return self._fragmented
 
-    def _kho_map(self, _args: Args) -> Args:
+    def _call_costs(self, _args: Args) -> Args:
+        """Return the fields of ``CostFacts``."""
+        from ..update import costs
+
+        guests = [guest for guest in self._agent.guests.values() if guest.error is None]
+        return costs.of_host(self._handover.open(), guests, self._fragmented, self._hugetlb)
+
+    def _call_hugetlb(self, args: Args) -> Args:
+        """Allocate as much memory from hugetlbfs and free it; return the fields of
+        ``HugetlbFacts``.
+        """
+        from ..update import costs
+
+        size = integer(args, "bytes")
+        if size <= 0 or size % costs.HUGE_BYTES:
+            raise CallError("args", f"'bytes' is {size}, must be a multiple of 2 MiB")
+        self._hugetlb = costs.try_hugetlb(size)
+        return self._hugetlb
+
+    def _call_kho_map(self, _args: Args) -> Args:
         """Return KHO's root devicetree, for a reader of all RAM; "" when it is not visible."""
         from binascii import b2a_base64
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 
-from .args import CallError, guest_of, integer, text
+from ..base.names import CallError
+from .args import guest_of, integer, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

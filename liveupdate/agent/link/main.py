@@ -14,12 +14,12 @@ import sys
 
 from ..base import framing, host
 from ..base.fast_stdlib import Task
-from ..base.names import SpecError
+from ..base.names import CallError, SpecError
 from ..guest.guests import Guest
 from ..guest.net import Network
 from ..guest.vmm_qemu import RUN_DIR, QemuVmm
 from ..update.handover import Handover
-from ..update.lock_record import READ_ONLY, Update, UpdateError
+from ..update.lock_record import READ_ONLY, Update
 from .port import Port, Visitor
 
 TYPE_CHECKING = False
@@ -102,17 +102,13 @@ class Agent:
             guest = Guest(entry.spec, self.handover.open(), self.network, self.emit, self.watch)
             guest.faults = entry.faults
             self.guests[entry.spec.name] = guest
-        if recovered:
-            self._go_on_watching()
-        else:
+        if not recovered:
             self._adopt()
+        elif self.update.lock is not None:
+            self.update.watch()
         # a session that could not be retrieved is an event, too
         Task(self._restore if self.handover.sessions else self._tell_init)
         Task(self._serve)
-
-    def _go_on_watching(self) -> None:
-        if self.update.lock is not None:
-            self.update.watch()
 
     def _adopt(self) -> None:
         """Take back guests that an earlier agent of this boot left running."""
@@ -216,14 +212,14 @@ class Agent:
         holder = args.get("id")
         try:
             if visitor is None or not isinstance(holder, str):
-                raise UpdateError("args", "only a visitor attaches, with an 'id'")
+                raise CallError("args", "only a visitor attaches, with an 'id'")
             held = self.update.lock is not None
             self.update.check(holder)
             if self.port.has_relay and not held:
-                raise UpdateError("busy", "another control host is connected")
+                raise CallError("busy", "another control host is connected")
             if holder:
                 self.update.begin(args)
-        except UpdateError as err:
+        except CallError as err:
             self._answer(framing.encode_error(seq, err.kind, str(err)), visitor)
             return
         self._hang_up()
@@ -347,7 +343,6 @@ class Agent:
     # --- the call thread
 
     def _serve(self) -> None:
-        from .args import CallError
         from .calls import Calls
 
         calls = Calls(self)
@@ -365,7 +360,7 @@ class Agent:
             except OSError as err:
                 kind = errno.errorcode.get(err.errno or 0, "os").lower()
                 line = framing.encode_error(seq, kind, str(err))
-            except (CallError, UpdateError) as err:
+            except CallError as err:
                 line = framing.encode_error(seq, err.kind, str(err))
             except Exception as err:
                 kind = getattr(err, "kind", "internal")

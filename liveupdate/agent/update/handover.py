@@ -18,7 +18,8 @@ from __future__ import annotations
 import os
 
 from ..base.fast_stdlib import now_ns, read_text, run_parallel
-from ..base.host import boot_id, last_messages
+from ..base.host import boot_id, kernel_said
+from ..base.names import KindError
 from ..guest.guests import Guest
 from ..guest.vmm_qemu import VmmError
 from ..mechanisms.base import MechanismError, open_mechanism
@@ -27,6 +28,7 @@ from . import manifest
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from ..base.framing import Emit
     from ..device.devices import Device as PciDevice
@@ -43,12 +45,8 @@ DRAIN_S = 0.5
 _REBOOT_KEXEC = 0x45584543  # LINUX_REBOOT_CMD_KEXEC
 
 
-class HandoverError(Exception):
+class HandoverError(KindError):
     """A call that is not possible now, or that the kernel refused."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class Handover:
@@ -151,10 +149,10 @@ class Handover:
         for session in self.sessions:
             if session["error"] is not None:  # no guest can be named
                 self._restore_failed("", "session", str(session["error"]))
-        guests = list(self._guests.values())
-        work = [_bind(self._restore_guest, guest) for guest in guests]
-        run_parallel([*(_bind_device(self._restore_device, d) for d in self._all_devices()), *work])
-        self.preserved_bytes += sum(device.preserved_bytes for device in self._all_devices())
+        guests, devices = list(self._guests.values()), list(self.devices.values())
+        work = [_bind(self._restore_device, device) for device in devices]
+        run_parallel([*work, *(_bind(self._restore_guest, guest) for guest in guests)])
+        self.preserved_bytes += sum(device.preserved_bytes for device in devices)
         self.preserved_bytes += sum(g.ram.size for g in guests if g.ram is not None)
         self._emit("restored", {"sessions": self.sessions})
 
@@ -204,9 +202,6 @@ class Handover:
             tokens = device.session.tokens
             self._note_session(device.spec.session, None, tokens, elapsed)
 
-    def _all_devices(self) -> list[PciDevice]:
-        return list(self.devices.values())
-
     def _restore_failed(self, guest: str, kind: str, message: str) -> None:
         self._emit("restore-failed", {"guest": guest, "kind": kind, "message": message})
 
@@ -219,8 +214,8 @@ class Handover:
         """Return the preserved sets to the mechanism; the state is as before ``prepare``."""
         self._need("restored")
         problems: list[str] = []
-        releases = [self._release, *(g.release for g in self._guests.values())]
-        for release in (*releases, *(d.release for d in self._all_devices())):
+        releases = [self.release, *(g.release for g in self._guests.values())]
+        for release in (*releases, *(d.release for d in self.devices.values())):
             try:
                 release()
             except OSError as err:
@@ -296,44 +291,38 @@ class Handover:
     def jump(self) -> None:
         """Freeze all guests and enter the loaded kernel. Returns only on failure."""
         guests = list(self._guests.values())
+        for guest, message in self._freeze(guests):
+            self._emit("freeze-failed", {"guest": guest, "message": message})
+        self._thaw(guests)
+
+    def _freeze(self, guests: list[Guest]) -> list[tuple[str, str]]:
+        """Freeze and jump; return what failed: a guest's name or "", and a message."""
         errors = run_parallel([_bind(self._freeze_guest, guest) for guest in guests])
-        failed = [(g, e) for g, e in zip(guests, errors, strict=True) if e is not None]
+        failed = zip(guests, errors, strict=True)
+        if any(errors):
+            return [(guest.spec.name, str(error)) for guest, error in failed if error is not None]
         try:
-            if not failed:
-                entries = [guest.entry() for guest in guests]
-                specs = [device.spec.to_json() for device in self._working()]
-                manifest.write(self._manifest, boot_id(), entries, specs)
+            entries = [guest.entry() for guest in guests]
+            specs = [device.spec.to_json() for device in self._working()]
+            manifest.write(self._manifest, boot_id(), entries, specs)
         except (OSError, ValueError) as err:
-            self._emit("freeze-failed", {"guest": "", "message": f"manifest: {err}"})
-            self._thaw(guests)
-            return
-        if failed:
-            for guest, error in failed:
-                guest.tell("freeze-failed", message=str(error))
-            self._thaw(guests)
-            return
+            return [("", f"manifest: {err}")]
         # The VMMs stay: their vCPUs are stopped, the kexec ends them, and ending them here would be
         # time of the blackout. A refused reboot then finds the guests where they were.
         self._before_kexec()
         # Last, so that a ring goes unread for as short as possible.
         stopped = run_parallel([device.freeze for device in self._working()])
         for failure in filter(None, stopped):
-            self._emit("freeze-failed", {"guest": "", "message": str(failure)})
-            self._thaw(guests)
-            return
+            return [("", str(failure))]
         try:
             self._take_leave()
         except OSError as err:
-            self._emit("freeze-failed", {"guest": "", "message": f"manifest: {err}"})
-            self._thaw(guests)
-            return
+            return [("", f"manifest: {err}")]
         self._drain(DRAIN_S)
         code = self._reboot(_REBOOT_KEXEC) if self._reboot else 0
         # Still here: liveupdate_reboot() refused.
-        said = last_messages("keep-dma: ") if self.devices else ""
-        message = f"reboot(KEXEC): {os.strerror(code)}" + (f" ({said})" if said else "")
-        self._emit("freeze-failed", {"guest": "", "message": message})
-        self._thaw(guests)
+        said = kernel_said("keep-dma: ") if self.devices else ""
+        return [("", f"reboot(KEXEC): {os.strerror(code)}{said}")]
 
     def _take_leave(self) -> None:
         """Announce that the kernel is left, and seal the agent's own preserved set.
@@ -397,9 +386,10 @@ class Handover:
 
     def _working(self) -> list[PciDevice]:
         """Return the devices that can go on a hop."""
-        return [device for device in self._all_devices() if device.error is None]
+        return [device for device in self.devices.values() if device.error is None]
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Close the agent's own preserved set, and what is in it."""
         session, self._session = self._session, None
         if self._manifest >= 0:
             os.close(self._manifest)
@@ -411,23 +401,19 @@ class Handover:
             session.let_go()
 
     def _give_up(self) -> None:
-        self._release()
+        self.release()
         for guest in self._guests.values():
             guest.release()
             guest.faults = []
-        for device in self._all_devices():
+        for device in self.devices.values():
             device.abandon()
         self.faults.clear()
         self.preserved_bytes = 0
         self.state = "idle"
 
 
-def _bind(func: Callable[[Guest], None], guest: Guest) -> Callable[[], None]:
-    return lambda: func(guest)
-
-
-def _bind_device(func: Callable[[PciDevice], None], device: PciDevice) -> Callable[[], None]:
-    return lambda: func(device)
+def _bind(func: Callable[[Any], None], argument: object) -> Callable[[], None]:
+    return lambda: func(argument)
 
 
 def _load_reboot() -> Callable[[int], int]:

@@ -21,6 +21,7 @@ from binascii import crc32, hexlify
 from struct import Struct
 
 from ..base.fast_stdlib import Task, decode_json, encode_json, now_ns
+from ..base.names import CallError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,14 +51,6 @@ _HEADER = Struct("<8sQII")
 
 #: calls that change nothing; every client of the socket may make them
 READ_ONLY = frozenset(("ping", "facts", "guest_status", "device_status", "update_status", "survey"))
-
-
-class UpdateError(Exception):
-    """A call that is refused; ``kind`` is for programs."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 class Lock:
@@ -118,12 +111,12 @@ class Update:
     def begin(self, args: dict[str, object]) -> dict[str, object]:
         """Lock the host for an update; idempotent for the same id.
 
-        :raises UpdateError: another update holds it.
+        :raises CallError: another update holds it.
         """
         try:
             wanted = Lock({**args, "since": time.time_ns()})
         except ValueError as err:
-            raise UpdateError("args", str(err)) from err
+            raise CallError("args", str(err)) from err
         if self.lock is None:
             self._reset()
             self.lock = wanted
@@ -133,12 +126,12 @@ class Update:
     def check(self, holder: str) -> None:
         """Refuse a caller that does not hold the host.
 
-        :raises UpdateError: ``locked``, naming who does.
+        :raises CallError: ``locked``, naming who does.
         """
         lock = self.lock
         if lock is not None and lock.id != holder:
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(lock.since // 10**9))
-            raise UpdateError(
+            raise CallError(
                 "locked", f"update '{lock.id}' of {lock.owner} holds this host since {when}"
             )
 
@@ -260,15 +253,15 @@ class Update:
     def watch(self, offsets: object = None) -> None:
         """Start to watch the guests; an update that came through the kexec knows where.
 
-        :raises UpdateError: ``offsets`` is not {guest: offset}.
+        :raises CallError: ``offsets`` is not {guest: offset}.
         """
         if self.lock is None:
-            raise UpdateError("state", "no update holds this host")
+            raise CallError("state", "no update holds this host")
         if offsets is not None:
             try:
                 self.lock.watch = Lock({**self.lock.to_json(), "watch": offsets}).watch
             except ValueError as err:
-                raise UpdateError("args", str(err)) from err
+                raise CallError("args", str(err)) from err
         if not self._watching:
             with self._idle:  # the last look of before
                 self._watching = True

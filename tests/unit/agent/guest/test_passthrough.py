@@ -16,7 +16,7 @@ from liveupdate.agent.guest import guests as module
 from liveupdate.agent.guest.guests import AWAKE, Guest
 from liveupdate.agent.guest.passthrough import DEVICES_MAX, Assigned, stop_guests
 from liveupdate.agent.guest.spec import GuestSpec
-from liveupdate.agent.guest.vmm_qemu import QemuVmm, VmmError, VmmFds, build_argv
+from liveupdate.agent.guest.vmm_qemu import QemuVmm, VmmError, build_argv
 from liveupdate.agent.mechanisms.base import PreservedSet, Ram
 from liveupdate.agent.mechanisms.files import FileMechanism
 
@@ -58,8 +58,8 @@ def test_devices_that_make_no_sense_are_refused(devices: object) -> None:
 
 
 def test_both_vmms_get_the_same_devices_behind_ports_of_their_own() -> None:
-    fds = VmmFds(ram=Ram(7, 16 << 20), tap=8, qmp=9, payload=10, qga=None)
-    argv = build_argv(spec(NIC, DISK), fds, "/dev/vdc", incoming=False)
+    ram, fds = Ram(7, 16 << 20), {"tap": 8, "qmp": 9, "payload": 10}
+    argv = build_argv(spec(NIC, DISK), ram, fds, "/dev/vdc", incoming=False)
     text = " ".join(argv)
     assert "pcie-root-port,id=port-nic0,chassis=1,addr=0x8" in text
     assert "vfio-pci,host=0000:01:00.0,id=dev-nic0,bus=port-nic0" in argv
@@ -68,9 +68,9 @@ def test_both_vmms_get_the_same_devices_behind_ports_of_their_own() -> None:
     assert argv.count("iommufd,id=iommufd0") == 1
     assert " lu.nvme" in argv[argv.index("-append") + 1]
     assert "kvm-apic.vapic=off" in argv
-    incoming = build_argv(spec(NIC, DISK), fds, "/dev/vdc", incoming=True)
+    incoming = build_argv(spec(NIC, DISK), ram, fds, "/dev/vdc", incoming=True)
     assert incoming == [*argv, "-incoming", "defer"]
-    without = " ".join(build_argv(spec(NIC), fds, "/dev/vdc", incoming=False))
+    without = " ".join(build_argv(spec(NIC), ram, fds, "/dev/vdc", incoming=False))
     assert "iommufd" not in without
     assert "lu.nvme" not in without
 

@@ -74,7 +74,7 @@ def test_refusal_carries_the_monitors_words(pair: tuple[socket.socket, socket.so
     qmp = Qmp(pair[0])
     qmp.greet(soon())
     with pytest.raises(QmpError, match="'cont' refused: not now"):
-        qmp.execute("cont", {}, soon())
+        qmp.batch([("cont", {})], soon())
 
 
 def test_silence_and_hangup_are_lost(pair: tuple[socket.socket, socket.socket]) -> None:

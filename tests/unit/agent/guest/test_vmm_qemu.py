@@ -11,10 +11,11 @@ import pytest
 from liveupdate.agent.guest import vmm_qemu
 from liveupdate.agent.guest.qmp import Qmp
 from liveupdate.agent.guest.spec import GuestSpec
-from liveupdate.agent.guest.vmm_qemu import QemuVmm, VmmError, VmmFds, build_argv, choose_adapter
+from liveupdate.agent.guest.vmm_qemu import QemuVmm, VmmError, build_argv, choose_adapter
 from liveupdate.agent.mechanisms.base import Ram
 
-FDS = VmmFds(ram=Ram(7, 256 << 20), tap=8, qmp=9, payload=10, qga=None)
+RAM = Ram(7, 256 << 20)
+FDS = {"tap": 8, "qmp": 9, "payload": 10}
 
 
 def spec(**changes: object) -> GuestSpec:
@@ -22,13 +23,13 @@ def spec(**changes: object) -> GuestSpec:
 
 
 def test_command_line_of_both_sides_differs_only_in_incoming() -> None:
-    outgoing = build_argv(spec(), FDS, "/dev/vdc", incoming=False)
-    incoming = build_argv(spec(), FDS, "/dev/vdc", incoming=True)
+    outgoing = build_argv(spec(), RAM, FDS, "/dev/vdc", incoming=False)
+    incoming = build_argv(spec(), RAM, FDS, "/dev/vdc", incoming=True)
     assert incoming == [*outgoing, "-incoming", "defer"]
 
 
 def test_memory_is_the_agents_memfd_and_shared() -> None:
-    argv = build_argv(spec(), FDS, "/dev/vdc", incoming=False)
+    argv = build_argv(spec(), RAM, FDS, "/dev/vdc", incoming=False)
     backend = argv[argv.index("-object") + 1]
     assert "mem-path=/proc/self/fd/7" in backend
     assert "share=on" in backend
@@ -37,25 +38,25 @@ def test_memory_is_the_agents_memfd_and_shared() -> None:
 
 @pytest.mark.parametrize(("pinnable", "word"), [(True, "on"), (False, "off")])
 def test_disk_is_direct_only_where_pages_can_be_pinned(pinnable: bool, word: str) -> None:
-    fds = VmmFds(ram=Ram(7, 256 << 20, pinnable=pinnable), tap=8, qmp=9, payload=10, qga=None)
-    assert f"cache.direct={word}" in " ".join(build_argv(spec(), fds, "/dev/vdc", incoming=False))
+    ram = Ram(7, 256 << 20, pinnable=pinnable)
+    argv = build_argv(spec(), ram, FDS, "/dev/vdc", incoming=False)
+    assert f"cache.direct={word}" in " ".join(argv)
 
 
 def test_every_inherited_descriptor_is_named() -> None:
-    fds = VmmFds(ram=Ram(7, 256 << 20), tap=8, qmp=9, payload=10, qga=11)
-    text = " ".join(build_argv(spec(qga=True), fds, "/dev/vdc", incoming=False))
-    assert fds.all() == [7, 8, 9, 10, 11]
-    for number in fds.all():
+    fds = {**FDS, "qga": 11}
+    text = " ".join(build_argv(spec(qga=True), RAM, fds, "/dev/vdc", incoming=False))
+    for number in (RAM.fd, *fds.values()):
         assert f"fd={number}" in text or f"/fd/{number}," in text
 
 
 def test_image_boots_from_its_disk() -> None:
-    argv = build_argv(spec(image="user.raw", qga=True), FDS, "/dev/vdc", incoming=False)
+    argv = build_argv(spec(image="user.raw"), RAM, FDS, "/dev/vdc", incoming=False)
     assert "-kernel" not in argv
 
 
 def test_every_device_has_its_slot() -> None:
-    argv = build_argv(spec(), FDS, "/dev/vdc", incoming=False)
+    argv = build_argv(spec(), RAM, FDS, "/dev/vdc", incoming=False)
     devices = [argv[i + 1] for i, word in enumerate(argv) if word == "-device"]
     assert all("addr=" in d or "bus=vser.0,nr=" in d for d in devices)
     assert any("mac=52:54:00:20:00:01" in d for d in devices)

@@ -10,8 +10,8 @@ from typing import cast
 
 import pytest
 
+from liveupdate.agent.base.names import CallError
 from liveupdate.agent.link import inject as module
-from liveupdate.agent.link.args import CallError
 from liveupdate.agent.link.inject import inject
 from liveupdate.agent.link.main import Agent
 
