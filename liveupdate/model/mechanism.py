@@ -88,7 +88,7 @@ class Requirements:
     #: kernel symbols, without CONFIG_, that both kernels must have
     kconfig: tuple[str, ...]
     #: compatible strings must exist with these prefixes and be equal in both kernels
-    abi_prefixes: tuple[str, ...]
+    abi_prefixes: tuple[str, ...] = ()
     #: words for both kernels' command lines
     append: str
     traits: Traits

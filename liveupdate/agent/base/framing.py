@@ -100,20 +100,18 @@ def encode_event(number: int, name: str, data: dict[str, object]) -> bytes:
 class Outbox:
     """Bytes waiting for a reader that may be slow or absent; it never blocks and is bounded."""
 
-    __slots__ = ("_chunks", "_offset", "dropped", "pending_bytes")
+    __slots__ = ("_chunks", "_offset", "pending_bytes")
 
     def __init__(self) -> None:
         #: a bare newline ends the line in which the previous kernel's agent was cut off
         self._chunks: list[bytes] = [b"\n"]
         self._offset = 0
         self.pending_bytes = 1
-        self.dropped = 0
 
     def put(self, data: bytes, *, droppable: bool = False) -> bool:
         """Queue a whole line; False: there was no room and it is dropped."""
         limit = SOFT_LIMIT_BYTES if droppable else HARD_LIMIT_BYTES
         if self.pending_bytes + len(data) > limit:
-            self.dropped += 1
             return False
         self._chunks.append(data)
         self.pending_bytes += len(data)

@@ -61,8 +61,6 @@ ERRORS = (PinError, VfioError, *JOB_ERRORS, OSError)
 class DeviceSpec:
     """Validated description of one device; comes from the control host, and out of the manifest."""
 
-    __slots__ = ("access", "bdf", "entries", "extra", "fault", "kind", "name", "stream", "tier")
-
     def __init__(self, raw: object) -> None:
         if not isinstance(raw, dict):
             raise SpecError("device: must be an object")
@@ -96,8 +94,7 @@ class DeviceSpec:
 
     def to_json(self) -> dict[str, object]:
         """Return the fields as JSON, for the manifest."""
-        fields = {key: getattr(self, key) for key in self.__slots__}
-        return {**fields, "stream": str(self.stream)}
+        return {**vars(self), "stream": str(self.stream)}
 
     @property
     def session(self) -> str:
@@ -159,10 +156,7 @@ class Device:
             if self.spec.extra:
                 _scatter(self._memory, self._job.size)
             self._job.lay_out(self._memory)
-            bar = self._open(self._pin.take())
-            if self._vfio is not None:
-                self._vfio.enable()
-            self._job.start(bar)
+            self._job.start(self._open_enabled())
         except BaseException:
             self.stop()
             raise
@@ -178,6 +172,13 @@ class Device:
         self._bar = self._vfio.map_bar()
         return self._bar
 
+    def _open_enabled(self) -> mmap:
+        """The same for a device that was reset, which answers to nothing yet."""
+        bar = self._open(self._pin.take())
+        if self._vfio is not None:
+            self._vfio.enable()
+        return bar
+
     def stop(self) -> str | None:
         """Stop it, close it, and give it back; return its driver after that."""
         self._halt()
@@ -189,11 +190,10 @@ class Device:
         return self._pin.give_back() if self.spec.bdf else None
 
     def _close(self) -> None:
-        self._job.close()
-        for part in (self._bar, self._vfio, self._memory):
-            if part is not None:
-                part.close()
-        self._bar = self._vfio = self._memory = None
+        self._let_go()
+        if self._memory is not None:
+            self._memory.close()
+        self._memory = None
         self.release()
         if self._fd >= 0:
             os.close(self._fd)
@@ -290,10 +290,7 @@ class Device:
         """Start it again with the content of its memory."""
         assert self._memory is not None
         self._job.find(self._memory)
-        bar = self._open(self._pin.take())
-        if self._vfio is not None:
-            self._vfio.enable()
-        self._job.resume(bar)
+        self._job.resume(self._open_enabled())
 
     def abandon(self) -> None:
         """Undo ``prepare``."""

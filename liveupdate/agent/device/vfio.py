@@ -127,17 +127,11 @@ class VfioDevice:
         size, offset = self._region(_BAR0)
         return mmap(self.fd, size, MAP_SHARED, PROT_READ | PROT_WRITE, offset=offset)
 
-    def command(self) -> int:
-        """Read the PCI command register."""
-        _size, offset = self._region(_CONFIG)
-        raw = os.pread(self.fd, 2, offset + _COMMAND)
-        return int.from_bytes(raw, "little")
-
     def enable(self) -> None:
         """Let it answer to memory accesses and be bus master."""
-        _size, offset = self._region(_CONFIG)
-        value = self.command() | _MEMORY_AND_MASTER
-        os.pwrite(self.fd, value.to_bytes(2, "little"), offset + _COMMAND)
+        at = self._region(_CONFIG)[1] + _COMMAND
+        value = int.from_bytes(os.pread(self.fd, 2, at), "little") | _MEMORY_AND_MASTER
+        os.pwrite(self.fd, value.to_bytes(2, "little"), at)
 
 
 class Mapping:

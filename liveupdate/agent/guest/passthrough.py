@@ -35,8 +35,6 @@ _IOMMUFD = "iommufd0"
 class Assigned:
     """One device of one guest. Validated, as it comes from the control host or a manifest."""
 
-    __slots__ = ("access", "bdf", "kind", "name")
-
     def __init__(self, raw: object) -> None:
         """:raises SpecError: a field is wrong."""
         if not isinstance(raw, dict):
@@ -53,7 +51,7 @@ class Assigned:
 
     def to_json(self) -> dict[str, object]:
         """Return the fields as JSON, for the manifest."""
-        return {key: getattr(self, key) for key in self.__slots__}
+        return dict(vars(self))
 
     @property
     def pin(self) -> Pin:

@@ -47,22 +47,6 @@ def _devices(raw: object) -> list[Assigned]:
 class GuestSpec:
     """Validated description of one guest."""
 
-    __slots__ = (
-        "append",
-        "cpu",
-        "devices",
-        "digest",
-        "disk",
-        "image",
-        "index",
-        "memory_bytes",
-        "name",
-        "pattern_bytes",
-        "qga",
-        "seed",
-        "vcpus",
-    )
-
     def __init__(self, raw: object) -> None:
         """:raises SpecError: a field is missing, of the wrong type or out of range."""
         if not isinstance(raw, dict):
@@ -93,8 +77,7 @@ class GuestSpec:
 
     def to_json(self) -> dict[str, object]:
         """Return the fields as JSON, for the manifest."""
-        fields = {key: getattr(self, key) for key in self.__slots__}
-        return {**fields, "devices": [each.to_json() for each in self.devices]}
+        return {**vars(self), "devices": [each.to_json() for each in self.devices]}
 
     @property
     def session(self) -> str:

@@ -208,20 +208,18 @@ class Agent:
 
         A visitor that speaks for the update that already has the host replaces a relay whose
         connection may be dead without a sign.
+
+        :raises CallError: another has the host or the connection.
         """
         holder = args.get("id")
-        try:
-            if visitor is None or not isinstance(holder, str):
-                raise CallError("args", "only a visitor attaches, with an 'id'")
-            held = self.update.lock is not None
-            self.update.check(holder)
-            if self.port.has_relay and not held:
-                raise CallError("busy", "another control host is connected")
-            if holder:
-                self.update.begin(args)
-        except CallError as err:
-            self._answer(framing.encode_error(seq, err.kind, str(err)), visitor)
-            return
+        if visitor is None or not isinstance(holder, str):
+            raise CallError("args", "only a visitor attaches, with an 'id'")
+        held = self.update.lock is not None
+        self.update.check(holder)
+        if self.port.has_relay and not held:
+            raise CallError("busy", "another control host is connected")
+        if holder:
+            self.update.begin(args)
         self._hang_up()
         fd = visitor.sock.fileno()
         self._unhandle(fd)
@@ -238,39 +236,44 @@ class Agent:
         try:
             if line is None:
                 raise framing.WireError(f"line longer than {framing.MAX_LINE_BYTES} bytes")
-            call = framing.parse_call(line)
+            seq, name, args = framing.parse_call(line)
         except framing.WireError as err:
             self._answer(framing.encode_error(err.seq, "protocol", str(err)), visitor)
             return
-        seq, name, args = call
+        try:
+            self._take_call(seq, name, args, visitor)
+        except CallError as err:
+            self._answer(framing.encode_error(seq, err.kind, str(err)), visitor)
+
+    def _take_call(
+        self, seq: int, name: str, args: dict[str, object], visitor: Visitor | None
+    ) -> None:
+        """Queue a call, or carry it out.
+
+        :raises CallError: it is refused.
+        """
         if name == "attach":
             self._attach(seq, args, visitor)
-            return
-        if visitor is not None and name not in READ_ONLY:
-            said = f"'{name}' is for the relay; 'attach' first"
-            visitor.send(framing.encode_error(seq, "not-attached", said))
-            return
-        if name == "read_ram":
+        elif visitor is not None and name not in READ_ONLY:
+            raise CallError("not-attached", f"'{name}' is for the relay; 'attach' first")
+        elif name == "read_ram":
             # not queued: guests are watched this way while another call takes long
-            self._read_ram(seq, args)
-            return
-        if len(self._calls) >= CALLS_QUEUED_MAX:
-            said = "too many calls are waiting"
-            self._answer(framing.encode_error(seq, "busy", said), visitor)
-            return
-        self._calls.append((seq, name, args, visitor))
-        os.eventfd_write(self._calls_ready, 1)
+            self._send(framing.encode_reply(seq, {"data": self._read_ram(args)}))
+        elif len(self._calls) >= CALLS_QUEUED_MAX:
+            raise CallError("busy", "too many calls are waiting")
+        else:
+            self._calls.append((seq, name, args, visitor))
+            os.eventfd_write(self._calls_ready, 1)
 
-    def _read_ram(self, seq: int, args: dict[str, object]) -> None:
-        """Answer with bytes of a guest's RAM, where it cannot be read from outside."""
+    def _read_ram(self, args: dict[str, object]) -> str:
+        """Return bytes of a guest's RAM in base64, where it cannot be read from outside."""
         from binascii import b2a_base64
 
         offset, size = args.get("offset"), args.get("bytes")
         guest = self.guests.get(str(args.get("guest")))
         if guest is not None and not guest.running:
             # the content was written before the pause: no sign of life
-            self._send(framing.encode_error(seq, "paused", f"guest '{guest.spec.name}' is paused"))
-            return
+            raise CallError("paused", f"guest '{guest.spec.name}' is paused")
         if (
             guest is None
             or guest.ram is None
@@ -279,15 +282,12 @@ class Agent:
             or not 0 <= offset < guest.spec.memory_bytes
             or not 0 < size <= READ_RAM_MAX
         ):
-            self._send(framing.encode_error(seq, "args", "no such guest, or not in its RAM"))
-            return
+            raise CallError("args", "no such guest, or not in its RAM")
         try:
             data = os.pread(guest.ram.fd, size, guest.ram.offset + offset)
         except OSError as err:
-            self._send(framing.encode_error(seq, "os", str(err)))
-            return
-        text = b2a_base64(data, newline=False).decode("ascii")
-        self._send(framing.encode_reply(seq, {"data": text}))
+            raise CallError("os", str(err)) from err
+        return b2a_base64(data, newline=False).decode("ascii")
 
     def _woken(self) -> None:
         try:  # noqa: SIM105 - contextlib costs an import

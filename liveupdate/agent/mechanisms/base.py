@@ -60,11 +60,8 @@ class PreservedSet:
     tokens: int
     #: how often the kernel said "not now" before it took a guest's RAM
     refusals: int = 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has been neither dropped nor finished."""
-        raise NotImplementedError
+    #: whether it has not been closed
+    is_open: bool
 
     def preserve_ram(self, ram: Ram) -> None:
         """Let a guest's RAM be carried over, while the guest runs and writes to it."""

@@ -110,7 +110,7 @@ class BreadcrumbSet(CopySet):
         self.tokens += 1
         return fd
 
-    def clear(self) -> None:
+    def finish(self) -> None:
         """Forget the contents of an incoming set; leave an outgoing one out of the stream."""
         if self.incoming:
             self._parts.data.clear()

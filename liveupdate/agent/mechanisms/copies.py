@@ -18,7 +18,10 @@ COPY_BYTES = 1 << 20
 
 
 class CopySet(PreservedSet):
-    """What these sets share; subclasses say where the room of a token is."""
+    """What these sets share; subclasses say where the room of a token is.
+
+    ``finish`` forgets everything but RAM, which is in use; an outgoing set is dropped by it, too.
+    """
 
     def __init__(self, name: str, *, incoming: bool) -> None:
         self.name = name
@@ -26,12 +29,7 @@ class CopySet(PreservedSet):
         self.tokens = 0
         #: token to what has to be in its place at last
         self._sources: dict[int, int] = {}
-        self._open = True
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has been neither dropped nor finished."""
-        return self._open
+        self.is_open = True
 
     def preserve(self, fd: int, token: int) -> None:
         """Reserve room for what ``fd`` has now; the content is copied by ``seal``.
@@ -49,15 +47,11 @@ class CopySet(PreservedSet):
         for token, fd in self._sources.items():
             self.copy(fd, token)
 
-    def finish(self) -> None:
-        """Free the set's contents; RAM is in use and stays."""
-        self.clear()
-
     def close(self) -> None:
         """Close the set; an outgoing one is dropped."""
-        if self._open and not self.incoming:
-            self.clear()
-        self._open = False
+        if self.is_open and not self.incoming:
+            self.finish()
+        self.is_open = False
 
     def reserve(self, token: int, size: int) -> None:
         """Make room of ``size`` bytes for a token."""
@@ -67,12 +61,8 @@ class CopySet(PreservedSet):
         """Make the room of a token what ``source`` is, for good."""
         raise NotImplementedError
 
-    def clear(self) -> None:
-        """Forget everything but RAM, which is in use."""
-        raise NotImplementedError
-
     def _need_open(self) -> None:
-        if not self._open:
+        if not self.is_open:
             raise OSError(errno.EBADF, "the preserved set has been given up", self.name)
 
 

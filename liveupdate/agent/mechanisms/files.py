@@ -73,7 +73,7 @@ class FileSet(CopySet):
         self.tokens += 1
         return fd
 
-    def clear(self) -> None:
+    def finish(self) -> None:
         """Remove all files of the set except RAM, which is in use."""
         for name in os.listdir(self._path):
             if name != _RAM:

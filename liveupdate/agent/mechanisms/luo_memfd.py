@@ -63,11 +63,7 @@ class Session(PreservedSet):
         self.name = name
         self.incoming = incoming
         self.tokens = 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the session has not been closed."""
-        return self.fd >= 0
+        self.is_open = True
 
     def preserve_ram(self, ram: Ram) -> None:
         """Preserve a running guest's RAM.
@@ -121,9 +117,10 @@ class Session(PreservedSet):
 
     def close(self) -> None:
         """Close the session. An outgoing one is dropped by the kernel."""
-        if self.fd >= 0:
+        if self.is_open:
             os.close(self.fd)
             self.fd = -1
+        self.is_open = False
 
 
 class Device(Mechanism):

@@ -23,7 +23,6 @@ _WORD = "pkernfs.region="
 
 REQUIREMENTS = {
     "kconfig": ("MODULES", "ZONE_DEVICE", "TRANSPARENT_HUGEPAGE"),
-    "abi_prefixes": (),
     # KHO is off, to show that it takes no part
     "append": (
         "kho=off liveupdate=off memmap={size}${start} pkernfs.region={size}!{start}"

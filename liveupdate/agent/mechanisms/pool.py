@@ -44,7 +44,6 @@ SPARE_BYTES = 64 << 20
 #: handover at all, and the memory has no struct pages. KHO is off, to show that it takes no part.
 REQUIREMENTS = {
     "kconfig": ("MODULES",),
-    "abi_prefixes": (),
     "append": "kho=off liveupdate=off memmap={size}${start} lu.mechanism=pool",
     "modules": (MODULE,),
     "devices": (DEVICE,),
@@ -262,7 +261,7 @@ class PoolSet(CopySet):
         self.tokens += 1
         return fd
 
-    def clear(self) -> None:
+    def finish(self) -> None:
         """Free all objects of the set except RAM, which is in use."""
         mine = f"{self.name}/"
         for name in self._pool.names():

@@ -33,7 +33,6 @@ _HEAD_BYTES = 4096
 
 REQUIREMENTS = {
     "kconfig": ("X86_PMEM_LEGACY", "BLK_DEV_PMEM", "FS_DAX", "EXT4_FS"),
-    "abi_prefixes": (),
     # KHO is off, to show that it takes no part
     "append": "kho=off liveupdate=off memmap={size}!{start} lu.mechanism=reserved-dax",
     "devices": (DEVICE,),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 HUGEPAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB"
 HUGE_BYTES = 2 << 20
 KVM_DEBUGFS = "/sys/kernel/debug/kvm"
+SIZES = ("pages_4k", "pages_2m", "pages_1g")
 #: include/uapi/linux/kernel-page-flags.h
 _KPF_NOPAGE = 20
 PAGE_BYTES = 4096
@@ -26,13 +27,11 @@ PAGE_BYTES = 4096
 
 def of_guest(guest: Guest) -> dict[str, object]:
     """Return the fields of ``RamFacts``; None: they cannot be measured here."""
-    found = mapped_pages(guest.vmm.pid)
     return {
         "guest": guest.spec.name,
         "allocate_ns": guest.allocate_ns,
-        "pages_4k": found.get("pages_4k"),
-        "pages_2m": found.get("pages_2m"),
-        "pages_1g": found.get("pages_1g"),
+        **dict.fromkeys(SIZES),
+        **mapped_pages(guest.vmm.pid),
         "online_page": None if guest.ram is None else has_online_page(guest.ram),
         "pinnable": None if guest.ram is None else can_pin(guest.ram),
     }
@@ -66,7 +65,7 @@ def mapped_pages(pid: int, root: str = KVM_DEBUGFS) -> dict[str, int]:
         return {}
     found: dict[str, int] = {}
     for name in names:
-        for size in ("pages_4k", "pages_2m", "pages_1g"):
+        for size in SIZES:
             try:
                 found[size] = found.get(size, 0) + int(read_text(f"{root}/{name}/{size}"))
             except (OSError, ValueError):

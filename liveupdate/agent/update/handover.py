@@ -271,11 +271,6 @@ class Handover:
         session.preserve(self._record, TOKEN_RECORD)
         self.preserved_bytes += size
 
-    def _save_record(self) -> None:
-        if self._record >= 0:
-            self._update.unwatch()
-            self._update.save(self._record)
-
     def abandon(self) -> dict[str, object]:
         """Drop what was preserved; the guests run on."""
         self._need("prepared", "failed")
@@ -335,7 +330,8 @@ class Handover:
             self._seal()
         self._emit("jumping", {})
         if self._record >= 0:
-            self._save_record()
+            self._update.unwatch()
+            self._update.save(self._record)
             self._seal()
 
     def _seal(self) -> None:

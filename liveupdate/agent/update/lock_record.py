@@ -56,8 +56,6 @@ READ_ONLY = frozenset(("ping", "facts", "guest_status", "device_status", "update
 class Lock:
     """Who updates this host; it comes from the control host, and again from the manifest."""
 
-    __slots__ = ("digest", "id", "owner", "since", "watch")
-
     def __init__(self, raw: object) -> None:
         """:raises ValueError: the fields are not those of a lock."""
         if not isinstance(raw, dict):
@@ -78,7 +76,7 @@ class Lock:
 
     def to_json(self) -> dict[str, object]:
         """Return the fields as JSON."""
-        return {key: getattr(self, key) for key in self.__slots__}
+        return dict(vars(self))
 
 
 class Update:

@@ -102,7 +102,7 @@ def test_the_bundle_is_sealed_when_all_is_in_it(record: int, order: list[str]) -
     handover = Handover({}, lambda name, _data: done.append(name), lambda _s: None, Update({}))
     handover._session = SimpleNamespace(is_open=True, seal=lambda: done.append("seal"))  # type: ignore[assignment]
     handover._record = record
-    handover._save_record = lambda: done.append("save")  # type: ignore[method-assign]
+    handover._update.save = lambda fd: done.append("save")  # type: ignore[method-assign]
     handover._take_leave()
     assert done == order
 
