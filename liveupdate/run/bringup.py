@@ -374,7 +374,5 @@ def wait_guests(bed: Testbed, *, timeout_s: float, since: int = 0) -> None:
     deadline = Deadline.after(timeout_s, "the guests to be ready")
     for guest in bed.guests:
         if guest.spec.kind.payload:
-            line = bed.wait_payload(guest, payload.Ready, deadline, since=since)
-            assert isinstance(line, payload.Ready)
-            guest.ready = line
+            guest.ready = bed.wait_payload(guest, payload.Ready, deadline, since=since)
     bed.refresh_pfns()

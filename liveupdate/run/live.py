@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, LostMachine
 from liveupdate.core.steps import Steps
 from liveupdate.faults.base import Moment
-from liveupdate.formats.journal import JournalError
 from liveupdate.model import slots
 from liveupdate.model.evidence import SessionFacts
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.mechanism import AGENT_SESSION
 from liveupdate.model.plan import Hop
-from liveupdate.probes.liveness import scan_disk
 from liveupdate.run.devices import DeviceHop
 from liveupdate.run.digests import OutsideDigests
 from liveupdate.run.hop import NOTHING, HopEngine
 from liveupdate.run.moves import STEPS
 from liveupdate.run.observers.costs import record_costs, record_handed_over
 from liveupdate.run.observers.guests import GuestObservers
-from liveupdate.run.observers.host_queries import read_over_ssh
+from liveupdate.run.observers.host_queries import read_over_ssh, scan_journal
 from liveupdate.run.observers.iommu import IommuObserver
-from liveupdate.run.testbed import GuestHandle, Testbed, disk_of
+from liveupdate.run.testbed import GuestHandle, Testbed
 from liveupdate.run.timeline import find_moments
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.console import ConsoleLine
@@ -174,14 +173,14 @@ class LiveHop(HopEngine):
         window = Deadline.after(self.bed.plan.observe.after_s, "the observation window")
         self._devices.resumed()
         for guest in self.payload_guests():
-            resumed = self._resumed().get(guest.spec.name)
+            name = guest.spec.name
+            resumed = self._resumed().get(name)
             if resumed is None:
                 continue
+            first_tick = partial(self._guest_observers.latest_tick_ns, name, resumed)
             with contextlib.suppress(DeadlineExceeded):
                 # A guest that never ticks again is found by the judge in the trace.
-                self.moments["ticked", guest.spec.name] = wait_until(
-                    _first_tick(self._guest_observers, guest, resumed), window
-                )
+                self.moments["ticked", name] = wait_until(first_tick, window)
         read_over_ssh(self.bed, self.n)
         if not window.expired:
             time.sleep(window.remaining_s)
@@ -238,28 +237,16 @@ class LiveHop(HopEngine):
         return event
 
     def _put_journals(self, slot: slots.Document[JournalFacts]) -> None:
+        machine = self.bed.machine
+        if machine is None:
+            return
         for guest in self.payload_guests():
-            journal = self._scan(guest)
+            name = guest.spec.name
+            journal = scan_journal(machine.disks[name], guest.ready, self.steps, guest=name)
             if journal is not None:
-                self.bed.record.put(slot, journal, self.n, guest.spec.name)
-
-    def _scan(self, guest: GuestHandle) -> JournalFacts | None:
-        assert guest.ready is not None
-        if self.bed.machine is None:
-            return None
-        try:
-            return scan_disk(disk_of(self.bed.machine, guest), boot=guest.ready.boot)
-        except (OSError, JournalError) as error:
-            self.steps.note("journal-unreadable", guest=guest.spec.name, error=str(error))
-            return None
+                self.bed.record.put(slot, journal, self.n, name)
 
 
 def _raise_refusal(event: AgentEvent) -> None:
     if event.name == "freeze-failed":
         raise FreezeRefused(str(event.data.get("message", "the freeze failed")))
-
-
-def _first_tick(
-    watchers: GuestObservers, guest: GuestHandle, after_ns: int
-) -> Callable[[], int | None]:
-    return lambda: watchers.latest_tick_ns(guest.spec.name, after_ns)

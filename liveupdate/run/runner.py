@@ -75,7 +75,10 @@ def run(
         with bring_up(plan, record, steps, take) as bed:
             record.put(slots.PROVENANCE, describe(bed, argv=argv, accel_reason=accel_reason))
             try:
-                _walk(bed, steps)
+                with GuestObservers(bed) as watchers:
+                    for hop in plan.hops:
+                        if not _hop(bed, hop, watchers, steps):
+                            break
             finally:
                 tail = bed.host.console.tail(_TAIL_LINES)
     except (LiveUpdateError, *_GARBLED) as error:
@@ -87,14 +90,6 @@ def run(
     return RunResult(
         verdict=judge(plan, evidence), evidence=evidence, run_dir=record.path, console_tail=tail
     )
-
-
-def _walk(bed: Testbed, steps: Steps) -> None:
-    """Make all hops, or as many as there is a machine for."""
-    with GuestObservers(bed) as watchers:
-        for hop in bed.plan.hops:
-            if not _hop(bed, hop, watchers, steps):
-                break
 
 
 def _hop(bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps) -> bool:

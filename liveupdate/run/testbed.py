@@ -14,7 +14,7 @@ import secrets
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TypeVar
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import EvidenceError, LiveUpdateError, LostMachine, StateError
@@ -38,17 +38,14 @@ from liveupdate.target.qemu.host import QemuHost
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.ssh import Ssh
 
+Line = TypeVar("Line", bound=payload.PayloadEvent)
+
 CALL_S = 30.0
 #: a host that hangs is not asked for its guests' ticks for longer than this
 _READ_S = 5.0
 #: a guest of 64 GiB has 16 Mi pages of 8 bytes
 _MAX_PFN_BYTES = 8 * (64 << 30) // PAGE_BYTES
 WIRE_MAC = "52:54:00:30:00:01"
-
-
-def guest_mac(index: int) -> str:
-    """MAC address of guest ``index`` (from 0) on the wire."""
-    return f"52:54:00:20:00:{index:02x}"
 
 
 @dataclass(slots=True)
@@ -63,7 +60,7 @@ class GuestHandle:
     @property
     def mac(self) -> str:
         """MAC address of the guest's network card."""
-        return guest_mac(self.index)
+        return f"52:54:00:20:00:{self.index:02x}"
 
     def tick_address(self) -> PhysAddr:
         """Host-physical address of the tick page.
@@ -255,16 +252,17 @@ class Testbed:
     def wait_payload(
         self,
         guest: GuestHandle,
-        kind: type[payload.PayloadEvent],
+        kind: type[Line],
         deadline: Deadline,
         *,
         since: int = 0,
-    ) -> payload.PayloadEvent:
+    ) -> Line:
         """Wait for a line of one kind from the guest's payload.
 
         :raises EvidenceError: the payload said instead that it could not.
         :raises LostMachine: its VMM ended.
         """
+        found: list[Line] = []
 
         def wanted(event: AgentEvent) -> bool:
             if event.name == "vmm-exit" and event.guest == guest.spec.name:
@@ -277,17 +275,17 @@ class Testbed:
             line = parse_guest_line(event)
             if isinstance(line, payload.Failure):
                 raise EvidenceError(f"guest '{guest.spec.name}' says: {line.message}")
-            return isinstance(line, kind)
+            if isinstance(line, kind):
+                found.append(line)
+            return bool(found)
 
-        event = self.host.agent.wait_for(
+        self.host.agent.wait_for(
             wanted,
             deadline,
             what=f"a '{kind.__name__}' line of guest '{guest.spec.name}'",
             since=since,
         )
-        line = parse_guest_line(event)
-        assert line is not None
-        return line
+        return found[0]
 
 
 def parse_guest_line(event: AgentEvent) -> payload.PayloadEvent | None:
@@ -299,8 +297,3 @@ def parse_guest_line(event: AgentEvent) -> payload.PayloadEvent | None:
         return payload.decode_line(text)
     except payload.PayloadLineError:
         return None
-
-
-def disk_of(host: QemuHost, guest: GuestHandle) -> Path:
-    """Return the guest's journal disk as a file of the control host."""
-    return host.disks[guest.spec.name]

@@ -15,11 +15,11 @@ from contextlib import ExitStack
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import DeadlineExceeded
 from liveupdate.core.steps import Steps
-from liveupdate.formats.journal import JournalError
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.guest_device_use import GuestUse, JournalFacts
 from liveupdate.model.scenario import DeviceSpec
-from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, scan_disk
+from liveupdate.probes.liveness import EchoWatcher, JournalWatcher
+from liveupdate.run.observers.host_queries import scan_journal
 from liveupdate.run.testbed import WIRE_MAC, Testbed
 from liveupdate.target.qemu.argv import device_mac
 
@@ -147,10 +147,5 @@ class GuestUseWatch:
 
     def _scan(self) -> JournalFacts | None:
         ready = next(each.ready for each in self._bed.guests if each.spec.name == self._guest)
-        if ready is None:
-            return None
-        try:
-            return scan_disk(self._bed.own_machine.namespaces[self.name], boot=ready.boot)
-        except (OSError, JournalError) as error:
-            self._steps.note("journal-unreadable", device=self.name, error=str(error))
-            return None
+        path = self._bed.own_machine.namespaces[self.name]
+        return scan_journal(path, ready, self._steps, device=self.name)

@@ -18,7 +18,7 @@ from liveupdate.probes.base import Sampler
 from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, TickWatcher
 from liveupdate.run.devices import make_sender
-from liveupdate.run.testbed import WIRE_MAC, GuestHandle, Testbed, disk_of
+from liveupdate.run.testbed import WIRE_MAC, GuestHandle, Testbed
 
 #: a user's own image is asked for its clock this often
 PING_INTERVAL_S = 0.25
@@ -35,16 +35,15 @@ class PingWatcher:
         self.sampler = Sampler(f"ping-{guest.spec.name}", PING_INTERVAL_S, self._sample)
 
     def _sample(self) -> None:
-        realtime: int | None = None
         try:
             answer = self._bed.host.agent.call(
                 "qga_ping", {"guest": self._guest.spec.name}, Deadline.after(2.0, "qga_ping")
             )
             found = answer.get("realtime_ns")
-            realtime = found if isinstance(found, int) else None
         except LiveUpdateError:
             # No answer is the fact; through the whole blackout there can be none.
-            realtime = None
+            found = None
+        realtime = found if isinstance(found, int) else None
         with self._lock:
             self._pings.append(AgentPing(host_ns=time.monotonic_ns(), realtime_ns=realtime))
 
@@ -75,7 +74,6 @@ class GuestObservers:
         }
         bed.senders.update(self.senders)
         machine = bed.machine
-        payloads = [guest for guest in bed.guests if guest.spec.kind.payload]
         for guest in bed.guests:
             name, kind = guest.spec.name, guest.spec.kind
             if Watch.TICKS in kind.watches:
@@ -86,23 +84,15 @@ class GuestObservers:
                 self._pings[name] = PingWatcher(bed, guest)
             if kind.journal and machine is not None:
                 self._journals[name] = JournalWatcher(
-                    name, disk_of(machine, guest), observe.echo_interval_s
+                    name, machine.disks[name], observe.echo_interval_s
                 )
-        self._echoes = (
-            None
-            if machine is None
-            else EchoWatcher(
-                machine.wire,
-                {guest.spec.name: guest.mac for guest in payloads},
-                {
-                    guest.spec.name: guest.spec.address
-                    for guest in bed.guests
-                    if guest.spec.address is not None
-                },
-                WIRE_MAC,
-                observe.echo_interval_s,
-            )
-        )
+        self._echoes: EchoWatcher | None = None
+        if machine is not None:
+            macs = {each.spec.name: each.mac for each in bed.guests if each.spec.kind.payload}
+            pairs = ((each.spec.name, each.spec.address) for each in bed.guests)
+            addresses = {name: address for name, address in pairs if address is not None}
+            interval_s = observe.echo_interval_s
+            self._echoes = EchoWatcher(machine.wire, macs, addresses, WIRE_MAC, interval_s)
 
     def __enter__(self) -> GuestObservers:
         for sampler in self._samplers():

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import (
     DeadlineExceeded,
@@ -13,8 +15,11 @@ from liveupdate.core.errors import (
 )
 from liveupdate.core.steps import Steps
 from liveupdate.formats import payload
+from liveupdate.formats.journal import JournalError
 from liveupdate.model import codec, slots
 from liveupdate.model.evidence import Incident, KernelFacts, SshFacts, VmmStatus
+from liveupdate.model.guest_device_use import JournalFacts
+from liveupdate.probes.liveness import scan_disk
 from liveupdate.run.testbed import GuestHandle, Testbed
 
 #: reading a page back for the first time after a resume is a nested fault; under TCG, 4.3 ms were
@@ -29,11 +34,8 @@ def ask_facts(bed: Testbed) -> KernelFacts:
 
 def record_vmm(bed: Testbed, hop: int, name: str, status: object) -> None:
     """Store the answer of ``guest_status`` for one guest."""
-    if not isinstance(status, dict):
-        bed.record.put(slots.VMM, VmmStatus(status=None), hop, name)
-        return
-    error = status.get("error")
-    state = status.get("status")
+    fields = status if isinstance(status, dict) else {}
+    state, error = fields.get("status"), fields.get("error")
     said = VmmStatus(status=state if isinstance(state, str) else None)
     bed.record.put(slots.VMM, said, hop, name)
     if error:
@@ -51,8 +53,24 @@ def verify_pattern(bed: Testbed, hop: int, guest: GuestHandle, steps: Steps) -> 
     except (RemoteError, DeadlineExceeded, EvidenceError, LostMachine) as error:
         steps.note("pattern-not-verified", guest=guest.spec.name, error=str(error))
         return
-    assert isinstance(line, payload.Verified)
     bed.record.put(slots.PATTERN, line.to_facts(), hop, guest.spec.name)
+
+
+def scan_journal(
+    path: Path, ready: payload.Ready | None, steps: Steps, **owner: str
+) -> JournalFacts | None:
+    """Read the journal that a guest keeps on a disk; None: there is none that can be read.
+
+    :param ready: what the payload said of itself.
+    :param owner: what a note of a journal that cannot be read names.
+    """
+    if ready is None:
+        return None
+    try:
+        return scan_disk(path, boot=ready.boot)
+    except (OSError, JournalError) as error:
+        steps.note("journal-unreadable", **owner, error=str(error))
+        return None
 
 
 def read_over_ssh(bed: Testbed, hop: int) -> None:
