@@ -44,15 +44,12 @@ def describe(bed: Testbed, *, argv: tuple[str, ...], accel_reason: str) -> Prove
 
 def control_host() -> Mapping[str, str]:
     """Describe the machine the tool runs on."""
-    model = "unknown"
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "kernel": platform.release(),
         "machine": platform.machine(),
-        "cpu": model,
+        "cpu": models[0] if models else "unknown",
         "cpus": str(len(os.sched_getaffinity(0))),
         "python": platform.python_version(),
     }

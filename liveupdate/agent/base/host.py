@@ -226,6 +226,7 @@ def facts(preserved_bytes: int) -> dict[str, object]:
 
 
 _PAGEMAP_STEP = 32 << 20
+FRAME_MASK = (1 << 55) - 1
 
 
 def page_frames(fd: int, size: int, offset: int = 0) -> list[int]:
@@ -240,31 +241,38 @@ def page_frames(fd: int, size: int, offset: int = 0) -> list[int]:
     with mmap(fd, size, MAP_SHARED | MAP_POPULATE, PROT_READ, offset=offset) as area:
         start = mapping_start(fd, size)
         frames: list[int] = []
-        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            for at in range(0, size, _PAGEMAP_STEP):
-                piece = range(at, min(at + _PAGEMAP_STEP, size), 4096)
-                found = _read_pagemap(pagemap, start + at, len(piece))
-                if 0 in found:
-                    # a mapping of memory without struct pages is populated by touching it only
-                    for page in piece:
-                        area[page]
-                    found = _read_pagemap(pagemap, start + at, len(piece))
-                frames += found
-        finally:
-            os.close(pagemap)
+        for at in range(0, size, _PAGEMAP_STEP):
+            piece = range(at, min(at + _PAGEMAP_STEP, size), 4096)
+            found = _find_frames(start + at, len(piece))
+            if 0 in found:
+                # a mapping of memory without struct pages is populated by touching it only
+                for page in piece:
+                    area[page]
+                found = _find_frames(start + at, len(piece))
+            frames += found
         del area
     return frames
 
 
-def _read_pagemap(pagemap: int, start: int, count: int) -> list[int]:
+def _find_frames(start: int, count: int) -> list[int]:
     """Return ``count`` frames from address ``start`` on, 0 where there is none."""
-    data = os.pread(pagemap, count * 8, start // 4096 * 8)
-    if len(data) != count * 8:
-        raise OSError(5, "pagemap ended early")
-    # bits 0-54: frame, bit 63: present (Documentation/admin-guide/mm/pagemap.rst)
-    mask = (1 << 55) - 1
-    return [e & mask if e >> 63 else 0 for e in memoryview(data).cast("Q")]
+    return [e & FRAME_MASK if e >> 63 else 0 for e in read_pagemap(start, count * 4096)]
+
+
+def read_pagemap(start: int, size: int) -> memoryview:
+    """Return this process's pagemap of ``size`` bytes from address ``start`` on, a u64 per page:
+    the frame (:data:`FRAME_MASK`), and in bit 63 whether there is one
+    (Documentation/admin-guide/mm/pagemap.rst).
+    """
+    data = bytearray()
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(start // 4096 * 8)
+        while len(data) < size // 4096 * 8:
+            piece = pagemap.read(min(1 << 20, size // 4096 * 8 - len(data)))
+            if not piece:
+                raise OSError(5, "pagemap ended early")
+            data += piece
+    return memoryview(data).cast("Q")
 
 
 def mapping_start(fd: int, size: int) -> int:

@@ -58,15 +58,8 @@ class Edu(Bar):
         """
         wait_for("a transfer to end", lambda: not self.is_busy, TRANSFER_S)
 
-    def fetch(self, iova: int) -> None:
-        """Start to copy a frame from memory."""
-        self._start(iova, _BUFFER, 0)
-
-    def put(self, iova: int) -> None:
-        """Start to copy it to memory."""
-        self._start(_BUFFER, iova, _TO_MEMORY)
-
-    def _start(self, source: int, target: int, direction: int) -> None:
+    def copy(self, source: int, target: int, direction: int = 0) -> None:
+        """Start to copy a frame; ``direction`` is 0 from memory, or _TO_MEMORY."""
         self.write(_SOURCE, source)
         self.write(_TARGET, target)
         self.write(_COUNT, FRAME_BYTES)
@@ -168,11 +161,11 @@ class Copy(Job):
         self._memory[SOURCE_AT : SOURCE_AT + FRAME_BYTES] = frame
         self.account.next = 0
         self._store()
-        self._registers.fetch(self._iova + SOURCE_AT)
+        self._registers.copy(self._iova + SOURCE_AT, _BUFFER)
 
     def _put(self) -> None:
         assert self.account is not None
         assert self._registers is not None
         self.account.next = 1
         self._store()
-        self._registers.put(self._iova + self._slot())
+        self._registers.copy(_BUFFER, self._iova + self._slot(), _TO_MEMORY)

@@ -115,14 +115,6 @@ def build_argv(
     return [*argv, "-incoming", "defer"] if incoming else argv
 
 
-def _member_type(schema: dict[str, dict[str, object]], owner: object, member: str) -> object:
-    members = schema.get(str(owner), {}).get("members")
-    for item in members if isinstance(members, list) else []:
-        if isinstance(item, dict) and item.get("name") == member:
-            return item.get("type")
-    return None
-
-
 def choose_adapter(raw: object) -> str:
     """Return the adapter that a VMM with this ``query-qmp-schema`` answer can be handled by.
 
@@ -133,26 +125,29 @@ def choose_adapter(raw: object) -> str:
         for item in (raw if isinstance(raw, list) else [])
         if isinstance(item, dict)
     }
-    args = schema.get("migrate-set-parameters", {}).get("arg-type")
-    mode = _member_type(schema, args, "mode")
-    if ADAPTER not in _values(schema, mode):
+    if ADAPTER not in _values(schema, "migrate-set-parameters", "mode"):
         raise VmmError("unsupported", f"this QEMU has no migration mode '{ADAPTER}'")
-    args = schema.get("migrate-set-capabilities", {}).get("arg-type")
-    array = _member_type(schema, args, "capabilities")
-    status = schema.get(str(array), {}).get("element-type")
-    capability = _member_type(schema, status, "capability")
-    if "x-ignore-shared" not in _values(schema, capability):
+    capabilities = _values(schema, "migrate-set-capabilities", "capabilities", "capability")
+    if "x-ignore-shared" not in capabilities:
         raise VmmError("unsupported", "this QEMU has no migration capability 'x-ignore-shared'")
     return ADAPTER
 
 
-def _values(schema: dict[str, dict[str, object]], enum: object) -> list[object]:
-    entry = schema.get(str(enum), {})
-    members = entry.get("members")
-    if isinstance(members, list):
-        return [m.get("name") for m in members if isinstance(m, dict)]
-    values = entry.get("values")  # before QEMU 6.2 gave enums members
-    return values if isinstance(values, list) else []
+def _values(schema: dict[str, dict[str, object]], command: str, *path: str) -> list[object]:
+    """Return the values of the enum that is a member, or a member's member, of the arguments."""
+    at = schema.get(command, {}).get("arg-type")
+    for name in path:
+        members = _members(schema, at)
+        at = next((item.get("type") for item in members if item.get("name") == name), None)
+        at = schema.get(str(at), {}).get("element-type", at)  # of a list, what is in it
+    values = schema.get(str(at), {}).get("values")  # before QEMU 6.2 gave enums members
+    named: list[object] = [item.get("name") for item in _members(schema, at)]
+    return named or (values if isinstance(values, list) else [])
+
+
+def _members(schema: dict[str, dict[str, object]], name: object) -> list[dict[str, object]]:
+    members = schema.get(str(name), {}).get("members")
+    return [m for m in members if isinstance(m, dict)] if isinstance(members, list) else []
 
 
 def _tail(path: str) -> str:

@@ -111,11 +111,8 @@ def describe(head: bytes) -> str | None:
 
 
 def _head(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.pread(fd, _HEAD_BYTES, 0)
-    finally:
-        os.close(fd)
+    with open(path, "rb") as device:
+        return device.read(_HEAD_BYTES)
 
 
 open_mechanism = DaxMechanism

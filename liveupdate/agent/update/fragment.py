@@ -7,11 +7,10 @@ the rest. Afterwards as much memory is free as before, in pieces of less than 2 
 
 from __future__ import annotations
 
-import os
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap
 
 from ..base.fast_stdlib import read_text, write_text
-from ..base.host import meminfo_bytes
+from ..base.host import FRAME_MASK, meminfo_bytes, read_pagemap
 from ..base.page_pins import PAGE_BYTES, Pins, address_of
 
 HUGE_ORDER = 9
@@ -30,7 +29,6 @@ TOLERANCE_BYTES = 2 * (SPARE_BYTES + _STEP_BYTES) + (32 << 20)
 #: include/uapi/asm-generic/mman-common.h
 _MADV_NOHUGEPAGE = 15
 _MADV_POPULATE_WRITE = 23
-_PFN_MASK = (1 << 55) - 1
 
 
 class FragmentError(Exception):
@@ -60,7 +58,7 @@ def choose(frames: memoryview, share: float) -> list[int]:
     blocks: dict[int, int] = {}
     for index, entry in enumerate(frames):
         if entry >> 63:
-            blocks.setdefault((entry & _PFN_MASK) >> HUGE_ORDER, index)
+            blocks.setdefault((entry & FRAME_MASK) >> HUGE_ORDER, index)
     return [
         index
         for number, (_, index) in enumerate(sorted(blocks.items()))
@@ -87,7 +85,7 @@ def fragment(share: float) -> tuple[Pins, dict[str, object]]:
         with mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS, PROT_READ | PROT_WRITE) as area:
             area.madvise(_MADV_NOHUGEPAGE)
             start, size = address_of(area), _populate(area, size)
-            chosen = choose(_frames(start, size), share)
+            chosen = choose(read_pagemap(start, size), share)
             pins.add([start + index * PAGE_BYTES for index in chosen])
         after = whole_blocks(read_text("/proc/buddyinfo"))
         if after * HUGE_BYTES > (1 - share) * before * HUGE_BYTES + TOLERANCE_BYTES:
@@ -123,19 +121,3 @@ def spare_bytes(meminfo: str) -> int:
     """Return the free memory that is not CMA's, which the kernel cannot use for itself."""
     cma = meminfo_bytes(meminfo, "CmaFree") if "CmaFree:" in meminfo else 0
     return meminfo_bytes(meminfo, "MemFree") - cma
-
-
-def _frames(start: int, size: int) -> memoryview:
-    fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    data = bytearray()
-    try:
-        at, end = start // PAGE_BYTES * 8, (start + size) // PAGE_BYTES * 8
-        while at < end:
-            piece = os.pread(fd, min(1 << 20, end - at), at)
-            if not piece:
-                raise OSError(5, "pagemap ended early")
-            data += piece
-            at += len(piece)
-    finally:
-        os.close(fd)
-    return memoryview(data).cast("Q")

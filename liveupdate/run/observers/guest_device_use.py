@@ -37,7 +37,7 @@ class GuestUseWatch:
     def __init__(self, bed: Testbed, spec: DeviceSpec, guest: str, steps: Steps) -> None:
         """:param guest: whose device it is."""
         self._bed = bed
-        self._spec = spec
+        self._name = spec.name
         self._guest = guest
         self._steps = steps
         self._mark = bed.host.agent.mark()
@@ -49,11 +49,6 @@ class GuestUseWatch:
         self._journal: JournalWatcher | None = None
         self._before: JournalFacts | None = None
         self._after: JournalFacts | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the device."""
-        return self._spec.name
 
     def begin(self) -> None:
         """Wait until the device is used. After that a card's link is silent; a journal is
@@ -112,9 +107,9 @@ class GuestUseWatch:
             return
         machine = self._bed.own_machine
         if self._is_card:
-            number = [each.name for each in self._bed.plan.devices].index(self.name)
+            number = [each.name for each in self._bed.plan.devices].index(self._name)
             self._echoes = EchoWatcher(
-                machine.feeds[self.name],
+                machine.feeds[self._name],
                 {self._guest: device_mac(number)},
                 {},
                 WIRE_MAC,
@@ -123,8 +118,11 @@ class GuestUseWatch:
             self._stack.enter_context(self._echoes.sender)
             self._stack.enter_context(self._echoes.receiver)
         else:
-            path, interval_s = machine.namespaces[self.name], self._bed.plan.observe.echo_interval_s
-            self._journal = JournalWatcher(self.name, path, interval_s)
+            path, interval_s = (
+                machine.namespaces[self._name],
+                self._bed.plan.observe.echo_interval_s,
+            )
+            self._journal = JournalWatcher(self._name, path, interval_s)
             self._stack.enter_context(self._journal.sampler)
 
     def _collect(self) -> None:
@@ -142,10 +140,10 @@ class GuestUseWatch:
 
         with contextlib.suppress(DeadlineExceeded):
             # What was not seen is missing, and the judge says what follows from that.
-            deadline = Deadline.after(_FIRST_USE_S, f"guest '{self._guest}' to use '{self.name}'")
+            deadline = Deadline.after(_FIRST_USE_S, f"guest '{self._guest}' to use '{self._name}'")
             wait_until(is_enough, deadline, interval_s=_PAUSE_S)
 
     def _scan(self) -> JournalFacts | None:
         ready = next(each.ready for each in self._bed.guests if each.spec.name == self._guest)
-        path = self._bed.own_machine.namespaces[self.name]
-        return scan_journal(path, ready, self._steps, device=self.name)
+        path = self._bed.own_machine.namespaces[self._name]
+        return scan_journal(path, ready, self._steps, device=self._name)

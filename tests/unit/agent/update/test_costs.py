@@ -110,7 +110,7 @@ def test_memory_that_stays_whole_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(fragment, "read_text", texts.__getitem__)
     monkeypatch.setattr(fragment, "write_text", lambda *what: written.append(what))
     monkeypatch.setattr(fragment, "TOLERANCE_BYTES", 0)
-    monkeypatch.setattr(fragment, "_frames", lambda _start, _size: frames())
+    monkeypatch.setattr(fragment, "read_pagemap", lambda _start, _size: frames())
     with pytest.raises(fragment.FragmentError, match="205 of 205"):
         fragment.fragment(0.8)
     # what the kernel keeps back is what it was, whatever became of it
