@@ -48,6 +48,21 @@ def read_text(path: str, limit: int = 1 << 16) -> str:
         os.close(fd)
 
 
+def try_read_text(path: str) -> str | None:
+    """Return the same, or None when the file cannot be read."""
+    try:
+        return read_text(path)
+    except OSError:
+        return None
+
+
+def close_fd(fd: int) -> int:
+    """Close a descriptor unless it is -1, for "none"; return -1."""
+    if fd >= 0:
+        os.close(fd)
+    return -1
+
+
 def write_text(path: str, text: str) -> None:
     """Write into a file that exists (sysfs, procfs).
 

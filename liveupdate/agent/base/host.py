@@ -9,7 +9,7 @@ import fcntl
 import os
 import struct
 
-from .fast_stdlib import read_text
+from .fast_stdlib import read_text, try_read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,10 +57,7 @@ def find_disk(serial: str) -> str:
 
 def disk_serial(path: str) -> str:
     """Return the serial of a virtio-blk disk, "" when it has none."""
-    try:
-        return read_text(f"/sys/block/{path.rpartition('/')[2]}/serial")
-    except OSError:
-        return ""
+    return try_read_text(f"/sys/block/{path.rpartition('/')[2]}/serial") or ""
 
 
 # --- kernel

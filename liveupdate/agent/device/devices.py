@@ -22,7 +22,7 @@ import time
 from math import gcd
 from mmap import MADV_NOHUGEPAGE, mmap
 
-from ..base.fast_stdlib import Task, now_ns
+from ..base.fast_stdlib import Task, close_fd, now_ns
 from ..base.host import kernel_said, mapping_start, page_frames
 from ..base.names import SpecError, check_name
 from .driver_binding import KINDS, Pin, PinError, find
@@ -195,9 +195,7 @@ class Device:
             self._memory.close()
         self._memory = None
         self.release()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._fd = close_fd(self._fd)
 
     # --- the thread that looks after it
 

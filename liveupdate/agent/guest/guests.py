@@ -9,7 +9,7 @@ from __future__ import annotations
 import _thread
 import os
 
-from ..base.fast_stdlib import now_ns
+from ..base.fast_stdlib import close_fd, now_ns
 from ..base.host import disk_serial, find_disk
 from ..mechanisms.base import TOKEN_STATE, MechanismError
 from .net import Network
@@ -253,9 +253,7 @@ class Guest:
         session, self.session = self.session, None
         if session is not None:
             session.let_go()
-        if self.state >= 0:
-            os.close(self.state)
-            self.state = -1
+        self.state = close_fd(self.state)
         if self.error is not None:
             self._free_ram()  # lost: its memory is of no more use
 

@@ -12,7 +12,7 @@ import fcntl
 import os
 import struct
 
-from ..base.fast_stdlib import AF_UNIX, SOCK_STREAM, Socket, read_text
+from ..base.fast_stdlib import AF_UNIX, SOCK_STREAM, Socket, try_read_text
 
 BRIDGE = "br0"
 WIRE_MAC = "52:54:00:10:00:02"
@@ -36,11 +36,9 @@ _EBUSY = 16
 def find_interface(mac: str, root: str = "/sys/class/net") -> str | None:
     """Return the name of the interface with that hardware address, not counting bridges."""
     for name in os.listdir(root):
-        try:
-            if name != BRIDGE and read_text(f"{root}/{name}/address") == mac:
-                return name
-        except OSError:
-            continue  # gone meanwhile
+        # one may be gone meanwhile
+        if name != BRIDGE and try_read_text(f"{root}/{name}/address") == mac:
+            return name
     return None
 
 

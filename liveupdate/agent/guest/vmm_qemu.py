@@ -11,7 +11,7 @@ import os
 import select
 import time
 
-from ..base.fast_stdlib import connect_unix, listen_unix
+from ..base.fast_stdlib import close_fd, connect_unix, listen_unix
 from ..base.names import KindError
 from .qmp import Qmp, QmpError, QmpLost
 from .spec import MIB, GuestSpec
@@ -280,15 +280,11 @@ class QemuVmm:
 
     def close(self) -> None:
         """Close the sockets and descriptors of an ended process."""
-        for sock in (self.payload, self.qga):
-            if sock is not None:
-                sock.close()
-        if self._qmp is not None:
-            self._qmp.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
+        for each in (self.payload, self.qga, self._qmp):
+            if each is not None:
+                each.close()
         self.payload = self.qga = self._qmp = None
-        self.pidfd = -1
+        self.pidfd = close_fd(self.pidfd)
 
     def stderr_tail(self) -> str:
         """Return the end of the VMM's stderr."""

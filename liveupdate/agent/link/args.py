@@ -9,6 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..device.devices import Device
     from ..guest.guests import Guest
 
     Args = dict[str, object]
@@ -36,6 +37,17 @@ def integer(args: Args, key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise CallError("args", f"'{key}' must be an integer, is {value!r}")
     return value
+
+
+def device_of(devices: dict[str, Device], args: Args) -> Device:
+    """Return the device that a call names.
+
+    :raises CallError: there is none.
+    """
+    name = text(args, "device")
+    if name not in devices:
+        raise CallError("no-device", f"no device '{name}'")
+    return devices[name]
 
 
 def guest_of(guests: dict[str, Guest], args: Args) -> Guest:

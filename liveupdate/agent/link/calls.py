@@ -25,7 +25,7 @@ from ..guest.spec import GuestSpec
 from ..guest.vmm_qemu import RUN_DIR, VmmError
 from ..update.adopt import write_state
 from ..update.handover import HandoverError
-from .args import guest_of, integer, text
+from .args import device_of, guest_of, integer, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -245,11 +245,7 @@ class Calls:
         return said
 
     def _call_device_frames(self, args: Args) -> Args:
-        name = text(args, "device")
-        device = self._handover.devices.get(name)
-        if device is None:
-            raise CallError("no-device", f"no device '{name}'")
-        iova, frames = device.frames()
+        iova, frames = device_of(self._handover.devices, args).frames()
         return {"iova": iova, **_pack_frames(frames)}
 
     def _call_stop_devices(self, _args: Args) -> Args:

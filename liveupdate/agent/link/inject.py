@@ -6,13 +6,12 @@ from __future__ import annotations
 import os
 
 from ..base.names import CallError
-from .args import guest_of, integer, text
+from .args import device_of, guest_of, integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..device.devices import Device
     from .args import After, Args
     from .main import Agent
 
@@ -68,26 +67,18 @@ def _reset_guest(agent: Agent, details: Args) -> After:
     return guest_of(agent.guests, details).vmm.reset
 
 
-def _device(agent: Agent, details: Args) -> Device:
-    name = text(details, "device")
-    device = agent.handover.devices.get(name)
-    if device is None:
-        raise CallError("no-device", f"no device '{name}'")
-    return device
-
-
 def _map_unpreserved(agent: Agent, details: Args) -> After:
-    _device(agent, details).map_unpreserved()
+    device_of(agent.handover.devices, details).map_unpreserved()
     return None
 
 
 def _release_page(agent: Agent, details: Args) -> After:
-    _device(agent, details).release_page()
+    device_of(agent.handover.devices, details).release_page()
     return None
 
 
 def _reset_device(agent: Agent, details: Args) -> After:
-    _device(agent, details).spec.fault = "reset-device"
+    device_of(agent.handover.devices, details).spec.fault = "reset-device"
     return None
 
 

@@ -188,7 +188,7 @@ class Agent:
             return
         fd = visitor.sock.fileno()
         if len(self._visitors) >= VISITORS_MAX:
-            visitor.close()
+            visitor.sock.close()
             return
         self._visitors[fd] = visitor
         self._handle(fd, lambda: self._visit(fd, visitor))
@@ -198,7 +198,7 @@ class Agent:
         if not data:
             self._unhandle(fd)
             self._visitors.pop(fd, None)
-            visitor.close()
+            visitor.sock.close()
             return
         for line in visitor.splitter.feed(data):
             self._take_line(line, visitor if fd in self._visitors else None)

@@ -61,10 +61,6 @@ class Visitor:
         except OSError:
             return b""
 
-    def close(self) -> None:
-        """Close the connection."""
-        self.sock.close()
-
 
 class Port:
     """Sends from any thread without blocking; read by the main loop only."""
@@ -187,9 +183,6 @@ class Port:
         if self.fd < 0:
             return
         try:  # noqa: SIM105 - contextlib costs an import
-            self._outbox.flush(self._write)
+            self._outbox.flush(lambda data: os.write(self.fd, data))
         except OSError:
             pass  # the other end went away; what is queued waits for the next
-
-    def _write(self, data: bytes) -> int:
-        return os.write(self.fd, data)

@@ -8,9 +8,7 @@ command line names the mechanism (``lu.mechanism=NAME``; LUO without it).
 
 from __future__ import annotations
 
-import os
-
-from ..base.fast_stdlib import read_text
+from ..base.fast_stdlib import close_fd, read_text
 from . import NAMES
 
 #: what the guests' preserved sets hold
@@ -46,9 +44,7 @@ class Ram:
 
     def close(self) -> None:
         """Close the descriptor; the memory itself stays as long as another reference exists."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        self.fd = close_fd(self.fd)
 
 
 class PreservedSet:

@@ -13,6 +13,7 @@ import os
 import struct
 import time
 
+from ..base.fast_stdlib import close_fd
 from .base import TOKEN_RAM, Mechanism, MechanismError, PreservedSet, Ram
 from .copies import HUGE_BYTES
 
@@ -117,9 +118,7 @@ class Session(PreservedSet):
 
     def close(self) -> None:
         """Close the session. An outgoing one is dropped by the kernel."""
-        if self.is_open:
-            os.close(self.fd)
-            self.fd = -1
+        self.fd = close_fd(self.fd)
         self.is_open = False
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from ..base import host
-from ..base.fast_stdlib import decode_json, encode_json, read_text
+from ..base.fast_stdlib import decode_json, encode_json, try_read_text
 from ..guest.guests import Guest
 from ..guest.spec import GuestSpec
 from ..guest.vmm_qemu import RUN_DIR, VmmError
@@ -29,12 +29,9 @@ def start_time(pid: int) -> str:
 
     A pid may be reused, but not with the same start time.
     """
-    try:
-        stat = read_text(f"/proc/{pid}/stat")
-    except OSError:
-        return ""
+    stat = try_read_text(f"/proc/{pid}/stat")
     # the name may hold blanks and brackets; the start is field 22 of proc_pid_stat(5)
-    return stat.rpartition(")")[2].split()[19]
+    return stat.rpartition(")")[2].split()[19] if stat else ""
 
 
 def write_state(agent: Holder) -> None:

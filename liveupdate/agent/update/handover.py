@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 
-from ..base.fast_stdlib import now_ns, read_text, run_parallel
+from ..base.fast_stdlib import close_fd, now_ns, read_text, run_parallel
 from ..base.host import boot_id, kernel_said
 from ..base.names import KindError
 from ..guest.guests import Guest
@@ -387,12 +387,8 @@ class Handover:
     def release(self) -> None:
         """Close the agent's own preserved set, and what is in it."""
         session, self._session = self._session, None
-        if self._manifest >= 0:
-            os.close(self._manifest)
-            self._manifest = -1
-        if self._record >= 0:
-            os.close(self._record)
-            self._record = -1
+        self._manifest = close_fd(self._manifest)
+        self._record = close_fd(self._record)
         if session is not None:
             session.let_go()
 

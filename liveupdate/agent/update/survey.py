@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from ..base import host
-from ..base.fast_stdlib import read_text
+from ..base.fast_stdlib import read_text, try_read_text
 from ..device.driver_binding import Pin, PinError
 from ..guest.vmm_qemu import RUN_DIR, VmmError
 from ..mechanisms.luo_memfd import DEVICE
@@ -93,10 +93,8 @@ def _guest(guest: Guest) -> dict[str, object]:
 
 def _flag(path: str) -> bool | None:
     """Return whether a file says 1; None: there is no such file."""
-    try:
-        return read_text(path) == "1"
-    except OSError:
-        return None
+    text = try_read_text(path)
+    return None if text is None else text == "1"
 
 
 def _abi_strings() -> set[str]:
@@ -152,10 +150,7 @@ def _links(pid: int) -> list[str]:
 
 
 def _name(pid: int) -> str:
-    try:
-        return read_text(f"/proc/{pid}/comm")
-    except OSError:
-        return "?"
+    return try_read_text(f"/proc/{pid}/comm") or "?"
 
 
 def _openers(device: str) -> list[dict[str, object]]:
