@@ -219,8 +219,6 @@ def run_program(argv: list[str]) -> tuple[int, str]:
 class Task:
     """A function running in a thread; ``join`` re-raises what it raised."""
 
-    __slots__ = ("_done", "_error", "_func")
-
     def __init__(self, func: Callable[[], None]) -> None:
         self._func = func
         self._error: BaseException | None = None

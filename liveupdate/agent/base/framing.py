@@ -35,8 +35,6 @@ class WireError(ValueError):
 class LineSplitter:
     """Cuts a byte stream into lines of at most ``limit`` bytes."""
 
-    __slots__ = ("_buffer", "_limit", "_skipping")
-
     def __init__(self, limit: int = MAX_LINE_BYTES) -> None:
         self._limit = limit
         self._buffer = bytearray()
@@ -99,8 +97,6 @@ def encode_event(number: int, name: str, data: dict[str, object]) -> bytes:
 
 class Outbox:
     """Bytes waiting for a reader that may be slow or absent; it never blocks and is bounded."""
-
-    __slots__ = ("_chunks", "_offset", "pending_bytes")
 
     def __init__(self) -> None:
         #: a bare newline ends the line in which the previous kernel's agent was cut off

@@ -324,10 +324,7 @@ class Device:
         landed = self._job.landed()
         self.tell(
             "device-landed",
-            found=landed.found,
-            first=landed.first,
-            last=landed.last,
-            is_full=landed.is_full,
+            **vars(landed),
             keep=self._pin.keep_state(),
             command=self._read_command(),
         )

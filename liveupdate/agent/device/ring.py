@@ -70,7 +70,8 @@ class Account:
     """
 
     COUNTS = ("received", "missing", "duplicate", "reordered", "damaged", "foreign")
-    __slots__ = (*COUNTS, "entries", "expected", "first", "gaps", "next", "stream")
+    #: what is kept as one u64 each, in this order
+    NUMBERS = (*COUNTS, "first", "expected")
 
     def __init__(self, entries: int, stream: int) -> None:
         self.entries = entries
@@ -85,10 +86,8 @@ class Account:
 
     def encode(self) -> bytes:
         """Return the account as bytes, with magic and checksum."""
-        body = _FIELDS.pack(
-            self.entries, self.next, self.stream, self.received, self.missing, self.duplicate,
-            self.reordered, self.damaged, self.foreign, self.first, self.expected, len(self.gaps),
-        )  # fmt: skip
+        numbers = (getattr(self, name) for name in self.NUMBERS)
+        body = _FIELDS.pack(self.entries, self.next, self.stream, *numbers, len(self.gaps))
         body += b"".join(_GAP.pack(*gap) for gap in self.gaps)
         return _HEADER.pack(_MAGIC, crc32(body)) + body
 
@@ -148,7 +147,7 @@ def decode_account(data: bytes) -> Account:
     magic, crc = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise RingError(f"magic of the account is {magic!r}, expected {_MAGIC!r}")
-    entries, index, stream, *counts, gaps = _FIELDS.unpack_from(data, _HEADER.size)
+    entries, index, stream, *numbers, gaps = _FIELDS.unpack_from(data, _HEADER.size)
     length = _FIELDS.size + min(gaps, GAPS_MAX) * _GAP.size
     body = data[_HEADER.size : _HEADER.size + length]
     if gaps > GAPS_MAX or crc32(body) != crc:
@@ -157,8 +156,7 @@ def decode_account(data: bytes) -> Account:
         raise RingError(f"descriptor {index} of {entries} cannot be")
     account = Account(entries, stream)
     account.next = index
-    names = (*Account.COUNTS, "first", "expected")
-    for name, value in zip(names, counts, strict=True):
+    for name, value in zip(Account.NUMBERS, numbers, strict=True):
         setattr(account, name, value)
     account.gaps = [_GAP.unpack_from(body, _FIELDS.size + i * _GAP.size) for i in range(gaps)]
     return account
@@ -166,8 +164,6 @@ def decode_account(data: bytes) -> Account:
 
 class Landed:
     """What was finished in a ring before this kernel touched its device."""
-
-    __slots__ = ("first", "found", "is_full", "last")
 
     def __init__(self) -> None:
         self.found = 0

@@ -137,8 +137,6 @@ class VfioDevice:
 class Mapping:
     """Memory of this process for a device: ``length`` bytes at ``address``, seen at ``iova``."""
 
-    __slots__ = ("address", "iova", "length")
-
     def __init__(self, address: int, iova: int, length: int) -> None:
         self.address = address
         self.iova = iova

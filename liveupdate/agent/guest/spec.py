@@ -112,8 +112,6 @@ class GuestSpec:
 class GuestEntry:
     """One guest in the manifest: what the outgoing agent tells the incoming one about it."""
 
-    __slots__ = ("faults", "spec", "state_bytes")
-
     def __init__(
         self, spec: GuestSpec, state_bytes: int, faults: list[dict[str, object]] | None = None
     ) -> None:

@@ -39,8 +39,6 @@ def find_port(name: str = PORT_NAME, root: str = "/sys/class/virtio-ports") -> s
 class Visitor:
     """A client of the socket that is not the relay. Read by the main loop only."""
 
-    __slots__ = ("sock", "splitter")
-
     def __init__(self, sock: Socket) -> None:
         self.sock = sock
         #: a visitor's queue is shorter than the relay's

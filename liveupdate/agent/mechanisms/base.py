@@ -28,8 +28,6 @@ class MechanismError(Exception):
 class Ram:
     """A guest's RAM, for a VMM to map. ``align`` 0: the VMM chooses."""
 
-    __slots__ = ("align", "fd", "offset", "pinnable", "size")
-
     def __init__(
         self, fd: int, size: int, *, offset: int = 0, align: int = 0, pinnable: bool = True
     ) -> None:

@@ -43,8 +43,6 @@ class StreamError(ValueError):
 class Parts:
     """A preserved set: where its guest's RAM is, and contents by token."""
 
-    __slots__ = ("data", "ram")
-
     def __init__(
         self, ram: tuple[int, int] | None = None, data: dict[int, bytes] | None = None
     ) -> None:

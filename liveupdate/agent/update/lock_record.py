@@ -338,8 +338,6 @@ def _runs(guest: Guest) -> bool:
 class _Watched:
     """When was looked: first, last, and the longest time between two looks, in ns."""
 
-    __slots__ = ("began", "last", "longest", "running_since")
-
     def __init__(self) -> None:
         self.began = self.last = now_ns()
         self.longest = 0
