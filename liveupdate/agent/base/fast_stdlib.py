@@ -14,6 +14,7 @@ import _thread
 import os
 import time
 
+#: for all modules of the agent: typing costs an import
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -8,9 +8,8 @@ event  {"n": M, "event": NAME, "t_ns": CLOCK_BOOTTIME, "data": {}}
 
 from __future__ import annotations
 
-from .fast_stdlib import decode_json, encode_json, now_ns
+from .fast_stdlib import TYPE_CHECKING, decode_json, encode_json, now_ns
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -9,9 +9,8 @@ import fcntl
 import os
 import struct
 
-from .fast_stdlib import read_text, try_read_text
+from .fast_stdlib import TYPE_CHECKING, read_text, try_read_text
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -11,7 +11,8 @@ import ctypes
 import fcntl
 import os
 
-TYPE_CHECKING = False
+from .fast_stdlib import TYPE_CHECKING
+
 if TYPE_CHECKING:
     from mmap import mmap
 

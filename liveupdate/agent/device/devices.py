@@ -22,7 +22,7 @@ import time
 from math import gcd
 from mmap import MADV_NOHUGEPAGE, mmap
 
-from ..base.fast_stdlib import Task, close_fd, now_ns
+from ..base.fast_stdlib import TYPE_CHECKING, Task, close_fd, now_ns
 from ..base.host import kernel_said, mapping_start, page_frames
 from ..base.names import SpecError, check_name
 from .driver_binding import KINDS, Pin, PinError, find
@@ -31,7 +31,6 @@ from .jobs import make_job
 from .ring import ENTRIES_MAX, RING_AT, RingError
 from .vfio import ACCESS, Mapping, VfioDevice, VfioError, open_device
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..base.framing import Emit
     from ..mechanisms.base import Mechanism, PreservedSet

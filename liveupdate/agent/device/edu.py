@@ -6,11 +6,11 @@ Registers: docs/specs/edu.rst of QEMU. One transfer takes it 100 ms, and it does
 
 from __future__ import annotations
 
+from ..base.fast_stdlib import TYPE_CHECKING
 from .jobs import Job
 from .ring import FRAME_BYTES, RING_AT, Account, Landed, RingError, decode_account, make_frame
 from .vfio import Bar, JobError, wait_for
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mmap import mmap
 

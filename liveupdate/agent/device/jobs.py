@@ -7,11 +7,11 @@ the next kernel's agent continues the count.
 
 from __future__ import annotations
 
+from ..base.fast_stdlib import TYPE_CHECKING
 from .nic import REGISTERS, Nic
 from .ring import DESCRIPTOR_BYTES, RING_AT, Account, Landed, Ring, RingError, size_for
 from .vfio import JobError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mmap import mmap
 

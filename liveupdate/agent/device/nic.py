@@ -7,9 +7,9 @@ Controller Family Datasheet, chapter 10. Both write extended descriptors back in
 
 from __future__ import annotations
 
+from ..base.fast_stdlib import TYPE_CHECKING
 from .vfio import Bar, wait_for
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mmap import mmap
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 from binascii import crc32
 from struct import Struct
 
+from ..base.fast_stdlib import TYPE_CHECKING
 from .jobs import Job
 from .ring import FRAME_BYTES, RING_AT, Landed, RingError, decode_account
 from .vfio import Bar, JobError, wait_for
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from mmap import mmap

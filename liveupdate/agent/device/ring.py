@@ -14,7 +14,8 @@ from __future__ import annotations
 from binascii import crc32
 from struct import Struct
 
-TYPE_CHECKING = False
+from ..base.fast_stdlib import TYPE_CHECKING
+
 if TYPE_CHECKING:
     from mmap import mmap
 

@@ -12,9 +12,9 @@ import os
 import struct
 import time
 
+from ..base.fast_stdlib import TYPE_CHECKING
 from .driver_binding import Pin
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from mmap import mmap

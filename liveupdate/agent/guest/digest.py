@@ -7,7 +7,8 @@ with each other only, never with those that are taken from outside.
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
+from ..base.fast_stdlib import TYPE_CHECKING
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from mmap import mmap

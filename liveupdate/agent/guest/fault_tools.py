@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+from ..base.fast_stdlib import TYPE_CHECKING
 from ..base.fault_tools import move_page
 from ..mechanisms.base import TOKEN_STATE
 from ..mechanisms.fault_tools import take_token
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .guests import Guest
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import time
 
-from ..base.fast_stdlib import decode_json, encode_json
+from ..base.fast_stdlib import TYPE_CHECKING, decode_json, encode_json
 from ..base.names import CallError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .guests import Guest
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import _thread
 import os
 
-from ..base.fast_stdlib import close_fd, now_ns
+from ..base.fast_stdlib import TYPE_CHECKING, close_fd, now_ns
 from ..base.host import disk_serial, find_disk
 from ..mechanisms.base import TOKEN_STATE, MechanismError
 from .net import Network
 from .spec import GuestEntry, GuestSpec
 from .vmm_qemu import SLEEP_S, QemuVmm, VmmError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -15,11 +15,11 @@ without power.
 
 from __future__ import annotations
 
+from ..base.fast_stdlib import TYPE_CHECKING
 from ..base.names import SpecError, check_name
 from ..device.driver_binding import KINDS, Pin
 from ..device.vfio import ACCESS
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

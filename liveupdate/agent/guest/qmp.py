@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import time
 
-from ..base.fast_stdlib import decode_json, encode_json
+from ..base.fast_stdlib import TYPE_CHECKING, decode_json, encode_json
 from ..base.framing import LineSplitter
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 

@@ -5,9 +5,9 @@ manifest.
 
 from __future__ import annotations
 
+from ..base.fast_stdlib import TYPE_CHECKING
 from ..base.names import NAME_CHARS, SpecError, check_name
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .passthrough import Assigned
 

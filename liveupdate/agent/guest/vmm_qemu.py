@@ -11,12 +11,11 @@ import os
 import select
 import time
 
-from ..base.fast_stdlib import close_fd, connect_unix, listen_unix
+from ..base.fast_stdlib import TYPE_CHECKING, close_fd, connect_unix, listen_unix
 from ..base.names import KindError
 from .qmp import Qmp, QmpError, QmpLost
 from .spec import MIB, GuestSpec
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..base.fast_stdlib import Socket
     from ..mechanisms.base import Ram

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from ..base.fast_stdlib import TYPE_CHECKING
 from ..base.names import CallError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

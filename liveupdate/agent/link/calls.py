@@ -12,6 +12,7 @@ import time
 
 from ..base import host
 from ..base.fast_stdlib import (
+    TYPE_CHECKING,
     encode_json,
     now_ns,
     read_text,
@@ -27,7 +28,6 @@ from ..update.adopt import write_state
 from ..update.handover import HandoverError
 from .args import device_of, guest_of, integer, text
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .args import After, Args
     from .main import Agent

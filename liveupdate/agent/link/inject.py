@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 
+from ..base.fast_stdlib import TYPE_CHECKING
 from ..base.names import CallError
 from .args import device_of, guest_of, integer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -13,7 +13,7 @@ import select
 import sys
 
 from ..base import framing, host
-from ..base.fast_stdlib import Task
+from ..base.fast_stdlib import TYPE_CHECKING, Task
 from ..base.names import CallError, SpecError
 from ..guest.guests import Guest
 from ..guest.net import Network
@@ -22,7 +22,6 @@ from ..update.handover import Handover
 from ..update.lock_record import READ_ONLY, Update
 from .port import Port, Visitor
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import errno
 import os
 
-TYPE_CHECKING = False
+from ..base.fast_stdlib import TYPE_CHECKING
+
 if TYPE_CHECKING:
     from .base import Mechanism, PreservedSet
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
+from ..base.fast_stdlib import call_libc
 from ..base.host import kernel_said
 from .base import MechanismError
 
@@ -21,8 +21,6 @@ def load(name: str, parameters: str = "", directory: str = DIRECTORY) -> bool:
 
     :raises MechanismError: there is none for this kernel, or the kernel refuses it.
     """
-    import ctypes
-
     release = os.uname().release
     path = f"{directory}/{release}/{name}.ko"
     try:
@@ -30,13 +28,12 @@ def load(name: str, parameters: str = "", directory: str = DIRECTORY) -> bool:
     except FileNotFoundError:
         raise MechanismError(f"the kit has no module '{name}' for kernel {release}") from None
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syscall(_FINIT_MODULE, fd, parameters.encode(), 0):
-            code = ctypes.get_errno()
-            if code != errno.EEXIST:
-                why = os.strerror(code) + kernel_said(f"{name}: ", most=1)
-                raise MechanismError(f"the kernel refuses module '{name}': {why}")
-            return False
+        call_libc("syscall", path, _FINIT_MODULE, fd, parameters, 0)
+    except FileExistsError:
+        return False
+    except OSError as err:
+        why = f"{err.strerror}{kernel_said(f'{name}: ', most=1)}"
+        raise MechanismError(f"the kernel refuses module '{name}': {why}") from None
     finally:
         os.close(fd)
     return True

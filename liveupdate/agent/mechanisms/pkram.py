@@ -12,13 +12,12 @@ from __future__ import annotations
 import fcntl
 import os
 
-from ..base.fast_stdlib import mount, read_text
+from ..base.fast_stdlib import TYPE_CHECKING, mount, read_text
 from ..base.host import kernel_said
 from .base import MechanismError, Ram
 from .files import FileMechanism, FileSet
 from .modules import load
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .base import PreservedSet
 

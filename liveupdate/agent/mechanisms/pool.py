@@ -14,12 +14,11 @@ import fcntl
 import os
 import struct
 
-from ..base.fast_stdlib import read_text
+from ..base.fast_stdlib import TYPE_CHECKING, read_text
 from . import modules
 from .base import Mechanism, MechanismError, PreservedSet, Ram
 from .copies import HUGE_BYTES, CopySet, copy_all
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import os
 
 from ..base import host
-from ..base.fast_stdlib import decode_json, encode_json, try_read_text
+from ..base.fast_stdlib import TYPE_CHECKING, decode_json, encode_json, try_read_text
 from ..guest.guests import Guest
 from ..guest.spec import GuestSpec
 from ..guest.vmm_qemu import RUN_DIR, VmmError
 from ..mechanisms.base import Ram
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .holder import Holder
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import errno
 import os
 
-from ..base.fast_stdlib import now_ns, read_text, write_text
+from ..base.fast_stdlib import TYPE_CHECKING, now_ns, read_text, write_text
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..guest.guests import Guest
     from ..mechanisms.base import Mechanism, Ram

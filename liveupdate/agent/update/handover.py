@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 
-from ..base.fast_stdlib import close_fd, now_ns, read_text, run_parallel
+from ..base.fast_stdlib import TYPE_CHECKING, close_fd, now_ns, read_text, run_parallel
 from ..base.host import boot_id, kernel_said
 from ..base.names import KindError
 from ..guest.guests import Guest
@@ -25,7 +25,6 @@ from ..guest.vmm_qemu import VmmError
 from ..mechanisms.base import MechanismError, open_mechanism
 from . import manifest
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any

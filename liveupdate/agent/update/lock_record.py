@@ -20,10 +20,9 @@ import time
 from binascii import crc32, hexlify
 from struct import Struct
 
-from ..base.fast_stdlib import Task, decode_json, encode_json, now_ns
+from ..base.fast_stdlib import TYPE_CHECKING, Task, decode_json, encode_json, now_ns
 from ..base.names import CallError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..guest.guests import Guest
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 
 from ..base import host
-from ..base.fast_stdlib import read_text, try_read_text
+from ..base.fast_stdlib import TYPE_CHECKING, read_text, try_read_text
 from ..device.driver_binding import Pin, PinError
 from ..guest.vmm_qemu import RUN_DIR, VmmError
 from ..mechanisms.luo_memfd import DEVICE
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
