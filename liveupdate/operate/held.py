@@ -22,7 +22,7 @@ from liveupdate.model import slots
 from liveupdate.model.plan import Hop
 from liveupdate.operate import host_record
 from liveupdate.operate.journal import ClockPair, HostView, State, status_view
-from liveupdate.run.hop import NOTHING, HopEngine
+from liveupdate.run.hop import HopEngine
 from liveupdate.run.observers.host_queries import read_over_ssh
 from liveupdate.run.observers.ticks import GuestStopped, see_ticks
 from liveupdate.run.testbed import GuestHandle, Testbed
@@ -168,11 +168,10 @@ class HeldHop(HopEngine):
         with contextlib.suppress(GuestNotAlive):  # the pattern it does not verify says it, too
             self._greet(guest)
 
-    def finish(self) -> Mapping[str, object]:
+    def finish(self) -> None:
         """Return the sessions to the kernel, unless that is done."""
         if status_view(self.status()).handover == "restored":
             self.bed.call("finish")
-        return NOTHING
 
     # --- back
 
@@ -180,7 +179,7 @@ class HeldHop(HopEngine):
         """Watch the guests where they are."""
         self._watch(dead_too=True)
         time.sleep(self.bed.plan.observe.before_s + self.bed.plan.observe.after_s)
-        return NOTHING
+        return {}
 
     def collect_back(self) -> Mapping[str, object]:
         """Fetch what the host recorded until the update was rolled back."""
@@ -203,7 +202,7 @@ class HeldHop(HopEngine):
             self.incident("panic", panic.text)
         else:
             self.incident("reset", self._state.why)
-        return NOTHING
+        return {}
 
     # --- the host's record
 

@@ -29,11 +29,9 @@ from liveupdate.run.testbed import GuestHandle, Testbed
 from liveupdate.run.timeline import find_moments, marks, phases
 from liveupdate.transport.agent_link import AgentEvent
 
-NOTHING: Mapping[str, object] = {}
-
 
 class HopEngine:
-    """The moves of one hop. Each returns the facts that its driver may write down.
+    """The moves of one hop. Each may return facts for its driver to write down.
 
     A move may be made again after it was interrupted, by an engine that knows nothing of the first
     time; its driver asks the host before that.
@@ -59,18 +57,18 @@ class HopEngine:
 
         :raises LiveUpdateError: it could not be made, or what became of it is not known.
         """
-        made: Mapping[str, object] = getattr(self, move.replace("-", "_"))()
-        return made
+        made: Mapping[str, object] | None = getattr(self, move.replace("-", "_"))()
+        return made or {}
 
     # --- the moves
 
-    def observe_before(self) -> Mapping[str, object]:
+    def observe_before(self) -> Mapping[str, object] | None:
         """Watch the guests for a while before the update."""
         self.watch()
         time.sleep(self.bed.plan.observe.before_s)
-        return NOTHING
+        return None
 
-    def prepare(self) -> Mapping[str, object]:
+    def prepare(self) -> None:
         """Preserve the guests' memory, and store where it is."""
         self.note("prepare")
         self.strike(Moment.PREPARE)
@@ -80,7 +78,6 @@ class HopEngine:
         for guest in self.bed.guests:
             self.put_pfns(guest, slots.PFNS_BEFORE)
             self.select(guest)
-        return NOTHING
 
     def load_kernel(self) -> Mapping[str, object]:
         """Load the incoming kernel."""
@@ -101,7 +98,7 @@ class HopEngine:
         self.strike(Moment.BROWNOUT)
         return {"append": append}
 
-    def jump(self) -> Mapping[str, object]:
+    def jump(self) -> None:
         """Tell the host to jump; its agent answers before it does anything."""
         self.before_jump()
         if not self.strike(Moment.JUMP):
@@ -110,29 +107,26 @@ class HopEngine:
         self.see_jump()
         # The line looks alive until a keepalive is missed; its other end is gone with the kernel.
         self.bed.close_ssh()
-        return NOTHING
 
-    def incoming(self) -> Mapping[str, object]:
+    def incoming(self) -> Mapping[str, object] | None:
         """Wait until the incoming kernel's agent has brought the guests back, or reports that it
         cannot.
         """
         raise NotImplementedError
 
-    def observe_after(self) -> Mapping[str, object]:
+    def observe_after(self) -> None:
         """Watch the guests for a while on the incoming kernel."""
         time.sleep(self.bed.plan.observe.after_s)
-        return NOTHING
 
-    def collect(self) -> Mapping[str, object]:
+    def collect(self) -> Mapping[str, object] | None:
         """Ask the host and its guests for their state; :meth:`see_kernel`, :meth:`see_guests`."""
         raise NotImplementedError
 
-    def finish(self) -> Mapping[str, object]:
+    def finish(self) -> None:
         """Return the sessions to the kernel."""
         with contextlib.suppress(RemoteError):
             # Nothing was recovered: there is no session to finish, which the evidence says already.
             self.bed.call("finish")
-        return NOTHING
 
     # --- what drivers do in their own way
 
@@ -156,7 +150,7 @@ class HopEngine:
 
     def load_args(self) -> Mapping[str, object]:
         """Return further arguments for loading the kernel."""
-        return NOTHING
+        return {}
 
     def see_loaded(self) -> None:
         """Start what must not start before the host is ready to jump."""

@@ -23,7 +23,7 @@ from liveupdate.model.mechanism import AGENT_SESSION
 from liveupdate.model.plan import Hop
 from liveupdate.run.devices import DeviceHop
 from liveupdate.run.digests import OutsideDigests
-from liveupdate.run.hop import NOTHING, HopEngine
+from liveupdate.run.hop import HopEngine
 from liveupdate.run.moves import STEPS
 from liveupdate.run.observers.costs import record_costs, record_handed_over
 from liveupdate.run.observers.guests import GuestObservers
@@ -129,7 +129,7 @@ class LiveHop(HopEngine):
             self._digests.begin(guest.spec.name, "freeze")
         self._wait("jumping", self._leaving)
 
-    def incoming(self) -> Mapping[str, object]:
+    def incoming(self) -> None:
         """Strike, wait for the incoming kernel, digest the memory again, and wait for the
         guests.
         """
@@ -141,7 +141,6 @@ class LiveHop(HopEngine):
         for guest in self.bed.guests:
             self._digests.begin(guest.spec.name, "boot")
         self._follow()
-        return NOTHING
 
     def _follow(self) -> None:
         bed, timeouts = self.bed, self.bed.plan.timeouts
@@ -167,7 +166,7 @@ class LiveHop(HopEngine):
 
     # --- after
 
-    def observe_after(self) -> Mapping[str, object]:
+    def observe_after(self) -> None:
         """Wait for the first tick of each guest and for the end of the observation."""
         self.strike(Moment.RESUMED)
         window = Deadline.after(self.bed.plan.observe.after_s, "the observation window")
@@ -184,9 +183,8 @@ class LiveHop(HopEngine):
         read_over_ssh(self.bed, self.n)
         if not window.expired:
             time.sleep(window.remaining_s)
-        return NOTHING
 
-    def collect(self) -> Mapping[str, object]:
+    def collect(self) -> None:
         """Stop watching the IOMMU and the devices, and store the state of host and guests."""
         machine = self.bed.machine
         if machine is not None and (lost := machine.qmp.lost) is not None:
@@ -198,7 +196,6 @@ class LiveHop(HopEngine):
         self._devices.end()
         self.see_guests(self._resumed())
         self._put_journals(slots.JOURNAL_AFTER)
-        return NOTHING
 
     # --- small things
 

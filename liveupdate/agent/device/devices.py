@@ -117,8 +117,6 @@ class Device:
         self.session: PreservedSet | None = None
         #: why it does not work; None: it works
         self.error: str | None = None
-        #: why its DMA will not continue through the next kexec; None: it will, or is not known yet
-        self.not_kept: str | None = None
         self._stopping = False
         self._idle = _thread.allocate_lock()
         self._poller: Task | None = None
@@ -238,14 +236,12 @@ class Device:
         began = now_ns()
         self.session = luo.create(self.spec.session)
         self.session.preserve(self._fd, TOKEN_RING)
-        self.not_kept = None
         if self.spec.tier == "quiesce":
             return now_ns() - began
         try:
             self._pin.set_keep("keep")
         except PinError as err:
-            self.not_kept = str(err)
-            self.tell("device-not-kept", message=self.not_kept)
+            self.tell("device-not-kept", message=str(err))
         return now_ns() - began
 
     def freeze(self) -> None:

@@ -298,7 +298,8 @@ class Handover:
         try:
             entries = [guest.entry() for guest in guests]
             specs = [device.spec.to_json() for device in self._working()]
-            manifest.write(self._manifest, boot_id(), entries, specs)
+            room = os.fstat(self._manifest).st_size
+            os.pwrite(self._manifest, manifest.encode(boot_id(), entries, room, specs), 0)
         except (OSError, ValueError) as err:
             return [("", f"manifest: {err}")]
         # The VMMs stay: their vCPUs are stopped, the kexec ends them, and ending them here would be

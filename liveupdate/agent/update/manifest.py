@@ -117,19 +117,6 @@ def create(guests: int) -> int:
     return fd
 
 
-def write(
-    fd: int,
-    boot_id: str,
-    guests: list[GuestEntry],
-    devices: list[dict[str, object]] | None = None,
-) -> None:
-    """Write a manifest into its memfd.
-
-    :raises ManifestError: it does not fit.
-    """
-    os.pwrite(fd, encode(boot_id, guests, os.fstat(fd).st_size, devices), 0)
-
-
 def read(fd: int) -> tuple[str, list[GuestEntry], list[object]]:
     """Read and check a manifest; see ``decode``."""
     size = os.fstat(fd).st_size

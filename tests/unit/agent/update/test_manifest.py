@@ -41,7 +41,7 @@ def test_manifest_survives_the_round_trip() -> None:
 def test_manifest_in_a_memfd() -> None:
     fd = manifest.create(2)
     try:
-        manifest.write(fd, BOOT, [entry()])
+        os.pwrite(fd, manifest.encode(BOOT, [entry()], manifest.size_for(2)), 0)
         assert os.fstat(fd).st_size == manifest.size_for(2)
         assert manifest.read(fd)[0] == BOOT
     finally:
