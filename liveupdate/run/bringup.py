@@ -31,7 +31,7 @@ from liveupdate.model.scenario import GuestSpec
 from liveupdate.model.targets import TARGETS, Capability
 from liveupdate.run.devices import find_guests_own, start_devices, stop_devices
 from liveupdate.run.observers.ticks import GuestStopped, see_ticks
-from liveupdate.run.testbed import GuestHandle, Testbed
+from liveupdate.run.testbed import GuestHandle, Testbed, field_of
 from liveupdate.target.base import Host, Order, find_entry
 from liveupdate.target.machines import Registry
 from liveupdate.target.qemu.host import QemuHost
@@ -214,9 +214,8 @@ def _start_warm(
             host.resume(Deadline.after(_CONT_S, "the loaded host to go on"))
             bed = _testbed(plan, host, record)
             bed.start = "warm"
-            pid, version = state.meta.facts.get("agent_pid"), state.meta.facts.get("guest_qemu")
-            bed.agent_pid = pid if isinstance(pid, int) else 0
-            bed.guest_qemu_version = version if isinstance(version, str) else None
+            bed.agent_pid = field_of(state.meta.facts, "agent_pid", int) or 0
+            bed.guest_qemu_version = field_of(state.meta.facts, "guest_qemu", str)
             set_clock_and_nonce(bed)
             bed.call("cont_guests")
             mark = host.agent.mark()
@@ -280,8 +279,7 @@ def _start_cold(
     with steps.step("boot-host"):
         deadline = Deadline.after(plan.timeouts.boot_s, "the agent's first hello")
         hello = host.agent.wait_event("hello", deadline)
-        pid = hello.data.get("pid")
-        bed.agent_pid = pid if isinstance(pid, int) else 0
+        bed.agent_pid = field_of(hello.data, "pid", int) or 0
     set_clock_and_nonce(bed)
     if plan.observe.hugetlb:
         _try_hugetlb(bed, steps)
@@ -296,8 +294,7 @@ def _start_cold(
             {"guests": [_start_args(plan, guest, found) for guest in bed.guests]},
             timeout_s=plan.timeouts.guest_boot_s,
         )
-        version = answer.get("qemu_version")
-        bed.guest_qemu_version = version if isinstance(version, str) else None
+        bed.guest_qemu_version = field_of(answer, "qemu_version", str)
         wait_guests(bed, timeout_s=plan.timeouts.guest_boot_s)
         _check_ticks(bed)
     return bed

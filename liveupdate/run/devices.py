@@ -19,7 +19,7 @@ from liveupdate.model.evidence import DeviceFacts, FrameAccount, Landed
 from liveupdate.model.scenario import DeviceSpec
 from liveupdate.probes.frames import FrameSender
 from liveupdate.run.observers.guest_device_use import GuestUseWatch
-from liveupdate.run.testbed import WIRE_MAC, DeviceStatus, Testbed
+from liveupdate.run.testbed import WIRE_MAC, DeviceStatus, Testbed, field_of
 from liveupdate.target.qemu.argv import device_id, device_mac, throttle_id
 from liveupdate.transport.agent_link import AgentEvent
 
@@ -223,7 +223,9 @@ class DeviceHop:
         frozen, landed = events.get("device-frozen"), events.get("device-landed")
         adopted, failed = events.get("device-adopted"), events.get("device-failed")
         not_kept = events.get("device-not-kept")
-        error = _text(failed, "message") if failed else (after.error if after else None)
+        error = (
+            field_of(failed.data, "message", str) if failed else (after.error if after else None)
+        )
         try:
             return DeviceFacts(
                 device=name,
@@ -233,20 +235,15 @@ class DeviceHop:
                 frozen_ns=frozen.at_ns if frozen else None,
                 landed=_landed(landed) if landed else None,
                 adopted_ns=adopted.at_ns if adopted else None,
-                keep=_text(adopted, "keep") if adopted else None,
+                keep=field_of(adopted.data, "keep", str) if adopted else None,
                 after=after.account if after else None,
-                not_kept=_text(not_kept, "message") if not_kept else None,
+                not_kept=field_of(not_kept.data, "message", str) if not_kept else None,
                 error=error,
                 use=self._uses[name].facts() if name in self._uses else None,
             )
         except codec.CodecError as problem:
             self._steps.note("device-facts-garbled", device=name, error=str(problem))
             return None
-
-
-def _text(event: AgentEvent, key: str) -> str | None:
-    value = event.data.get(key)
-    return value if isinstance(value, str) else None
 
 
 def _account(event: AgentEvent) -> FrameAccount:

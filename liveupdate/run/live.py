@@ -29,7 +29,7 @@ from liveupdate.run.observers.costs import record_costs, record_handed_over
 from liveupdate.run.observers.guests import GuestObservers
 from liveupdate.run.observers.host_queries import read_over_ssh, scan_journal
 from liveupdate.run.observers.iommu import IommuObserver
-from liveupdate.run.testbed import GuestHandle, Testbed
+from liveupdate.run.testbed import GuestHandle, Testbed, field_of
 from liveupdate.run.timeline import find_moments
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.console import ConsoleLine
@@ -147,8 +147,7 @@ class LiveHop(HopEngine):
         hello = self._wait(
             "hello", Deadline.after(timeouts.incoming_s, "the incoming kernel's agent")
         )
-        pid = hello.data.get("pid")
-        bed.agent_pid = pid if isinstance(pid, int) else 0
+        bed.agent_pid = field_of(hello.data, "pid", int) or 0
         # The outgoing kernel's tmpfs is gone, and the nonce with it.
         bed.call("set_nonce", {"nonce": bed.nonce})
         if hello.data.get("recovered") is not True:

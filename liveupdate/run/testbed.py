@@ -38,6 +38,7 @@ from liveupdate.target.qemu.host import QemuHost
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.ssh import Ssh
 
+T = TypeVar("T")
 Line = TypeVar("Line", bound=payload.PayloadEvent)
 
 CALL_S = 30.0
@@ -86,6 +87,12 @@ class GuestHandle:
     def pattern_address(self) -> PhysAddr:
         """Host-physical address of the pattern's first page."""
         return page_address(self.pfns, self.pattern_page())
+
+
+def field_of(fields: Mapping[str, object], key: str, kind: type[T]) -> T | None:
+    """Return a field of what an agent sent; None: it is absent or of another type."""
+    value = fields.get(key)
+    return value if isinstance(value, kind) else None
 
 
 def decode_pfns(answer: Mapping[str, object]) -> bytes:
@@ -290,10 +297,8 @@ class Testbed:
 
 def parse_guest_line(event: AgentEvent) -> payload.PayloadEvent | None:
     """Return the payload's line in a ``guest-line`` event; None: a guest may write anything."""
-    text = event.data.get("line")
-    if not isinstance(text, str):
-        return None
+    text = field_of(event.data, "line", str)
     try:
-        return payload.decode_line(text)
+        return None if text is None else payload.decode_line(text)
     except payload.PayloadLineError:
         return None

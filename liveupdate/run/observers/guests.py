@@ -18,7 +18,7 @@ from liveupdate.probes.base import Sampler
 from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, TickWatcher
 from liveupdate.run.devices import make_sender
-from liveupdate.run.testbed import WIRE_MAC, GuestHandle, Testbed
+from liveupdate.run.testbed import WIRE_MAC, GuestHandle, Testbed, field_of
 
 #: a user's own image is asked for its clock this often
 PING_INTERVAL_S = 0.25
@@ -39,11 +39,10 @@ class PingWatcher:
             answer = self._bed.host.agent.call(
                 "qga_ping", {"guest": self._guest.spec.name}, Deadline.after(2.0, "qga_ping")
             )
-            found = answer.get("realtime_ns")
+            realtime = field_of(answer, "realtime_ns", int)
         except LiveUpdateError:
             # No answer is the fact; through the whole blackout there can be none.
-            found = None
-        realtime = found if isinstance(found, int) else None
+            realtime = None
         with self._lock:
             self._pings.append(AgentPing(host_ns=time.monotonic_ns(), realtime_ns=realtime))
 

@@ -20,7 +20,7 @@ from liveupdate.model import codec, slots
 from liveupdate.model.evidence import Incident, KernelFacts, SshFacts, VmmStatus
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.probes.liveness import scan_disk
-from liveupdate.run.testbed import GuestHandle, Testbed
+from liveupdate.run.testbed import GuestHandle, Testbed, field_of
 
 #: reading a page back for the first time after a resume is a nested fault; under TCG, 4.3 ms were
 #: seen with two guests on one CPU
@@ -35,8 +35,8 @@ def ask_facts(bed: Testbed) -> KernelFacts:
 def record_vmm(bed: Testbed, hop: int, name: str, status: object) -> None:
     """Store the answer of ``guest_status`` for one guest."""
     fields = status if isinstance(status, dict) else {}
-    state, error = fields.get("status"), fields.get("error")
-    said = VmmStatus(status=state if isinstance(state, str) else None)
+    error = fields.get("error")
+    said = VmmStatus(status=field_of(fields, "status", str))
     bed.record.put(slots.VMM, said, hop, name)
     if error:
         bed.record.add_incident(Incident(kind="vmm-lost", hop=hop, guest=name, text=str(error)))
