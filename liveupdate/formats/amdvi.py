@@ -30,7 +30,7 @@ from liveupdate.formats.iommu import (
 from liveupdate.formats.iommu_walk import ADDRESS_MASK, DecodedTables, Walk, WalkLimits
 
 DTE_BYTES = 32
-_DTE = struct.Struct("<4Q")
+_DTE = struct.Struct("<2Q")
 _ENTRIES_PER_PAGE = PAGE_BYTES // DTE_BYTES
 
 #: PTE and PDE: A bit 5, D bit 6 are set by hardware
@@ -64,7 +64,6 @@ class DeviceEntry:
 
     :ivar mode: paging levels; 0 none, 7 reserved.
     :ivar access: IR and IW.
-    :ivar interrupt_table: address of the interrupt remapping table, None if not valid (IV).
     """
 
     is_valid: bool
@@ -74,9 +73,6 @@ class DeviceEntry:
     access: int
     domain_id: int
     has_guest_translation: bool
-    has_device_tlb: bool
-    interrupt_table: int | None
-    interrupt_entries: int
 
 
 def decode_device_entry(data: bytes) -> DeviceEntry:
@@ -86,7 +82,7 @@ def decode_device_entry(data: bytes) -> DeviceEntry:
     """
     if len(data) != DTE_BYTES:
         raise IommuFormatError(f"{len(data)} bytes of {DTE_BYTES}", where="device table entry")
-    word0, word1, word2, _word3 = _DTE.unpack(data)
+    word0, word1 = _DTE.unpack_from(data)
     return DeviceEntry(
         is_valid=bool(word0 & 1),
         is_translation_valid=bool(word0 & 2),
@@ -95,9 +91,6 @@ def decode_device_entry(data: bytes) -> DeviceEntry:
         access=word0 >> _ACCESS_SHIFT & 3,
         domain_id=word1 & 0xFFFF,
         has_guest_translation=bool(word0 >> 55 & 1),
-        has_device_tlb=bool(word1 >> 32 & 1),
-        interrupt_table=word2 & 0x000F_FFFF_FFFF_FFC0 if word2 & 1 else None,
-        interrupt_entries=1 << (word2 >> 1 & 15),
     )
 
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from liveupdate.formats.malformed import MalformedError
-from liveupdate.model.evidence import Echo
 
 ETHERTYPE = 0x88B5
 #: "LUEC" in memory
@@ -118,34 +116,6 @@ def build_request(*, destination: str, source: str, seq: int, sender_ns: int) ->
         EchoFrame(
             destination=destination, source=source, kind=REQUEST, seq=seq, sender_ns=sender_ns
         )
-    )
-
-
-def match_echoes(
-    sent: Mapping[int, int], replies: Iterable[tuple[int, EchoFrame]]
-) -> tuple[Echo, ...]:
-    """Pair the requests sent to one guest with its replies, in the order of their numbers.
-
-    The first reply counts. Other requests, replies without a request and replies with another
-    ``sender_ns`` do not.
-
-    :param sent: sequence number to host time of sending.
-    :param replies: host time of arrival and frame.
-    """
-    first: dict[int, tuple[int, int]] = {}
-    for received_ns, frame in replies:
-        if frame.kind == REPLY and sent.get(frame.seq) == frame.sender_ns:
-            known = first.get(frame.seq)
-            if known is None or received_ns < known[0]:
-                first[frame.seq] = (received_ns, frame.boot)
-    return tuple(
-        Echo(
-            seq=seq,
-            sent_ns=sent[seq],
-            received_ns=first[seq][0] if seq in first else None,
-            boot=first[seq][1] if seq in first else None,
-        )
-        for seq in sorted(sent)
     )
 
 

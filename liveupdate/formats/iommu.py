@@ -201,11 +201,6 @@ class MappingSet:
         return self.binding.requester
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every table could be read and followed."""
-        return not self.faults
-
-    @property
     def mapped_bytes(self) -> int:
         """Bytes of IOVA that reach memory."""
         return sum(run.size for run in self.runs)

@@ -18,7 +18,6 @@ from liveupdate.formats.iommu import (
     ByteReader,
     FaultKind,
     MappingSet,
-    Requester,
     RunBuilder,
     TableFault,
 )
@@ -62,11 +61,7 @@ class DecodedTables:
     @property
     def is_complete(self) -> bool:
         """Whether everything could be read and followed."""
-        return not self.faults and all(item.is_complete for item in self.sets)
-
-    def find(self, requester: Requester) -> MappingSet | None:
-        """Give the set of a requester, if there is one."""
-        return next((item for item in self.sets if item.requester == requester), None)
+        return not self.faults and not any(item.faults for item in self.sets)
 
     def fingerprint(self) -> TableFingerprint:
         """Make the cheap re-check of exactly the bytes this was decoded from."""

@@ -9,7 +9,6 @@ sets while DMA goes on, are not changes.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from dataclasses import dataclass, replace
 
@@ -78,19 +77,6 @@ class TableFingerprint:
     """The bytes behind a decode."""
 
     pages: tuple[TablePage, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes compared each time."""
-        return sum(len(page.data) for page in self.pages)
-
-    def digest(self) -> str:
-        """SHA-256 over addresses and contents without volatile bits, for the record."""
-        digest = hashlib.sha256()
-        for page in self.pages:
-            digest.update(struct.pack("<QQ", page.phys, len(page.data)))
-            digest.update(_stable(page.data, page.volatile).to_bytes(len(page.data), "little"))
-        return digest.hexdigest()
 
     def recheck(self, reader: ByteReader) -> Recheck:
         """Compare with memory as it is now."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Kconfig fragment (or a whole ``.config``) as a value: parse, subset, conflict, merge.
+"""A Kconfig fragment (or a whole ``.config``) as a value: parse, compare, merge.
 
 Grammar of Documentation/kbuild/kconfig.rst: ``CONFIG_NAME=value`` or ``# CONFIG_NAME is not set``.
 A symbol that is not named counts as ``n``, as for Kconfig itself. Must not know make or paths.
@@ -52,18 +52,6 @@ class Fragment:
             Difference(symbol, value, config.get(symbol))
             for symbol, value in sorted(self.values.items())
             if config.get(symbol) != value
-        )
-
-    def is_subset_of(self, config: Fragment) -> bool:
-        """Whether every option of this fragment holds in ``config``."""
-        return not self.missing_from(config)
-
-    def conflicts_with(self, other: Fragment) -> tuple[Difference, ...]:
-        """Return the symbols which both name, with different values."""
-        return tuple(
-            Difference(symbol, value, other.values[symbol])
-            for symbol, value in sorted(self.values.items())
-            if other.values.get(symbol, value) != value
         )
 
     def merge(self, later: Fragment) -> Fragment:

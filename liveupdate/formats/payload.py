@@ -20,8 +20,6 @@ MAX_LINE_BYTES = 64 << 10
 
 HELLO: Mapping[str, str] = {"cmd": "hello"}
 VERIFY: Mapping[str, str] = {"cmd": "verify"}
-DEAD_TIMER: Mapping[str, str] = {"cmd": "dead-timer"}
-REBOOT: Mapping[str, str] = {"cmd": "reboot"}
 
 _U64_MAX = (1 << 64) - 1
 
@@ -121,11 +119,6 @@ def clock_jump(step_ns: int) -> Mapping[str, str]:
 def set_time(realtime_ns: int) -> Mapping[str, str]:
     """Command that sets the guest's CLOCK_REALTIME."""
     return {"cmd": "settime", "realtime_ns": str(realtime_ns)}
-
-
-def encode_command(command: Mapping[str, str]) -> bytes:
-    """Bytes to write to the port. Write a bare newline first after (re)opening it."""
-    return json.dumps(dict(command), separators=(",", ":")).encode() + b"\n"
 
 
 def _get_text(value: Mapping[str, object], key: str) -> str:

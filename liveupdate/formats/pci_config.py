@@ -71,11 +71,6 @@ class ConfigSpace:
         """Base address registers as they read."""
         return tuple(self.read(0x10 + 4 * at, 4) for at in range(2 if self.is_bridge else 6))
 
-    @property
-    def buses(self) -> tuple[int, int]:
-        """Secondary and subordinate bus of a bridge."""
-        return self.data[0x19], self.data[0x1A]
-
     def find_capability(self, wanted: int) -> int | None:
         """Find a capability's offset; a list that loops ends like one that ends."""
         if not self.read(0x06, 2) & _STATUS_HAS_CAPABILITIES:

@@ -68,7 +68,7 @@ class VtdUnit:
         """
         page = read_physical(monitor, base, regs.REGISTER_BYTES)
         try:
-            capabilities = regs.decode_registers(page).capabilities
+            capabilities = regs.decode_capabilities(page)
         except MalformedError as error:
             raise EvidenceError(f"VT-d unit at {base:#x}: {error}") from error
         return cls(

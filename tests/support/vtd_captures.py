@@ -11,7 +11,7 @@ from typing import Any
 from liveupdate.formats.hmp_xp import parse_xp
 from liveupdate.formats.iommu import MappingSet, Translation, parse_bdf
 from liveupdate.formats.vtd.debugfs import parse_dmar_translation, parse_domain_translation
-from liveupdate.formats.vtd.regs import REGISTER_BYTES, Registers, decode_registers
+from liveupdate.formats.vtd.regs import RTADDR
 from liveupdate.formats.vtd.tables import decode_unit
 
 DATA = Path(__file__).parent / "data" / "vtd"
@@ -40,11 +40,13 @@ class Capture:
         )
 
     @property
-    def registers(self) -> Registers:
-        return decode_registers(parse_xp(self.document["registers"], size=REGISTER_BYTES).data)
+    def rtaddr(self) -> int:
+        return int.from_bytes(
+            parse_xp(self.document["registers"]).data[RTADDR : RTADDR + 8], "little"
+        )
 
     def outside(self) -> MappingSet:
-        decoded = decode_unit(self, self.registers.rtaddr, only=[NVME])
+        decoded = decode_unit(self, self.rtaddr, only=[NVME])
         assert decoded.is_complete
         (found,) = decoded.sets
         return found

@@ -142,7 +142,7 @@ def test_damaged_page_is_counted_by_verify(shared: Machine, ready: Ready) -> Non
 
 def test_dead_timer_stops_everything_while_the_vcpu_runs(machine: Machine) -> None:
     ready = machine.wait_event(Ready)
-    machine.command(payload.DEAD_TIMER)
+    machine.command({"cmd": "dead-timer"})
     pass_time(0.3)
     record = newest_record(machine.read_disk())
     assert machine.count_ticks(ready, 1.0) == 0
@@ -150,7 +150,7 @@ def test_dead_timer_stops_everything_while_the_vcpu_runs(machine: Machine) -> No
     assert machine.receive_echo(0.5) is None
     assert newest_record(machine.read_disk()) == record
     assert machine.qmp("query-status") == {"status": "running", "running": True}
-    machine.command(payload.DEAD_TIMER)
+    machine.command({"cmd": "dead-timer"})
     machine.send(payload.HELLO)
     assert machine.wait_event(Ready) == ready
 
@@ -337,7 +337,7 @@ def test_pattern_larger_than_memory_is_reported(setup: Setup, boot: Boot) -> Non
 
 def test_reboot_ends_the_machine(machine: Machine) -> None:
     machine.wait_event(Ready)
-    machine.command(payload.REBOOT)
+    machine.command({"cmd": "reboot"})
     assert machine.child.wait(Deadline.after(10, "end of QEMU")) == 0
 
 

@@ -55,10 +55,6 @@ class UnitBindings:
     bindings: tuple[Binding, ...]
     faults: tuple[TableFault, ...] = ()
 
-    def find(self, requester: Requester) -> Binding | None:
-        """Give the binding of a requester, if it is listed."""
-        return next((item for item in self.bindings if item.requester == requester), None)
-
 
 def parse_dmar_translation(text: str, *, segment: int = 0) -> tuple[UnitBindings, ...]:
     """Parse ``dmar_translation_struct``.

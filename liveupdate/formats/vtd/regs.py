@@ -2,9 +2,7 @@
 """Decode the registers of a VT-d unit from the bytes of its register page.
 
 Intel Virtualization Technology for Directed I/O, rev. 4.x, chapter 11.4: VER 11.4.1, CAP 11.4.2,
-ECAP 11.4.3, GSTS 11.4.4, RTADDR 11.4.5, FSTS 11.4.7.1, FRCD 11.4.7.6, PMEN 11.4.8.1; IQH, IQT, IQA
-and IRTA by their names there. Reading them has no side effects. The fields of one
-:class:`Registers` were not necessarily read at the same moment.
+GSTS 11.4.4, RTADDR 11.4.5, FSTS 11.4.7.1, FRCD 11.4.7.6. Reading them has no side effects.
 """
 
 from __future__ import annotations
@@ -14,34 +12,25 @@ from dataclasses import dataclass
 
 from liveupdate.core.units import format_addr
 from liveupdate.formats.iommu import IommuFormatError, format_source_id
-from liveupdate.formats.vtd.tables import RootPointer
 
-#: bytes from the start of the register page that :func:`decode_registers` needs
-REGISTER_BYTES = 0xC0
+#: bytes from the start of the register page that :func:`decode_capabilities` needs
+REGISTER_BYTES = 0x10
 #: bytes of a fault recording register
 FAULT_RECORD_BYTES = 16
 
-VER, CAP, ECAP, GSTS, RTADDR = 0x00, 0x08, 0x10, 0x1C, 0x20
-FSTS, FECTL, PMEN = 0x34, 0x38, 0x64
-IQH, IQT, IQA, ICS, IRTA = 0x80, 0x88, 0x90, 0x9C, 0xB8
+GSTS, RTADDR, FSTS = 0x1C, 0x20, 0x34
 
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
+#: VER_REG at 0, CAP_REG at 8
+_VER_CAP = struct.Struct("<IxxxxQ")
 _FAULT = struct.Struct("<QQ")
 _REQUESTS = ("write", "page-request", "read", "atomic")
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """CAP_REG and ECAP_REG (11.4.2, 11.4.3)."""
+    """CAP_REG (11.4.2)."""
 
     cap: int
-    ecap: int
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """SAGAW: second-stage paging levels."""
-        return tuple(level for level in (3, 4, 5) if self.cap >> 8 + level - 2 & 1)
 
     @property
     def fault_offset(self) -> int:
@@ -52,11 +41,6 @@ class Capabilities:
     def fault_count(self) -> int:
         """NFR: number of fault recording registers."""
         return (self.cap >> 40 & 0xFF) + 1
-
-    @property
-    def has_queued_invalidation(self) -> bool:
-        """QI."""
-        return bool(self.ecap >> 1 & 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +59,6 @@ class GlobalStatus:
         """RTPS."""
         return bool(self.value >> 30 & 1)
 
-    @property
-    def has_queued_invalidation(self) -> bool:
-        """QIES."""
-        return bool(self.value >> 26 & 1)
-
 
 @dataclass(frozen=True, slots=True)
 class FaultStatus:
@@ -91,28 +70,6 @@ class FaultStatus:
     def is_clear(self) -> bool:
         """No fault of any kind."""
         return not self.value & 0xFF
-
-
-@dataclass(frozen=True, slots=True)
-class InterruptTable:
-    """IRTA_REG."""
-
-    value: int
-
-    @property
-    def address(self) -> int:
-        """IRTA."""
-        return self.value & 0x000F_FFFF_FFFF_F000
-
-    @property
-    def entries(self) -> int:
-        """2^(S+1)."""
-        return 2 << (self.value & 15)
-
-    @property
-    def is_extended(self) -> bool:
-        """EIME: destinations are 32-bit x2APIC ids."""
-        return bool(self.value >> 11 & 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,56 +100,18 @@ class FaultRecord:
         return f"{format_source_id(self.source_id)}{tail} {what}: {name} ({self.reason:#x})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Registers:
-    """One reading of a unit's registers."""
-
-    version: tuple[int, int]
-    capabilities: Capabilities
-    status: GlobalStatus
-    root: RootPointer
-    faults: FaultStatus
-    is_fault_event_masked: bool
-    #: EPM and PRS of PMEN_REG (11.4.8.1)
-    is_protected_memory_enabled: bool
-    is_protected_memory_active: bool
-    #: byte offsets of head and tail in the queue at ``queue_address``
-    queue_head: int
-    queue_tail: int
-    queue_address: int
-    interrupt_table: InterruptTable
-    #: as read, for :func:`~liveupdate.formats.vtd.tables.decode_unit`
-    rtaddr: int
-
-
-def decode_registers(data: bytes) -> Registers:
-    """Decode a register page from its first :data:`REGISTER_BYTES` bytes on.
+def decode_capabilities(data: bytes) -> Capabilities:
+    """Decode CAP_REG from the first :data:`REGISTER_BYTES` bytes of a register page.
 
     :raises IommuFormatError: if there are fewer bytes, or if they are those of a hole (all ones).
     """
     if len(data) < REGISTER_BYTES:
         raise IommuFormatError(f"{len(data)} bytes of {REGISTER_BYTES}", where="VT-d registers")
-    version = _u32(data, VER)
+    version, cap = _VER_CAP.unpack_from(data)
     if version == 0xFFFF_FFFF or not version & 0xFF:
         detail = f"VER_REG reads {version:#x}: there is no VT-d unit here"
         raise IommuFormatError(detail, where="VT-d registers")
-    protected = _u32(data, PMEN)
-    rtaddr = _u64(data, RTADDR)
-    return Registers(
-        version=(version >> 4 & 15, version & 15),
-        capabilities=Capabilities(_u64(data, CAP), _u64(data, ECAP)),
-        status=GlobalStatus(_u32(data, GSTS)),
-        root=RootPointer.decode(rtaddr),
-        faults=FaultStatus(_u32(data, FSTS)),
-        is_fault_event_masked=bool(_u32(data, FECTL) >> 31),
-        is_protected_memory_enabled=bool(protected >> 31),
-        is_protected_memory_active=bool(protected & 1),
-        queue_head=_u64(data, IQH) & 0x7FFF0,
-        queue_tail=_u64(data, IQT) & 0x7FFF0,
-        queue_address=_u64(data, IQA) & 0x000F_FFFF_FFFF_F000,
-        interrupt_table=InterruptTable(_u64(data, IRTA)),
-        rtaddr=rtaddr,
-    )
+    return Capabilities(cap)
 
 
 def decode_fault_records(data: bytes) -> tuple[FaultRecord, ...]:
@@ -222,16 +141,6 @@ def decode_fault_records(data: bytes) -> tuple[FaultRecord, ...]:
             )
         )
     return tuple(records)
-
-
-def _u32(data: bytes, offset: int) -> int:
-    value: int = _U32.unpack_from(data, offset)[0]
-    return value
-
-
-def _u64(data: bytes, offset: int) -> int:
-    value: int = _U64.unpack_from(data, offset)[0]
-    return value
 
 
 #: fault reasons a DMA or interrupt request of a device can meet, chapter 7 of the specification

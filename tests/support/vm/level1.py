@@ -23,7 +23,7 @@ from liveupdate.core.errors import DeadlineExceeded
 from liveupdate.core.proc import Child, spawn
 from liveupdate.core.units import MIB, PAGE_BYTES
 from liveupdate.formats.echo import EchoFrame, NotEchoError, build_request, decode_echo
-from liveupdate.formats.payload import Done, PayloadEvent, Ready, decode_line, encode_command
+from liveupdate.formats.payload import Done, PayloadEvent, Ready, decode_line
 from liveupdate.formats.tickpage import TickPage, read_tick
 
 GUEST_MAC = "52:54:00:20:00:01"
@@ -192,7 +192,7 @@ class Machine:
         self._events.clear()
 
     def send(self, command: Mapping[str, str]) -> None:
-        self.send_raw(encode_command(command))
+        self.send_raw(json.dumps(dict(command)).encode() + b"\n")
 
     def send_raw(self, data: bytes) -> None:
         assert self._port

@@ -16,9 +16,7 @@ from liveupdate.formats.echo import (
     build_request,
     decode_echo,
     encode_echo,
-    match_echoes,
 )
-from liveupdate.model.evidence import Echo
 
 u64 = st.integers(0, (1 << 64) - 1)
 macs = st.binary(min_size=6, max_size=6).map(lambda octets: octets.hex(":"))
@@ -85,32 +83,3 @@ def test_request_is_what_the_guest_expects() -> None:
 def test_bad_address_is_an_error(mac: str) -> None:
     with pytest.raises(ValueError, match="not an Ethernet address"):
         build_request(destination=mac, source=HOST, seq=1, sender_ns=1)
-
-
-def test_unanswered_request_is_kept_as_such() -> None:
-    assert match_echoes({5: 6, 9: 10}, [(20, REPLY_5)]) == (
-        Echo(seq=5, sent_ns=6, received_ns=20, boot=77),
-        Echo(seq=9, sent_ns=10, received_ns=None, boot=None),
-    )
-
-
-def test_only_the_first_true_reply_counts() -> None:
-    replies = [
-        (1, replace(REPLY_5, kind=REQUEST)),
-        (2, replace(REPLY_5, sender_ns=7)),
-        (3, replace(REPLY_5, seq=6)),
-        (30, replace(REPLY_5, boot=78)),
-        (20, REPLY_5),
-        (40, REPLY_5),
-    ]
-    assert match_echoes({5: 6}, replies) == (Echo(seq=5, sent_ns=6, received_ns=20, boot=77),)
-
-
-@given(st.dictionaries(u64, u64, max_size=8), st.lists(st.tuples(u64, frames), max_size=8))
-def test_matching_never_invents_an_answer(
-    sent: dict[int, int], replies: list[tuple[int, EchoFrame]]
-) -> None:
-    echoes = match_echoes(sent, replies)
-    assert [echo.seq for echo in echoes] == sorted(sent)
-    arrivals = {host_ns for host_ns, frame in replies if frame.kind == REPLY}
-    assert all(echo.received_ns is None or echo.received_ns in arrivals for echo in echoes)

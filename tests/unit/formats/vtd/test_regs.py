@@ -18,8 +18,8 @@ from liveupdate.formats.iommu import IommuFormatError
 from liveupdate.formats.vtd.regs import (
     REGISTER_BYTES,
     FaultStatus,
+    decode_capabilities,
     decode_fault_records,
-    decode_registers,
 )
 
 QEMU_WORDS = """\
@@ -34,17 +34,6 @@ QEMU_QUADS = """\
 """
 
 
-def register_page(**values: int) -> bytes:
-    """Build a register page; keys are r with the offset in hex, values 8 bytes wide."""
-    page = bytearray(REGISTER_BYTES)
-    struct.pack_into("<I", page, 0, 0x10)
-    for name, value in values.items():
-        offset = int(name[1:], 16)
-        size = 4 if offset in (0x1C, 0x34, 0x38, 0x64) else 8
-        page[offset : offset + size] = value.to_bytes(size, "little")
-    return bytes(page)
-
-
 def test_monitor_dump_of_words_and_quads_gives_the_same_bytes() -> None:
     words, quads = parse_xp(QEMU_WORDS, size=64), parse_xp(QEMU_QUADS)
     assert words.address == quads.address == 0xFED9_0000
@@ -53,41 +42,9 @@ def test_monitor_dump_of_words_and_quads_gives_the_same_bytes() -> None:
     assert parse_xp("00000000fed90000: 0x0010 0x0000").data == words.data[:4]
 
 
-def test_registers_of_qemu_are_decoded() -> None:
-    data = parse_xp(QEMU_WORDS).data
-    registers = decode_registers(data + bytes(REGISTER_BYTES - len(data)))
-    capabilities = registers.capabilities
-    assert registers.version == (1, 0)
-    assert capabilities.levels == (3, 4)
+def test_capabilities_of_qemu_are_decoded() -> None:
+    capabilities = decode_capabilities(parse_xp(QEMU_WORDS).data)
     assert (capabilities.fault_offset, capabilities.fault_count) == (0x220, 1)
-    assert capabilities.has_queued_invalidation
-    assert not registers.status.is_translating
-    assert registers.is_fault_event_masked
-
-
-def test_running_unit_is_decoded() -> None:
-    registers = decode_registers(
-        register_page(
-            r10=1 << 43 | 1 << 46 | 1 << 47 | 1 << 40 | 19 << 35,
-            r1c=0xC700_0000,
-            r20=0x1234_5400,
-            r34=0x302,
-            r64=0x8000_0001,
-            r80=0x120,
-            r88=0x130,
-            r90=0x55_5000,
-            rb8=0xABC_D80F,
-        )
-    )
-    status = registers.status
-    assert status.is_translating and status.has_root_pointer and status.has_queued_invalidation
-    assert registers.root.is_scalable and registers.root.address == 0x1234_5000
-    assert not registers.faults.is_clear
-    assert registers.is_protected_memory_enabled and registers.is_protected_memory_active
-    assert (registers.queue_head, registers.queue_tail) == (0x120, 0x130)
-    assert registers.queue_address == 0x55_5000
-    table = registers.interrupt_table
-    assert (table.address, table.entries, table.is_extended) == (0xABC_D000, 1 << 16, True)
 
 
 def test_queue_errors_and_overflow_are_not_clear() -> None:
@@ -99,13 +56,13 @@ def test_queue_errors_and_overflow_are_not_clear() -> None:
 @pytest.mark.parametrize("data", [b"", bytes(REGISTER_BYTES - 1)])
 def test_register_page_cut_short_is_refused(data: bytes) -> None:
     with pytest.raises(IommuFormatError, match="bytes of"):
-        decode_registers(data)
+        decode_capabilities(data)
 
 
 @pytest.mark.parametrize("fill", [b"\0", b"\xff"])
 def test_hole_is_not_taken_for_a_unit(fill: bytes) -> None:
     with pytest.raises(IommuFormatError, match="no VT-d unit"):
-        decode_registers(fill * REGISTER_BYTES)
+        decode_capabilities(fill * REGISTER_BYTES)
 
 
 def fault(*, low: int, source: int, reason: int, more: int = 0) -> bytes:

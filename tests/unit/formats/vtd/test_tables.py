@@ -193,9 +193,9 @@ def test_only_the_devices_asked_for_are_decoded_and_absent_ones_are_blocked() ->
         (absent, Translation.BLOCKED),
         (no_bus, Translation.BLOCKED),
     ]
-    found = decoded.find(IGB)
-    assert found is not None and found.runs
-    assert decoded.find(parse_bdf("02:00.0")) is None
+    found = next(item for item in decoded.sets if item.requester == IGB)
+    assert found.runs
+    assert parse_bdf("02:00.0") not in [item.requester for item in decoded.sets]
 
 
 def test_scalable_mode_finds_every_pasid_of_both_halves_of_a_bus() -> None:
