@@ -23,10 +23,10 @@ from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import BuildError, OutcomeUnknown
 from liveupdate.core.paths import guest_images_dir
 from liveupdate.core.steps import Steps
-from liveupdate.formats import ktap
 from liveupdate.images import catalogue, modules_check
 from liveupdate.run.bringup import make_host
 from liveupdate.transport.ssh import Ssh
+from tests.support.ktap import find_wrong
 from tests.support.vm.moduletests import MEMORY, ROWS, Row
 
 CALL_S = 60.0
@@ -112,24 +112,6 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         yield found
 
 
-def failures(text: str) -> list[str]:
-    """Return what is wrong with a KTAP text; nothing at all is wrong, too."""
-    try:
-        report = ktap.parse(text)
-    except ktap.KtapError as error:
-        return [f"{error}: {text[-500:]!r}"]
-    wrong = list(report.notes)
-    pending = list(report.tests)
-    count = 0
-    while pending:
-        test = pending.pop()
-        pending += test.subtests
-        count += 1
-        if not test.ok or test.directive:
-            wrong.append(f"{test.name} {test.directive}: {' | '.join(test.diagnostics)}")
-    return wrong if count else [*wrong, "there is no test in it"]
-
-
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.module)
 def test_module_is_loaded_by_both_kernels(outcome: Outcome, row: Row) -> None:
     refused = {key: why for key, why in outcome.refused.items() if key[0] == row.module}
@@ -138,14 +120,14 @@ def test_module_is_loaded_by_both_kernels(outcome: Outcome, row: Row) -> None:
 
 @pytest.mark.parametrize("suite", [suite for row in ROWS for suite in row.suites])
 def test_kunit_suite_passes(outcome: Outcome, suite: str) -> None:
-    assert failures(outcome.kunit[suite]) == [], outcome.kunit[suite]
+    assert find_wrong(outcome.kunit[suite]) == [], outcome.kunit[suite]
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("program", [name for row in ROWS for name in row.selftests])
 def test_selftest_passes_across_a_kexec(outcome: Outcome, program: str, stage: int) -> None:
     said = outcome.selftests[program, stage]
-    assert failures(said) == [], said
+    assert find_wrong(said) == [], said
 
 
 def test_neither_kernel_complained(outcome: Outcome) -> None:
@@ -165,7 +147,7 @@ def test_neither_kernel_complained(outcome: Outcome) -> None:
     ],
 )
 def test_what_is_no_success_is_found(text: str) -> None:
-    assert failures(text)
+    assert find_wrong(text)
 
 
 def test_modules_are_as_linux_wants_its_code() -> None:
