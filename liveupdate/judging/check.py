@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from liveupdate.judging.context import Context, Finding
@@ -32,7 +32,7 @@ class CheckRow:
 
     #: stable; the part before the dot is its family
     id: str
-    judge: Callable[[Context], list[Finding]]
+    judge: Callable[[Context], Iterable[Finding]]
     #: the capability of the target without which it is SKIP
     needs: Capability | None = None
     #: why nothing of what is asked for can answer it; None: something can

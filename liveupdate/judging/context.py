@@ -9,12 +9,21 @@ broken tool; :mod:`liveupdate.judging.judge` ensures that the FAIL is there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from liveupdate.model.evidence import Evidence, GuestMemory, GuestTrace, HopEvidence, Incident
+from liveupdate.model.evidence import (
+    DeviceTrace,
+    Evidence,
+    GuestMemory,
+    GuestTrace,
+    HopEvidence,
+    Incident,
+)
 from liveupdate.model.mechanism import AGENT_SESSION, KHO, LUO
 from liveupdate.model.plan import Hop, KernelImage, Plan
 from liveupdate.model.scenario import GuestSpec
+from liveupdate.model.slots import Slot
 from liveupdate.model.verdict import Check, Outcome, reduce
 
 #: the kernel under update violated a guarantee
@@ -100,11 +109,17 @@ class Context:
         """Return the evidence of a hop; None: there is none."""
         return next((hop for hop in self.evidence.hops if hop.number == number), None)
 
-    def guests(self) -> Iterator[tuple[Hop, HopEvidence | None, GuestSpec]]:
+    def guests(self) -> Iterator[GuestHop]:
         """Walk every planned guest in every planned hop."""
         for hop in self.plan.hops:
             for guest in self.plan.guests:
-                yield hop, self.hop(hop.number), guest
+                where = f"hop {hop.number}, {guest.name}"
+                yield GuestHop(where=where, context=self, hop=hop.number, guest=guest)
+
+    def reached(self) -> Iterator[GuestHop]:
+        """Walk the guests of each hop that was reached before the update was given up."""
+        given_up = self.rolled_back_hop
+        return (at for at in self.guests() if given_up is None or at.hop <= given_up)
 
     def outgoing(self, hop: Hop) -> KernelImage:
         """The kernel that ``hop`` is planned to leave."""
@@ -120,6 +135,11 @@ class Context:
         """Return what was observed of a guest in a hop; None: nothing."""
         facts = self.hop(hop)
         return next((each for each in facts.guests if each.guest == guest), None) if facts else None
+
+    def device(self, hop: int, name: str) -> DeviceTrace | None:
+        """Return what was observed of a device in a hop; None: nothing."""
+        facts = self.hop(hop)
+        return facts.devices.get(name) if facts else None
 
     def incidents(self, kinds: Iterable[str], hop: int) -> list[Incident]:
         """Incidents of these kinds in this hop."""
@@ -235,6 +255,81 @@ class Context:
                 f"{where}: no evidence of {what}, because {say_incident(troubles[0])}"
             )
         return error_finding(f"{where}: no evidence of {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a run a finding is made, and the files of the run directory that it rests on."""
+
+    where: str
+    files: tuple[str, ...] = ()
+
+    def passed(self, reason: str, observed: str = "") -> Finding:
+        """Make a PASS of this place."""
+        return passed(f"{self.where}: {reason}", observed, self.files)
+
+    def failed(self, reason: str, observed: str = "", expected: str = "") -> Finding:
+        """Make a FAIL of this place."""
+        return failed(
+            f"{self.where}: {reason}", observed=observed, expected=expected, evidence=self.files
+        )
+
+    def error(self, reason: str, observed: str = "") -> Finding:
+        """Make an ERROR of this place."""
+        return error_finding(f"{self.where}: {reason}", observed=observed, evidence=self.files)
+
+    def skipped(self, reason: str) -> Finding:
+        """Make a SKIP of this place."""
+        return skipped(f"{self.where}: {reason}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestHop(Place):
+    """A guest in a hop."""
+
+    context: Context
+    hop: int
+    guest: GuestSpec
+
+    def on(self, *found: Slot[Any]) -> GuestHop:
+        """Return the same place, with findings that rest on these slots of the guest."""
+        return replace(self, files=tuple(slot.path(self.hop, self.guest.name) for slot in found))
+
+    @property
+    def trace(self) -> GuestTrace | None:
+        """What was observed of the guest; None: nothing."""
+        return self.context.trace(self.hop, self.guest.name)
+
+    @property
+    def paused_ns(self) -> int | None:
+        """When the guest was paused; None: that is not known."""
+        facts = self.context.hop(self.hop)
+        return facts.paused_ns.get(self.guest.name) if facts else None
+
+    @property
+    def resumed_ns(self) -> int | None:
+        """When the guest was resumed; None: that is not known."""
+        facts = self.context.hop(self.hop)
+        return facts.resumed_ns.get(self.guest.name) if facts else None
+
+    @property
+    def is_rolled_back(self) -> bool:
+        """Whether its hop is the one that was rolled back, or comes after it."""
+        return self.context.rolled_back(self.hop)
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether one of the files cannot be used."""
+        return any(path in self.context.evidence.unreadable for path in self.files)
+
+    def missing(self, what: str) -> Finding:
+        """Say why ``what``, which the files would hold, is absent."""
+        return self.context.missing(what, self.hop, self.guest.name, self.files)
+
+
+def say_altered(paths: Sequence[str]) -> str:
+    """Format what a FAIL adds when it rests on files that were altered after the run."""
+    return f" (or evidence altered: {', '.join(paths)})" if paths else ""
 
 
 def session_name(guest: str) -> str:

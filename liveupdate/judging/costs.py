@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from liveupdate.core.units import GIB, MIB, PAGE_BYTES
 from liveupdate.judging.context import Context
@@ -16,76 +16,50 @@ from liveupdate.model.verdict import Metric
 _OWN_PHASES = ("preserve-state", "retrieve")
 
 
+def number(
+    name: str, value: float | None, unit: str, labels: Mapping[str, str]
+) -> Iterator[Metric]:
+    """Return a metric; nothing when its value is unknown."""
+    if value is not None:
+        yield Metric(name=name, value=float(value), unit=unit, labels=labels)
+
+
 def measure_costs(context: Context, facts: HopEvidence) -> Iterator[Metric]:
     """Return what one hop says about costs."""
-    hop = str(facts.number)
-    if facts.costs.before is not None:
-        yield from _measure_rams(facts.costs.before, hop, "before")
-        yield from _measure_fragment(facts.costs.before, hop)
-        yield from _measure_hugetlb(facts.costs.before, hop)
-    if facts.costs.after is not None:
-        yield from _measure_rams(facts.costs.after, hop, "after")
+    labels = {"hop": str(facts.number)}
+    before, after = facts.costs.before, facts.costs.after
+    if before is not None:
+        yield from _measure_rams(before, labels, "before")
+        if before.fragment is not None:
+            blocks = {"before": before.fragment.whole_before, "after": before.fragment.whole_after}
+            for when, count in blocks.items():
+                whole = {**labels, "when": when}
+                yield from number("fragment.whole", count * 2 * MIB, "bytes", whole)
+        if before.hugetlb is not None:
+            # what the guests' RAM cost, all together, against the same from hugetlbfs
+            yield from number("allocate.hugetlb", before.hugetlb.allocate_ns, "ns", labels)
+    if after is not None:
+        yield from _measure_rams(after, labels, "after")
     if facts.sessions and all(session.error is None for session in facts.sessions):
-        took = float(sum(session.retrieve_ns for session in facts.sessions))
-        yield Metric(name="restore", value=took, unit="ns", labels={"hop": hop})
+        took_ns = sum(session.retrieve_ns for session in facts.sessions)
+        yield from number("restore", took_ns, "ns", labels)
     yield from _measure_share(context, facts)
-    metadata = metadata_bytes(context, facts)
-    if metadata is not None:
-        yield Metric(
-            name="memory.metadata", value=float(metadata), unit="bytes", labels={"hop": hop}
-        )
-    overhead = overhead_bytes(context, facts)
-    if overhead is not None:
-        yield Metric(
-            name="memory.overhead", value=float(overhead), unit="bytes", labels={"hop": hop}
-        )
+    yield from number("memory.metadata", metadata_bytes(context, facts), "bytes", labels)
+    yield from number("memory.overhead", overhead_bytes(context, facts), "bytes", labels)
 
 
-def _measure_rams(costs: CostFacts, hop: str, when: str) -> Iterator[Metric]:
+def _measure_rams(costs: CostFacts, labels: Mapping[str, str], when: str) -> Iterator[Metric]:
     for ram in costs.rams:
-        labels = {"hop": hop, "guest": ram.guest, "when": when}
-        if ram.allocate_ns is not None and hop == "1" and when == "before":
-            yield Metric(
-                name="allocate",
-                value=float(ram.allocate_ns),
-                unit="ns",
-                labels={"hop": hop, "guest": ram.guest},
-            )
-        share = huge_share(ram)
-        if share is not None:
-            yield Metric(name="memory.huge", value=share, unit="%", labels=labels)
+        guest = {**labels, "guest": ram.guest}
+        if labels["hop"] == "1" and when == "before":
+            yield from number("allocate", ram.allocate_ns, "ns", guest)
+        now = {**guest, "when": when}
+        yield from number("memory.huge", huge_share(ram), "%", now)
         if ram.online_page is not None and ram.pinnable is not None:
             # memory of a device has struct pages that kpageflags does not show
             has = ram.online_page or ram.pinnable
-            yield Metric(
-                name="memory.struct-pages", value=float(has), unit="boolean", labels=labels
-            )
-        if ram.pinnable is not None:
-            yield Metric(
-                name="memory.pinnable", value=float(ram.pinnable), unit="boolean", labels=labels
-            )
-
-
-def _measure_fragment(costs: CostFacts, hop: str) -> Iterator[Metric]:
-    found = costs.fragment
-    if found is None:
-        return
-    for moment, blocks in (("before", found.whole_before), ("after", found.whole_after)):
-        yield Metric(
-            name="fragment.whole",
-            value=float(blocks * 2 * MIB),
-            unit="bytes",
-            labels={"hop": hop, "when": moment},
-        )
-
-
-def _measure_hugetlb(costs: CostFacts, hop: str) -> Iterator[Metric]:
-    """What the guests' RAM cost, all together, against the same from hugetlbfs."""
-    found = costs.hugetlb
-    if found is None or found.allocate_ns is None:
-        return
-    labels = {"hop": hop}
-    yield Metric(name="allocate.hugetlb", value=float(found.allocate_ns), unit="ns", labels=labels)
+            yield from number("memory.struct-pages", has, "boolean", now)
+        yield from number("memory.pinnable", ram.pinnable, "boolean", now)
 
 
 def _measure_share(context: Context, facts: HopEvidence) -> Iterator[Metric]:
@@ -99,12 +73,8 @@ def _measure_share(context: Context, facts: HopEvidence) -> Iterator[Metric]:
         ]
         if paused is None or resumed is None or resumed <= paused or len(own) < len(_OWN_PHASES):
             continue
-        yield Metric(
-            name="blackout.share",
-            value=100 * sum(own) / (resumed - paused),
-            unit="%",
-            labels={"hop": str(facts.number), "guest": guest.name},
-        )
+        labels = {"hop": str(facts.number), "guest": guest.name}
+        yield from number("blackout.share", 100 * sum(own) / (resumed - paused), "%", labels)
 
 
 def huge_share(ram: RamFacts) -> float | None:

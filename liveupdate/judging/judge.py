@@ -66,7 +66,7 @@ def judge(plan: Plan, evidence: Evidence) -> Verdict:
     found: dict[str, Check] = {}
     for row in sorted(CHECKS, key=lambda row: not row.first):
         # judged even when skipped: liveness says which guests are dead
-        findings = row.judge(context)
+        findings = list(row.judge(context))
         if row.id in skips:
             findings = [skipped(skips[row.id])]
         found[row.id] = to_check(row.id, findings)

@@ -14,7 +14,7 @@ derives from this that a guest gains at most 1 s.
 
 from __future__ import annotations
 
-from liveupdate.judging.context import Context
+from liveupdate.judging.context import GuestHop
 from liveupdate.model import slots
 
 #: clocks of a tick to which Linux adds the time asleep
@@ -23,24 +23,23 @@ SLEEP_CLOCKS = frozenset({"boottime", "realtime"})
 RTC_SECOND_NS = 1_000_000_000
 
 
-def has_slept(context: Context, hop: int, guest: str) -> bool | None:
+def has_slept(at: GuestHop) -> bool | None:
     """Say whether a guest slept over a hop, as its VMM reported.
 
     :returns: None when it had to sleep and the evidence of none of its devices says whether it did.
     """
-    facts = context.hop(hop)
-    traces = [facts.devices.get(name) if facts else None for name in _devices(context, guest)]
+    traces = [at.context.device(at.hop, name) for name in _devices(at)]
     uses = [trace.facts.use if trace and trace.facts else None for trace in traces]
     if any(use is not None and use.asleep_ns is not None for use in uses):
         return True
     return None if None in uses else False
 
 
-def sleep_files(context: Context, hop: int, guest: str) -> list[str]:
+def sleep_files(at: GuestHop) -> tuple[str, ...]:
     """Return the files of the run directory that say whether a guest slept."""
-    return [slots.DEVICE.path(hop, name) for name in _devices(context, guest)]
+    return tuple(slots.DEVICE.path(at.hop, name) for name in _devices(at))
 
 
-def _devices(context: Context, guest: str) -> list[str]:
+def _devices(at: GuestHop) -> list[str]:
     """Name the devices that a guest has of its own: only a guest with one is sent to sleep."""
-    return [device.name for device in context.plan.devices if device.guest == guest]
+    return [each.name for each in at.context.plan.devices if each.guest == at.guest.name]

@@ -427,6 +427,7 @@ def test_a_check_of_evidence_that_is_there_is_one_row_and_its_judge_in_one_file(
     copy.replace(
         "judging/checks/budget.py",
         "from liveupdate.model import slots\n",
+        "from liveupdate.judging.context import failed, passed\n"
         "from liveupdate.model import slots\nfrom liveupdate.model.targets import Capability\n",
     )
     assert len(copy.touched) == 1
@@ -470,6 +471,7 @@ def record_load(bed: Testbed, hop: int) -> None:
     bed.record.put(slots.LOAD, float(str(bed.call("load").get("load"))), hop)
 '''
 LOAD_CHECK = '''
+from liveupdate.judging.context import failed, passed
 from liveupdate.model import slots as all_slots
 
 

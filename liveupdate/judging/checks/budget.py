@@ -3,35 +3,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from liveupdate.core.units import format_ns
 from liveupdate.judging.check import Asked, CheckRow
-from liveupdate.judging.checks.guest import blackout_ns, reached
-from liveupdate.judging.context import Context, Finding, failed, passed, skipped
+from liveupdate.judging.checks.guest import blackout_ns
+from liveupdate.judging.context import Context, Finding, skipped
 from liveupdate.model import slots
 
 
-def judge_blackout(context: Context) -> list[Finding]:
+def judge_blackout(context: Context) -> Iterator[Finding]:
     """Require that no guest was out for longer than the budget."""
     limit_s = context.plan.budget.blackout_s
     if limit_s is None:
-        return [skipped("no budget set (budget.blackout)")]
-    findings: list[Finding] = []
-    for hop, guest in reached(context):
-        length_ns = blackout_ns(context, hop, guest.name)
-        if length_ns is None and context.rolled_back(hop):
-            findings.append(skipped(f"hop {hop}, {guest.name}: rolled back, no blackout"))
-            continue
-        if length_ns is None:
-            path = slots.MARKS.path(hop)
-            findings.append(context.missing("the blackout", hop, guest.name, (path,)))
-            continue
-        findings.append(
-            (failed if length_ns > limit_s * 1e9 else passed)(
-                f"hop {hop}, {guest.name}: blackout {format_ns(length_ns)}, budget {limit_s:g} s",
-                observed=format_ns(length_ns),
-            )
-        )
-    return findings
+        yield skipped("no budget set (budget.blackout)")
+        return
+    for at in context.reached():
+        length_ns = blackout_ns(at)
+        if length_ns is not None:
+            judge = at.failed if length_ns > limit_s * 1e9 else at.passed
+            length = format_ns(length_ns)
+            yield judge(f"blackout {length}, budget {limit_s:g} s", length)
+        elif at.is_rolled_back:
+            yield at.skipped("rolled back, no blackout")
+        else:
+            yield at.on(slots.MARKS).missing("the blackout")
 
 
 def _no_bound(asked: Asked) -> str | None:

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
 
 from liveupdate.core.units import PAGE_BYTES, format_addr
 from liveupdate.judging.check import Asked, CheckRow
 from liveupdate.judging.compare import PageDiff, compare_words, count_distinct, count_zero
-from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
+from liveupdate.judging.context import Context, Finding, GuestHop, say_altered, skipped
 from liveupdate.model import slots
-from liveupdate.model.evidence import Artifact, GuestMemory, PageDigests
-from liveupdate.model.scenario import GuestSpec
+from liveupdate.model.evidence import Artifact, PageDigests
 
 _WORD = 8
 
@@ -29,165 +30,131 @@ def _is_altered(raw: bytes, artifact: Artifact | None) -> bool:
     return artifact is not None and hashlib.sha256(raw).hexdigest() != artifact.sha256
 
 
-def judge_content(context: Context) -> list[Finding]:
+def _judge_cover(at: GuestHop, what: str, said: int, table: bytes) -> Finding | None:
+    """Require that a table has one word for each page of the guest.
+
+    :param said: how many pages it has by its own account.
+    """
+    pages = at.guest.memory_bytes // PAGE_BYTES
+    if said == pages and len(table) == pages * _WORD:
+        return None
+    return at.error(f"{what} cover {len(table) // _WORD} of {pages} pages")
+
+
+def judge_content(context: Context) -> Iterator[Finding]:
     """Require that every page of every guest has the same content at the freeze and before the
     resume.
     """
-    findings: list[Finding] = []
-    for hop, _facts, guest in context.guests():
-        if not context.rolled_back(hop.number) or context.trace(hop.number, guest.name):
-            findings += _judge_pattern(context, hop.number, guest)
-        if context.rolled_back(hop.number):
-            findings.append(
-                skipped(f"hop {hop.number}, {guest.name}: rolled back, no incoming kernel to ask")
-            )
+    for at in context.guests():
+        if not at.is_rolled_back or at.trace:
+            yield from _judge_pattern(at.on(slots.PATTERN))
+        if at.is_rolled_back:
+            yield at.skipped("rolled back, no incoming kernel to ask")
         elif not context.plan.observe.memory:
-            findings.append(skipped("page digests were left out (observe.memory = false)"))
+            yield skipped("page digests were left out (observe.memory = false)")
         else:
-            findings.append(_judge_digests(context, hop.number, guest))
-    return findings
+            yield _judge_digests(at)
 
 
-def _judge_digests(context: Context, hop: int, guest: GuestSpec) -> Finding:
-    where = f"hop {hop}, {guest.name}"
-    memory = context.memory(hop, guest.name)
-    paths = {
-        moment: (slot.raw_path(hop, guest.name), slot.path(hop, guest.name))
-        for moment, slot in slots.DIGESTS.items()
-    }
-    if memory is None or memory.freeze is None:
-        return context.missing("page digests at the freeze", hop, guest.name, paths["freeze"])
-    if memory.boot is None:
-        return context.missing("page digests after the kexec", hop, guest.name, paths["boot"])
-    files = (paths["freeze"][0], paths["boot"][0])
-    pages = guest.memory_bytes // PAGE_BYTES
-    for moment, digests in (("freeze", memory.freeze), ("boot", memory.boot)):
-        if digests.pages != pages or len(digests.digests) != pages * _WORD:
-            return error_finding(
-                f"{where}: the {moment} digests cover {len(digests.digests) // _WORD} "
-                f"of {pages} pages",
-                evidence=files,
-            )
-    diff = compare_words(memory.freeze.digests, memory.boot.digests)
+def _judge_digests(at: GuestHop) -> Finding:
+    name = at.guest.name
+    memory = at.context.memory(at.hop, name)
+    raw = {moment: slot.raw_path(at.hop, name) for moment, slot in slots.DIGESTS.items()}
+    tables: dict[str, PageDigests] = {}
+    for moment, when in (("freeze", "at the freeze"), ("boot", "after the kexec")):
+        found: PageDigests | None = getattr(memory, moment, None)
+        if found is None:
+            files = (raw[moment], slots.DIGESTS[moment].path(at.hop, name))
+            return replace(at, files=files).missing(f"page digests {when}")
+        tables[moment] = found
+    at = replace(at, files=tuple(raw.values()))
+    for moment, each in tables.items():
+        if short := _judge_cover(at, f"the {moment} digests", each.pages, each.digests):
+            return short
+    freeze, boot = tables.values()
+    diff = compare_words(freeze.digests, boot.digests)
     altered = [
-        path
-        for path, digests in zip(files, (memory.freeze, memory.boot), strict=True)
-        if _is_altered(digests.digests, digests.artifact)
+        raw[moment] for moment, each in tables.items() if _is_altered(each.digests, each.artifact)
     ]
     if diff.first is not None:
-        alteration = f" (or evidence altered: {', '.join(altered)})" if altered else ""
-        return failed(
-            f"{where}: page {diff.first} at guest-physical {format_addr(diff.first * PAGE_BYTES)} "
-            f"changed over the kexec; {say_diff(diff)} differ{alteration}",
+        return at.failed(
+            f"page {diff.first} at guest-physical {format_addr(diff.first * PAGE_BYTES)} "
+            f"changed over the kexec; {say_diff(diff)} differ{say_altered(altered)}",
             observed=say_diff(diff),
             expected="0 pages differ",
-            evidence=files,
         )
     if altered:
-        return error_finding(f"{where}: evidence altered: {', '.join(altered)}", evidence=files)
-    return _judge_moments(context, hop, guest, memory.freeze, memory.boot) or passed(
-        f"{where}: {pages} pages equal", observed=f"{pages} pages equal", evidence=files
-    )
+        return at.error(f"evidence altered: {', '.join(altered)}")
+    equal = f"{diff.pages} pages equal"
+    return _judge_moments(replace(at, files=()), freeze, boot) or at.passed(equal, equal)
 
 
-def _judge_moments(
-    context: Context, hop: int, guest: GuestSpec, freeze: PageDigests, boot: PageDigests
-) -> Finding | None:
+def _judge_moments(at: GuestHop, freeze: PageDigests, boot: PageDigests) -> Finding | None:
     """Reject digests of the wrong time or of the wrong memory: if equal, they prove nothing."""
-    where = f"hop {hop}, {guest.name}"
-    facts = context.hop(hop)
-    paused = facts.paused_ns.get(guest.name) if facts else None
-    resumed = facts.resumed_ns.get(guest.name) if facts else None
-    if paused is None:
-        marks = slots.MARKS.path(hop)
-        return context.missing("the moment of the pause", hop, guest.name, (marks,))
-    if freeze.began_ns < paused:
-        return error_finding(f"{where}: the freeze digests were begun before the guest was paused")
+    if at.paused_ns is None:
+        return replace(at, files=(slots.MARKS.path(at.hop),)).missing("the moment of the pause")
+    if freeze.began_ns < at.paused_ns:
+        return at.error("the freeze digests were begun before the guest was paused")
     if boot.began_ns < freeze.ended_ns:
-        return error_finding(
-            f"{where}: the boot digests were begun before the freeze digests ended"
-        )
-    if resumed is not None and boot.ended_ns > resumed:
-        return error_finding(
-            f"{where}: the boot digests were still being taken when the guest went on"
-        )
-    trace = context.trace(hop, guest.name)
-    pattern_pages = trace.pattern.pages if trace and trace.pattern else 0
+        return at.error("the boot digests were begun before the freeze digests ended")
+    if at.resumed_ns is not None and boot.ended_ns > at.resumed_ns:
+        return at.error("the boot digests were still being taken when the guest went on")
+    pattern_pages = at.trace.pattern.pages if at.trace and at.trace.pattern else 0
     distinct = count_distinct(freeze.digests)
     if distinct < pattern_pages:
         # no two pages of the payload's pattern are alike
-        return error_finding(
-            f"{where}: {distinct} different digests, but the guest's pattern alone has "
+        return at.error(
+            f"{distinct} different digests, but the guest's pattern alone has "
             f"{pattern_pages} different pages: something else was hashed"
         )
     return None
 
 
-def _judge_pattern(context: Context, hop: int, guest: GuestSpec) -> list[Finding]:
+def _judge_pattern(at: GuestHop) -> Iterator[Finding]:
     """Judge the guest's own check of its pattern, from inside; only the shipped payload has one."""
-    if not guest.kind.payload:
-        return []
-    where = f"hop {hop}, {guest.name}"
-    path = slots.PATTERN.path(hop, guest.name)
-    trace = context.trace(hop, guest.name)
-    if trace is None or trace.pattern is None:
-        if context.rolled_back(hop):
-            return [skipped(f"{where}: rolled back, the guest did not check its pattern")]
-        return [context.missing("the guest's own check of its pattern", hop, guest.name, (path,))]
-    pattern = trace.pattern
-    if pattern.bad > 0:
-        return [
-            failed(
-                f"{where}: the guest found {pattern.bad} of {pattern.pages} pattern pages changed",
-                observed=f"{pattern.bad} bad pages",
-                expected="0 bad pages",
-                evidence=(path,),
-            )
-        ]
-    planned = (guest.pattern_bytes or 0) // PAGE_BYTES
-    if pattern.pages < max(planned, 1):
-        return [
-            error_finding(
-                f"{where}: the guest checked {pattern.pages} of {planned} pattern pages",
-                evidence=(path,),
-            )
-        ]
-    return [passed(f"{where}: {pattern.pages} pattern pages intact", evidence=(path,))]
+    if not at.guest.kind.payload:
+        return
+    pattern = at.trace.pattern if at.trace else None
+    planned = (at.guest.pattern_bytes or 0) // PAGE_BYTES
+    if pattern is None and at.is_rolled_back:
+        yield at.skipped("rolled back, the guest did not check its pattern")
+    elif pattern is None:
+        yield at.missing("the guest's own check of its pattern")
+    elif pattern.bad > 0:
+        yield at.failed(
+            f"the guest found {pattern.bad} of {pattern.pages} pattern pages changed",
+            observed=f"{pattern.bad} bad pages",
+            expected="0 bad pages",
+        )
+    elif pattern.pages < max(planned, 1):
+        yield at.error(f"the guest checked {pattern.pages} of {planned} pattern pages")
+    else:
+        yield at.passed(f"{pattern.pages} pattern pages intact")
 
 
-def judge_placement(context: Context) -> list[Finding]:
+def judge_placement(context: Context) -> Iterator[Finding]:
     """Require that every page of every guest is on the same page frame as before."""
-    findings: list[Finding] = []
-    for hop, _facts, guest in context.guests():
-        if context.rolled_back(hop.number):
-            findings.append(
-                skipped(f"hop {hop.number}, {guest.name}: rolled back, no incoming kernel to ask")
-            )
+    for at in context.guests():
+        if at.is_rolled_back:
+            yield at.skipped("rolled back, no incoming kernel to ask")
         else:
-            memory = context.memory(hop.number, guest.name)
-            findings.append(_judge_pfns(context, hop.number, guest, memory))
-    return findings
+            yield _judge_pfns(at)
 
 
-def _judge_pfns(
-    context: Context, hop: int, guest: GuestSpec, memory: GuestMemory | None
-) -> Finding:
-    where = f"hop {hop}, {guest.name}"
+def _judge_pfns(at: GuestHop) -> Finding:
+    memory = at.context.memory(at.hop, at.guest.name)
     tables = (slots.PFNS_BEFORE, slots.PFNS_AFTER)
-    files = tuple(slot.raw_path(hop, guest.name) for slot in tables)
+    files = tuple(slot.raw_path(at.hop, at.guest.name) for slot in tables)
     if memory is None or memory.pfns_before is None:
-        return context.missing("page frames before the kexec", hop, guest.name, files[:1])
+        return replace(at, files=files[:1]).missing("page frames before the kexec")
     if memory.pfns_after is None:
-        return context.missing("page frames after the kexec", hop, guest.name, files[1:])
-    pages = guest.memory_bytes // PAGE_BYTES
+        return replace(at, files=files[1:]).missing("page frames after the kexec")
+    placed = replace(at, files=files)
     frames = (memory.pfns_before, memory.pfns_after)
     for moment, each in zip(("before", "after"), frames, strict=True):
-        if each.pages != pages or len(each.pfns) != pages * _WORD:
-            return error_finding(
-                f"{where}: page frames {moment} the kexec cover {len(each.pfns) // _WORD} "
-                f"of {pages} pages",
-                evidence=files,
-            )
+        what = f"page frames {moment} the kexec"
+        if short := _judge_cover(placed, what, each.pages, each.pfns):
+            return short
     altered = [
         path
         for path, each in zip(files, frames, strict=True)
@@ -196,24 +163,22 @@ def _judge_pfns(
     before, after = (each.pfns for each in frames)
     # frame 0 is what pagemap gives for a page that is not present, or to a reader without privilege
     if absent := count_zero(before):
-        return error_finding(f"{where}: {absent} pages had no page frame before the kexec")
+        return at.error(f"{absent} pages had no page frame before the kexec")
     if absent := count_zero(after):
-        return error_finding(f"{where}: {absent} pages have no page frame after the kexec")
+        return at.error(f"{absent} pages have no page frame after the kexec")
     diff = compare_words(before, after)
     if diff.first is not None:
-        alteration = f" (or evidence altered: {', '.join(altered)})" if altered else ""
-        return failed(
-            f"{where}: page {diff.first} moved from {_frame(before, diff.first)} to "
-            f"{_frame(after, diff.first)}; {say_diff(diff)} moved{alteration}",
+        return placed.failed(
+            f"page {diff.first} moved from {_frame(before, diff.first)} to "
+            f"{_frame(after, diff.first)}; {say_diff(diff)} moved{say_altered(altered)}",
             observed=say_diff(diff),
             expected="0 pages moved",
-            evidence=files,
         )
     if altered:
-        return error_finding(f"{where}: evidence altered: {', '.join(altered)}", evidence=files)
-    if count_distinct(before) != pages:
-        return error_finding(f"{where}: pagemap gave the same page frame for several pages")
-    return passed(f"{where}: {pages} pages in place", f"{pages} pages in place", files)
+        return placed.error(f"evidence altered: {', '.join(altered)}")
+    if count_distinct(before) != diff.pages:
+        return at.error("pagemap gave the same page frame for several pages")
+    return placed.passed(f"{diff.pages} pages in place", f"{diff.pages} pages in place")
 
 
 def _frame(pfns: bytes, page: int) -> str:
