@@ -8,17 +8,18 @@ before and after, and that it could do no DMA while its translation was off.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from liveupdate.core.units import format_ns
 from liveupdate.formats.pci_config import ConfigSpace, decode_config
-from liveupdate.judging.context import Context, Finding, error_finding, skipped
+from liveupdate.judging.context import Context, Finding, Place, error_finding, skipped
 from liveupdate.judging.guest_share import GuestShare
 from liveupdate.model import slots
 from liveupdate.model.evidence import IommuEvidence
 from liveupdate.model.iommu_samples import BindingSample, IommuWatch, WatchedDevice
-from liveupdate.model.plan import Hop
+from liveupdate.model.slots import Slot
 
 AMD = "amd"
 CONTINUOUS, QUIESCE = "continuous", "quiesce"
@@ -56,39 +57,44 @@ class HopDevices:
         """Whether any device has to continue its DMA."""
         return any(each.tier == CONTINUOUS for each in self.devices)
 
+    def place(self, *found: Slot[Any], device: JudgedDevice | None = None) -> Place:
+        """Return a place in this hop, or of a device in it, with findings that rest on slots."""
+        where = f"hop {self.hop}"
+        if device is not None:
+            where += f", {device.name} ({device.found.function})"
+        return Place(where, tuple(slot.path(self.hop) for slot in found))
+
     def since_pause(self, at_ns: int) -> str:
         """Format a time as milliseconds after the pause."""
         return f"{(at_ns - self.paused_ns) / 1e6:+.0f} ms from the pause"
 
 
-JudgeHopDevices = Callable[[HopDevices], list[Finding]]
-
-
-def judge_hop_devices(context: Context, judge: JudgeHopDevices) -> list[Finding]:
-    """Return every hop in which the devices were observed, and findings for the others."""
+def judge_hop_devices(
+    context: Context, judge: Callable[[HopDevices], Iterable[Finding]]
+) -> Iterator[Finding]:
+    """Judge every hop in which the devices were observed; find why it was not, for the others."""
     if not context.plan.devices:
-        return [error_finding("expected by the plan, which has no device")]
-    if not any(device.tier in (CONTINUOUS, QUIESCE) for device in context.plan.devices):
-        return [skipped(NO_DEVICE)]
-    findings: list[Finding] = []
-    for hop in context.plan.hops:
-        if context.rolled_back(hop.number):
-            findings.append(skipped(f"hop {hop.number}: rolled back, the kernel was not replaced"))
-            continue
-        hop_devices = _find_hop_devices(context, hop)
-        findings += [hop_devices] if isinstance(hop_devices, Finding) else judge(hop_devices)
-    return findings
+        yield error_finding("expected by the plan, which has no device")
+    elif not any(device.tier in (CONTINUOUS, QUIESCE) for device in context.plan.devices):
+        yield skipped(NO_DEVICE)
+    else:
+        for hop in context.plan.hops:
+            if context.rolled_back(hop.number):
+                yield skipped(f"hop {hop.number}: rolled back, the kernel was not replaced")
+                continue
+            found = _find_hop_devices(context, hop.number)
+            yield from [found] if isinstance(found, Finding) else judge(found)
 
 
-def _find_hop_devices(context: Context, hop: Hop) -> HopDevices | Finding:
-    number = hop.number
+def _find_hop_devices(context: Context, number: int) -> HopDevices | Finding:
+    def missing(what: str, slot: Slot[Any]) -> Finding:
+        return context.missing(what, number, paths=(slot.path(number),))
+
     facts = context.hop(number)
-    watch_file = slots.WATCH.path(number)
     if facts is None or facts.iommu is None or facts.iommu.watch is None:
-        return context.missing("the devices seen from outside", number, paths=(watch_file,))
+        return missing("the devices seen from outside", slots.WATCH)
     if not facts.paused_ns:
-        marks = slots.MARKS.path(number)
-        return context.missing("the moment of the pause", number, paths=(marks,))
+        return missing("the moment of the pause", slots.MARKS)
     found = {each.name: each for each in facts.iommu.devices}
     devices: list[JudgedDevice] = []
     for spec in context.plan.devices:
@@ -96,8 +102,7 @@ def _find_hop_devices(context: Context, hop: Hop) -> HopDevices | Finding:
             continue
         device = found.get(spec.name)
         if device is None:
-            path = slots.DEVICES.path(number)
-            return context.missing(f"device '{spec.name}'", number, paths=(path,))
+            return missing(f"device '{spec.name}'", slots.DEVICES)
         if spec.bdf is not None and spec.bdf != device.function:
             return error_finding(
                 f"hop {number}: device '{spec.name}' was watched at {device.function}, "
@@ -107,9 +112,8 @@ def _find_hop_devices(context: Context, hop: Hop) -> HopDevices | Finding:
         if spec.guest is not None:
             memory = context.memory(number, spec.guest)
             if memory is None or memory.pfns_before is None or memory.pfns_after is None:
-                files = [
-                    slot.path(number, spec.guest) for slot in (slots.PFNS_BEFORE, slots.PFNS_AFTER)
-                ]
+                tables = (slots.PFNS_BEFORE, slots.PFNS_AFTER)
+                files = [slot.path(number, spec.guest) for slot in tables]
                 return context.missing("where its memory lies", number, spec.guest, files)
             share = GuestShare.of(spec.guest, memory.pfns_before.pfns, memory.pfns_after.pfns)
         devices.append(
@@ -132,24 +136,14 @@ def find_blindness(hop_devices: HopDevices, *, is_sampled: bool) -> Finding | No
 
     :param is_sampled: the claim rests on the samples, and not on the trace alone.
     """
-    where, watch = f"hop {hop_devices.hop}", hop_devices.watch
-    path = slots.WATCH.path(hop_devices.hop)
+    at, watch = hop_devices.place(slots.WATCH), hop_devices.watch
     if watch.began_ns > hop_devices.paused_ns or watch.ended_ns < hop_devices.resumed_ns:
-        return error_finding(
-            f"{where}: the sampling did not cover the blackout from pause to resume",
-            evidence=(path,),
-        )
+        return at.error("the sampling did not cover the blackout from pause to resume")
     if is_sampled and watch.longest_hole_ns > MAX_HOLE_NS:
-        return error_finding(
-            f"{where}: no sample for {format_ns(watch.longest_hole_ns)}",
-            observed=format_ns(watch.longest_hole_ns),
-            evidence=(path,),
-        )
+        hole = format_ns(watch.longest_hole_ns)
+        return at.error(f"no sample for {hole}", hole)
     if not watch.trace_lines:
-        return error_finding(
-            f"{where}: QEMU's trace is empty, so events between samples are unknown",
-            evidence=(path,),
-        )
+        return at.error("QEMU's trace is empty, so events between samples are unknown")
     return None
 
 
@@ -171,13 +165,9 @@ def find_spaces(hop_devices: HopDevices, function: str) -> tuple[ConfigSpace, Co
     """Return a function's configuration space before or after, or what is wrong with it."""
     found: list[ConfigSpace] = []
     for moment in ("before", "after"):
+        configs = hop_devices.evidence.configs
         facts = next(
-            (
-                each
-                for each in hop_devices.evidence.configs
-                if each.function == function and each.moment == moment
-            ),
-            None,
+            (each for each in configs if (each.function, each.moment) == (function, moment)), None
         )
         if facts is None:
             return f"its configuration space was not seen {moment} the update"

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from liveupdate.formats import qemu_trace
@@ -20,7 +21,7 @@ from liveupdate.formats.pci_config import (
 )
 from liveupdate.judging.check import CheckRow
 from liveupdate.judging.checks.device import without_device
-from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
+from liveupdate.judging.context import Context, Finding, Place, error_finding
 from liveupdate.judging.hop_devices import (
     QUIESCE,
     HopDevices,
@@ -38,7 +39,7 @@ _SOFT_RESETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def judge_no_reset(context: Context) -> list[Finding]:
+def judge_no_reset(context: Context) -> Iterator[Finding]:
     """Require that no device that continues its DMA was reset, in any of the known ways."""
     return judge_hop_devices(
         context,
@@ -47,8 +48,7 @@ def judge_no_reset(context: Context) -> list[Finding]:
 
 
 def _judge_resets(hop_devices: HopDevices, device: JudgedDevice) -> Finding:
-    where = f"hop {hop_devices.hop}, {device.name} ({device.found.function})"
-    path = slots.DEVICE_EVENTS.path(hop_devices.hop)
+    at = hop_devices.place(slots.DEVICE_EVENTS, device=device)
     spaces = find_spaces(hop_devices, device.found.function)
     express = None
     if isinstance(spaces, tuple):
@@ -59,27 +59,24 @@ def _judge_resets(hop_devices: HopDevices, device: JudgedDevice) -> Finding:
         if (what := _name_reset(event, device, express)) is not None
     ]
     if device.tier == QUIESCE:
-        return skipped(f"{where}: tier quiesce stops the device on purpose; {len(said)} resets")
+        return at.skipped(f"tier quiesce stops the device on purpose; {len(said)} resets")
     if said:
         event, what = said[0]
-        return failed(
-            f"{where}: {len(said)} resets, "
-            f"first {what} at {hop_devices.since_pause(event.host_ns)}",
+        return at.failed(
+            f"{len(said)} resets, first {what} at {hop_devices.since_pause(event.host_ns)}",
             observed=what,
             expected="no reset",
-            evidence=(path,),
         )
     blind = find_blindness(hop_devices, is_sampled=False)
     if blind is not None:
         return blind
     if isinstance(spaces, str):
-        return error_finding(f"{where}: where a reset is asked for is not known: {spaces}")
+        return error_finding(f"{at.where}: where a reset is asked for is not known: {spaces}")
     if spaces[0].find_capability(CAP_ADVANCED):
-        return error_finding(f"{where}: it can be reset by a capability that is not watched")
-    return passed(
-        f"{where}: not reset by function, bus, power state or register "
-        f"({hop_devices.watch.trace_lines} lines of QEMU's trace)",
-        evidence=(path,),
+        return error_finding(f"{at.where}: it can be reset by a capability that is not watched")
+    return at.passed(
+        "not reset by function, bus, power state or register "
+        f"({hop_devices.watch.trace_lines} lines of QEMU's trace)"
     )
 
 
@@ -114,7 +111,7 @@ def _bits_at(event: DeviceEvent, offset: int) -> int:
     return event.value >> 8 * shift if 0 <= shift < 4 else 0
 
 
-def judge_config_space(context: Context) -> list[Finding]:
+def judge_config_space(context: Context) -> Iterator[Finding]:
     """Require that devices and the bridges above them have the same identity and place, and are
     bus masters.
     """
@@ -132,24 +129,23 @@ def _judge_function(hop_devices: HopDevices, device: JudgedDevice, function: str
     is_bridge = function != device.found.function
     what = "bridge above" if is_bridge else "function of"
     where = f"hop {hop_devices.hop}, {what} {device.name} ({function})"
-    path = slots.CONFIGS.path(hop_devices.hop)
+    at = Place(where, (slots.CONFIGS.path(hop_devices.hop),))
     spaces = find_spaces(hop_devices, function)
     if isinstance(spaces, str):
-        return error_finding(f"{where}: {spaces}", evidence=(path,))
+        return at.error(spaces)
     before, after = spaces
     changes = diff_config(before, after)
     if changes:
         said = ", ".join(map(str, changes))
-        return failed(
-            f"{where}: changed over the update: {said}",
+        return at.failed(
+            f"changed over the update: {said}",
             observed=said,
             expected="the same identity, BARs, bus numbers, windows, and bus mastering",
-            evidence=(path,),
         )
     if not after.is_master:
         return error_finding(f"{where}: was no bus master before the update: it could not do DMA")
     if device.tier == QUIESCE:
-        return passed(f"{where}: as before; in between it was stopped", evidence=(path,))
+        return at.passed("as before; in between it was stopped")
     stops = [
         event
         for event in hop_devices.evidence.events
@@ -159,16 +155,14 @@ def _judge_function(hop_devices: HopDevices, device: JudgedDevice, function: str
         and not event.value & COMMAND_MASTER
     ]
     if stops:
-        return failed(
-            f"{where}: bus mastering was switched off {len(stops)} times, first at "
+        return replace(at, files=(slots.DEVICE_EVENTS.path(hop_devices.hop),)).failed(
+            f"bus mastering was switched off {len(stops)} times, first at "
             f"{hop_devices.since_pause(stops[0].host_ns)}",
             observed=f"command {stops[0].value:#x}",
             expected="bus mastering on all the time",
-            evidence=(slots.DEVICE_EVENTS.path(hop_devices.hop),),
         )
-    return find_blindness(hop_devices, is_sampled=False) or passed(
-        f"{where}: identity, BARs, bus mastering as before, and never a master less",
-        evidence=(path,),
+    return find_blindness(hop_devices, is_sampled=False) or at.passed(
+        "identity, BARs, bus mastering as before, and never a master less"
     )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -20,7 +21,7 @@ from liveupdate.formats.iommu import (
 from liveupdate.judging.check import CheckRow
 from liveupdate.judging.checks.translation import without_device
 from liveupdate.judging.compare_iommu import ChangeKind, MappingDiff, diff_requesters
-from liveupdate.judging.context import Context, Finding, error_finding, failed, passed
+from liveupdate.judging.context import Context, Finding, Place, error_finding, say_altered
 from liveupdate.judging.guest_share import where_mapped
 from liveupdate.judging.hop_devices import (
     AMD,
@@ -38,7 +39,7 @@ MOMENTS = ("before", "after")
 _WALKS = tuple((view, moment) for view in ("outside", "inside") for moment in MOMENTS)
 
 
-def judge_mappings(context: Context) -> list[Finding]:
+def judge_mappings(context: Context) -> Iterator[Finding]:
     """Every watched device reaches the same memory as before, and both oracles say so."""
     return judge_hop_devices(
         context,
@@ -47,8 +48,7 @@ def judge_mappings(context: Context) -> list[Finding]:
 
 
 def _judge_device(hop_devices: HopDevices, device: JudgedDevice) -> Finding:
-    where = f"hop {hop_devices.hop}, {device.name} ({device.found.function})"
-    listing = slots.MAPPINGS.path(hop_devices.hop)
+    listing = hop_devices.place(slots.MAPPINGS, device=device)
     walks: dict[tuple[str, str], tuple[MappingSet, ...]] = {}
     files: list[str] = []
     altered: list[str] = []
@@ -57,23 +57,24 @@ def _judge_device(hop_devices: HopDevices, device: JudgedDevice) -> Finding:
             continue
         path = slots.MAPPINGS.raw_path(hop_devices.hop, value=facts)
         files.append(path)
+        at = replace(listing, files=(path,))
         is_altered = hashlib.sha256(facts.runs).hexdigest() != facts.artifact.sha256
         altered += [path] * is_altered
         try:
             found = _to_set(facts)
         except IommuFormatError as error:
-            return (failed if is_altered else error_finding)(
-                f"{where}: {path} holds no mappings{' (evidence altered)' * is_altered}: {error}",
-                evidence=(path,),
+            return (at.failed if is_altered else at.error)(
+                f"{path} holds no mappings{' (evidence altered)' * is_altered}: {error}"
             )
         if facts.faults:
-            return _judge_faulty(where, facts, path)
+            return _judge_faulty(at, facts)
         key = facts.view, facts.moment
         walks[key] = (*walks.get(key, ()), found)
-    missing = next((key for key in _WALKS if key not in walks), None)
-    if missing is not None and missing[0] == "outside":
-        return _say_missing(where, missing, listing)
-    alteration = f" (or evidence altered: {', '.join(altered)})" if altered else ""
+    view, moment = next((key for key in _WALKS if key not in walks), ("", ""))
+    unseen = listing.error(f"no mappings as seen from {view}, {moment} the update")
+    if view == "outside":
+        return unseen
+    at = replace(listing, files=tuple(files))
     both = walks["outside", "before"], walks["outside", "after"]
     if device.share is None:
         said = _say_difference(*both, is_exact=False)
@@ -82,22 +83,14 @@ def _judge_device(hop_devices: HopDevices, device: JudgedDevice) -> Finding:
         said = _say_difference(*device.share.guests(*both), is_exact=False)
         said = said or _say_difference(*device.share.others(*both), is_exact=False)
     if said:
-        return failed(
-            f"{where}: mappings changed over the update: {said}{alteration}",
+        return at.failed(
+            f"mappings changed over the update: {said}{say_altered(altered)}",
             observed=said,
             expected="the same mappings",
-            evidence=tuple(files),
         )
-    if missing is not None:
-        return _say_missing(where, missing, listing)
-    return _compare_views(hop_devices, device, where, walks, tuple(files), altered)
-
-
-def _say_missing(where: str, walk: tuple[str, str], listing: str) -> Finding:
-    view, moment = walk
-    return error_finding(
-        f"{where}: no mappings as seen from {view}, {moment} the update", evidence=(listing,)
-    )
+    if view:
+        return unseen
+    return _compare_views(hop_devices, device, at, walks, altered)
 
 
 def _to_set(facts: MappingFacts) -> MappingSet:
@@ -133,26 +126,21 @@ def _parse_translation(text: str) -> Translation:
         raise IommuFormatError(f"'{text}' is no translation", where="translation") from error
 
 
-def _judge_faulty(where: str, facts: MappingFacts, path: str) -> Finding:
+def _judge_faulty(at: Place, facts: MappingFacts) -> Finding:
     """Tables that cannot be followed: before the update we cannot tell, after it they are lost."""
-    said = (
-        f"{where}: tables cannot be followed {facts.moment} the update ({facts.view}): "
-        f"{facts.faults[0]}"
-    )
+    said = f"tables cannot be followed {facts.moment} the update ({facts.view}): {facts.faults[0]}"
     if facts.moment == "after" and facts.view == "outside":
-        return failed(said, observed=facts.faults[0], expected="whole tables", evidence=(path,))
-    return error_finding(said, evidence=(path,))
+        return at.failed(said, observed=facts.faults[0], expected="whole tables")
+    return at.error(said)
 
 
 def _compare_views(
     hop_devices: HopDevices,
     device: JudgedDevice,
-    where: str,
+    at: Place,
     walks: dict[tuple[str, str], tuple[MappingSet, ...]],
-    files: tuple[str, ...],
     altered: list[str],
 ) -> Finding:
-    alteration = f" (or evidence altered: {', '.join(altered)})" if altered else ""
     before = walks["outside", "before"]
     for moment in MOMENTS:
         inside, outside = walks["inside", moment], walks["outside", moment]
@@ -163,21 +151,20 @@ def _compare_views(
             inside = where_mapped(inside, outside)
         said = _say_difference(inside, outside, is_exact=hop_devices.watch.unit != AMD)
         if said:
-            return failed(
-                f"{where}: {moment} the update the kernel says otherwise than its tables: "
-                f"{said}{alteration}",
+            return at.failed(
+                f"{moment} the update the kernel says otherwise than its tables: "
+                f"{said}{say_altered(altered)}",
                 observed=said,
                 expected="inside = outside",
-                evidence=files,
             )
     if altered:
-        return error_finding(f"{where}: evidence altered: {', '.join(altered)}", evidence=files)
+        return at.error(f"evidence altered: {', '.join(altered)}")
     mapped = sum(each.mapped_bytes for each in before)
     if not mapped:
-        return error_finding(f"{where}: nothing was mapped, so nothing could be preserved")
+        return error_finding(f"{at.where}: nothing was mapped, so nothing could be preserved")
     tampered = _find_tampering(hop_devices, device)
     if device.tier == CONTINUOUS and tampered is not None:
-        return replace(tampered, reason=f"{where}: {tampered.reason}")
+        return tampered
     blind = find_blindness(hop_devices, is_sampled=True) if device.tier == CONTINUOUS else None
     if blind is not None:
         return blind
@@ -189,15 +176,15 @@ def _compare_views(
         guests, _after = device.share.guests(before, ())
         own = sum(each.mapped_bytes for each in guests)
         if not own:
-            return error_finding(f"{where}: nothing of {device.share.guest}'s memory was mapped")
+            said = f"nothing of {device.share.guest}'s memory was mapped"
+            return error_finding(f"{at.where}: {said}")
         rest = format_size(mapped - own)
         beside = f"; {rest} beside it, the VMM's firmware and registers, at the same IOVAs"
         mapped, runs = own, sum(len(each.runs) for each in guests)
-    return passed(
-        f"{where}: {format_size(mapped)} in {runs} runs reach the same memory before and after"
+    return at.passed(
+        f"{format_size(mapped)} in {runs} runs reach the same memory before and after"
         f"{beside}, inside = outside; tables replaced {replaced} times",
         observed=f"{runs} runs equal",
-        evidence=files,
     )
 
 
@@ -230,12 +217,11 @@ def _find_tampering(hop_devices: HopDevices, device: JudgedDevice) -> Finding | 
     """Find page tables that changed while the device used them, by any cause."""
     for row in hop_devices.evidence.tables:
         if row.requester.split()[0] == device.found.function and row.pages:
-            return failed(
+            return hop_devices.place(slots.TABLES, device=device).failed(
                 f"page tables in use changed at {hop_devices.since_pause(row.host_ns)}: "
                 f"{row.first}",
                 observed=f"{row.pages} tables changed, first {row.first}",
                 expected="page tables untouched while they are in use",
-                evidence=(slots.TABLES.path(hop_devices.hop),),
             )
     return None
 
