@@ -7,13 +7,14 @@ host under update, which is kept in memory that goes through the kexec.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from liveupdate.core.units import format_ns
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
 from liveupdate.judging.check import Asked, CheckRow
-from liveupdate.judging.context import Context, Finding, error_finding, failed, passed, skipped
+from liveupdate.judging.context import Context, Finding, Place, skipped
 from liveupdate.judging.hop_devices import QUIESCE
 from liveupdate.model import slots
 from liveupdate.model.device_models import FED_KINDS
@@ -23,6 +24,7 @@ from liveupdate.model.evidence import (
     FrameAccount,
     FrameSent,
     IommuEvidence,
+    Landed,
 )
 from liveupdate.model.scenario import DeviceSpec
 
@@ -31,128 +33,126 @@ _GAPS_QUOTED = 4
 _TRANSLATION = 1 << 31
 
 
-def judge_continuity(context: Context) -> list[Finding]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _DeviceHop(Place):
+    """A device of the plan in a hop."""
+
+    context: Context
+    hop: int
+    device: DeviceSpec
+
+    @property
+    def trace(self) -> DeviceTrace | None:
+        return self.context.device(self.hop, self.device.name)
+
+    def missing(self, what: str) -> Finding:
+        return self.context.missing(what, self.hop, self.device.guest, self.files)
+
+
+def judge_continuity(context: Context) -> Iterator[Finding]:
     """Require that every frame sent to a continuous device was received once, whole and in
     order, also during the blackout.
     """
-    findings: list[Finding] = []
+    if not (context.plan.hops and context.plan.devices):
+        yield skipped("the plan has no device whose DMA is to go on")
     for hop in context.plan.hops:
         for device in context.plan.devices:
-            if device.guest is not None:
-                findings.append(_judge_guests_own(context, hop.number, device, device.guest))
-                continue
-            if device.tier == QUIESCE:
-                findings.append(_judge_rest(context, hop.number, device))
-                continue
+            where = f"hop {hop.number}, {device.name}"
+            files = (slots.DEVICE.path(hop.number, device.name),)
+            at = _DeviceHop(
+                where=where, files=files, context=context, hop=hop.number, device=device
+            )
             if context.rolled_back(hop.number):
-                reason = f"hop {hop.number}, {device.name}: rolled back, there was no kexec"
-                findings.append(skipped(reason))
+                yield at.skipped("rolled back, there was no kexec")
+            elif device.guest is not None:
+                yield _judge_guests_own(at, device.guest)
+            elif device.tier == QUIESCE:
+                yield _judge_rest(at)
             else:
-                findings.append(_judge_device(context, hop.number, device))
-    if not findings:
-        findings.append(skipped("the plan has no device whose DMA is to go on"))
-    return findings
+                yield _judge_device(at)
 
 
-def _judge_rest(context: Context, hop: int, device: DeviceSpec) -> Finding:
+def _judge_rest(at: _DeviceHop) -> Finding:
     """Judge tier quiesce: it is no failure that DMA stopped, but it is one that it does not
     start again.
     """
-    where = f"hop {hop}, {device.name}"
-    paths = (slots.DEVICE.path(hop, device.name),)
-    if context.rolled_back(hop):
-        return skipped(f"{where}: rolled back, there was no kexec")
-    evidence = context.hop(hop)
-    trace = evidence.devices.get(device.name) if evidence is not None else None
-    facts = trace.facts if trace is not None else None
+    facts = at.trace.facts if at.trace else None
     if facts is None or facts.frozen is None or facts.frozen_ns is None:
-        return context.missing("the device's account", hop, paths=paths)
+        return at.missing("the device's account")
     if facts.error is not None or facts.adopted_ns is None:
-        return failed(
-            f"{where}: the driver did not start it again: "
-            f"{facts.error or 'the agent did not report that it did'}",
-            expected="a device at work",
-            evidence=paths,
-        )
+        why = facts.error or "the agent did not report that it did"
+        return at.failed(f"the driver did not start it again: {why}", expected="a device at work")
     if facts.after is None:
-        return context.missing("the device's account after the update", hop, paths=paths)
+        return at.missing("the device's account after the update")
     done = facts.after.received - facts.frozen.received
     if done <= 0:
-        return failed(
-            f"{where}: nothing was received after the update, although it was started again",
+        return at.failed(
+            "nothing was received after the update, although it was started again",
             observed=f"{facts.after.received} received before and after",
             expected="more than before",
-            evidence=paths,
         )
-    return skipped(
-        f"{where}: tier quiesce: its driver stopped DMA on purpose for"
+    return at.skipped(
+        "tier quiesce: its driver stopped DMA on purpose for"
         f" {format_ns(facts.adopted_ns - facts.frozen_ns)}; {done} received since"
     )
 
 
-def _judge_guests_own(context: Context, hop: int, device: DeviceSpec, guest: str) -> Finding:
+def _judge_guests_own(at: _DeviceHop, guest: str) -> Finding:
     """Judge a guest's own device: it stopped while the guest slept, and was used again after it."""
-    where = f"hop {hop}, {device.name}"
-    paths = (slots.DEVICE.path(hop, device.name),)
-    if context.rolled_back(hop):
-        return skipped(f"{where}: rolled back, there was no kexec")
-    evidence = context.hop(hop)
-    trace = evidence.devices.get(device.name) if evidence is not None else None
-    use = trace.facts.use if trace is not None and trace.facts is not None else None
+    name = at.device.name
+    use = at.trace.facts.use if at.trace and at.trace.facts else None
     if use is None or use.asleep_ns is None:
-        return context.missing(f"how {guest} uses {device.name}", hop, guest, paths)
-    what = "echoes answered" if device.kind in FED_KINDS else "records written"
+        return at.missing(f"how {guest} uses {name}")
+    what = "echoes answered" if at.device.kind in FED_KINDS else "records written"
     if not use.before:
-        return error_finding(
-            f"{where}: {guest} was not seen to use it before the update", evidence=paths
-        )
+        return at.error(f"{guest} was not seen to use it before the update")
     if use.first_ns is None or not use.after:
-        if context.loss(hop, guest) is not None:
-            return context.missing(f"how {guest} uses {device.name} again", hop, guest, paths)
+        if at.context.loss(at.hop, guest) is not None:
+            return at.missing(f"how {guest} uses {name} again")
         awake = "is awake, but" if use.awake_ns is not None else "did not wake up, and"
-        return failed(
-            f"{where}: {guest} {awake} was not seen to use it again",
+        return at.failed(
+            f"{guest} {awake} was not seen to use it again",
             observed=f"{use.before} {what} before, none after",
             expected="some after",
-            evidence=paths,
         )
-    return skipped(
-        f"{where}: tier quiesce: DMA stopped, as {guest} slept, until it was seen again"
+    return at.skipped(
+        f"tier quiesce: DMA stopped, as {guest} slept, until it was seen again"
         f" {format_ns(use.first_ns - use.asleep_ns)} later; {use.after} {what} since"
     )
 
 
-def _judge_device(context: Context, hop: int, device: DeviceSpec) -> Finding:
-    where = f"hop {hop}, {device.name}"
-    paths = (slots.DEVICE.path(hop, device.name), slots.FRAMES.path(hop, device.name))
-    evidence = context.hop(hop)
-    trace = evidence.devices.get(device.name) if evidence is not None else None
-    unreadable = any(path in context.evidence.unreadable for path in paths)
+def _judge_device(at: _DeviceHop) -> Finding:
+    name, trace, evidence = at.device.name, at.trace, at.context.hop(at.hop)
+    at = replace(at, files=(*at.files, slots.FRAMES.path(at.hop, name)))
+    unreadable = any(path in at.context.evidence.unreadable for path in at.files)
     if evidence is None or trace is None or trace.facts is None or unreadable:
-        return context.missing(f"frames of {device.name}", hop, paths=paths)
+        return at.missing(f"frames of {name}")
     facts = trace.facts
-    stopped = _judge_stop(where, facts, trace, evidence.iommu, paths)
+    stopped = _judge_stop(at, facts, trace, evidence.iommu)
     if stopped is not None:
         return stopped
     before, after = facts.before, facts.after
-    if device.kind not in FED_KINDS:
-        return _judge_own(context, where, hop, facts, paths)
+    if at.device.kind not in FED_KINDS:
+        return _judge_own(at, facts)
     if before is None or after is None or not trace.frames:
-        return context.missing(f"frames received by {device.name}", hop, paths=paths)
+        return at.missing(f"frames received by {name}")
     if facts.landed is None or facts.frozen is None or facts.frozen_ns is None:
-        return context.missing(f"frames that came in during the blackout at {device.name}", hop)
+        return at.missing(f"frames that came in during the blackout at {name}")
     if not _is_contiguous(trace.frames) or trace.frames[0].number != before.expected:
-        return error_finding(f"{where}: the list of frames sent has gaps", evidence=paths)
+        return at.error("the list of frames sent has gaps")
+    sent = len(trace.frames)
     return (
-        _judge_account(where, facts, before, after, trace.frames, paths)
-        or _judge_blackout(where, facts, trace.frames, paths)
-        or _pass(where, facts, trace.frames, paths)
+        _judge_account(at, facts, before, after, trace.frames)
+        or _judge_blackout(at, facts.landed, facts.frozen_ns, trace.frames)
+        or at.passed(
+            f"{sent} frames sent, {sent} received in order, none twice, none damaged; "
+            f"{facts.landed.found} of them landed during the blackout",
+            f"{sent} of {sent} frames",
+        )
     )
 
 
-def _judge_own(
-    context: Context, where: str, hop: int, facts: DeviceFacts, paths: tuple[str, ...]
-) -> Finding:
+def _judge_own(at: _DeviceHop, facts: DeviceFacts) -> Finding:
     """Judge what a device does on its driver's order: numbered frames that it copies or reads.
 
     The transfers that were in flight before the blackout must have landed when the incoming agent
@@ -161,44 +161,43 @@ def _judge_own(
     """
     before, frozen, landed, after = facts.before, facts.frozen, facts.landed, facts.after
     if before is None or frozen is None or landed is None or after is None:
-        return context.missing(f"what {facts.device} did by itself", hop, paths=paths)
+        return at.missing(f"what {facts.device} did by itself")
     counts = {
         "missing": after.missing - before.missing,
         "twice": after.duplicate - before.duplicate,
         "out of order": after.reordered - before.reordered,
         "damaged": after.damaged + after.foreign - before.damaged - before.foreign,
     }
-    wrong = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    done = after.expected - before.expected
-    if wrong or after.received - before.received != done or done < 0:
-        return failed(
-            f"{where}: of {done} transfers {wrong or f'{after.received - before.received} whole'}",
-            observed=wrong or f"{after.received - before.received}",
+    wrong = _say_counts(counts)
+    done, whole = after.expected - before.expected, after.received - before.received
+    if wrong or whole != done or done < 0:
+        return at.failed(
+            f"of {done} transfers {wrong or f'{whole} whole'}",
+            observed=wrong or f"{whole}",
             expected=f"{done} in order, none damaged",
-            evidence=paths,
         )
     if not landed.found or landed.first is None or landed.first < frozen.expected:
-        return failed(
-            f"{where}: {landed.found} transfers landed during the blackout, the first is"
-            f" {landed.first}",
+        return at.failed(
+            f"{landed.found} transfers landed during the blackout, the first is {landed.first}",
             observed=f"{landed.found} from {landed.first}",
             expected=f"those in flight, from {frozen.expected} on",
-            evidence=paths,
         )
     last = landed.last if landed.last is not None else -1
     if after.expected <= last + 1:
-        return failed(
-            f"{where}: nothing was transferred after what had landed during the blackout",
+        return at.failed(
+            "nothing was transferred after what had landed during the blackout",
             observed=f"next {after.expected}",
             expected=f"more than {last + 1}",
-            evidence=paths,
         )
-    return passed(
-        f"{where}: {done} transfers of its own, whole and in order; {landed.found} in flight at the"
-        f" freeze landed during the blackout, {after.expected - last - 1} came after it",
-        observed=f"{done} transfers",
-        evidence=paths,
+    return at.passed(
+        f"{done} transfers of its own, whole and in order; {landed.found} in flight at the freeze"
+        f" landed during the blackout, {after.expected - last - 1} came after it",
+        f"{done} transfers",
     )
+
+
+def _say_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def _is_contiguous(frames: Sequence[FrameSent]) -> bool:
@@ -207,11 +206,7 @@ def _is_contiguous(frames: Sequence[FrameSent]) -> bool:
 
 
 def _judge_stop(
-    where: str,
-    facts: DeviceFacts,
-    trace: DeviceTrace,
-    seen_outside: IommuEvidence | None,
-    paths: tuple[str, ...],
+    at: Place, facts: DeviceFacts, trace: DeviceTrace, seen_outside: IommuEvidence | None
 ) -> Finding | None:
     """Return FAIL if the device itself did not come through, else None."""
     why = facts.error
@@ -223,12 +218,11 @@ def _judge_stop(
     breakers = _say_breakers(facts, seen_outside)
     landed = facts.landed.found if facts.landed is not None else 0
     more = f"; before the kexec: {facts.not_kept}" if facts.not_kept else ""
-    return failed(
-        f"{where}: DMA did not continue: {breakers}{why}{more}",
+    return at.failed(
+        f"DMA did not continue: {breakers}{why}{more}",
         observed=f"{landed} frames landed during the blackout"
         + (f", {_refused(trace.frames)} of {sent} were not taken by the device" if sent else ""),
         expected="every frame received" if sent else "every transfer done",
-        evidence=paths,
     )
 
 
@@ -265,12 +259,11 @@ def _refused(frames: Sequence[FrameSent]) -> int:
 
 
 def _judge_account(
-    where: str,
+    at: Place,
     facts: DeviceFacts,
     before: FrameAccount,
     after: FrameAccount,
     frames: Sequence[FrameSent],
-    paths: tuple[str, ...],
 ) -> Finding | None:
     sent = len(frames)
     received = after.received - before.received
@@ -282,7 +275,7 @@ def _judge_account(
         "out of order": after.reordered - before.reordered,
         "damaged": after.damaged - before.damaged,
     }
-    wrong = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    wrong = _say_counts(counts)
     if not wrong and received == sent:
         return None
     refused = _refused(frames)
@@ -290,18 +283,16 @@ def _judge_account(
     if facts.landed is not None and facts.landed.is_full:
         not_taken += "; the ring was full before the blackout was over"
     if received < 0 or missing < 0 or after.expected < before.expected:
-        return failed(
-            f"{where}: the account ran backwards over the kexec: its memory was not preserved",
+        return at.failed(
+            "the account ran backwards over the kexec: its memory was not preserved",
             observed=f"{received} received, next {after.expected}",
             expected=f"{sent} received, next {frames[-1].number + 1}",
-            evidence=paths,
         )
-    return failed(
-        f"{where}: of {sent} frames {wrong or f'{received} received'}{not_taken}"
+    return at.failed(
+        f"of {sent} frames {wrong or f'{received} received'}{not_taken}"
         f"{_say_gaps(before, after, frames)}",
         observed=f"{received} received in order",
         expected=f"{sent}",
-        evidence=paths,
     )
 
 
@@ -319,17 +310,11 @@ def _say_gaps(before: FrameAccount, after: FrameAccount, frames: Sequence[FrameS
 
 
 def _judge_blackout(
-    where: str,
-    facts: DeviceFacts,
-    frames: Sequence[FrameSent],
-    paths: tuple[str, ...],
+    at: Place, landed: Landed, frozen_ns: int, frames: Sequence[FrameSent]
 ) -> Finding | None:
     """Require that frames landed while they were sent, and were not queued until the driver was
     back.
     """
-    landed, frozen_ns = facts.landed, facts.frozen_ns
-    assert landed is not None
-    assert frozen_ns is not None
     # The agent's look is dated by the arrival of its message, which may be late. So the frames of
     # the first half must have landed by then; the others are counted as well.
     middle_ns = (frozen_ns + landed.host_ns) // 2
@@ -339,39 +324,24 @@ def _judge_blackout(
         if frame.sent_ns is not None and frozen_ns < frame.sent_ns < middle_ns
     ]
     if not due:
-        return error_finding(
-            f"{where}: no frame was sent during the blackout: nothing was tested", evidence=paths
-        )
+        return at.error("no frame was sent during the blackout: nothing was tested")
     last = landed.last if landed.last is not None else -1
     if landed.found == 0 or last < due[-1]:
         late = sum(1 for number in due if number > last)
         full = ", the ring was full" if landed.is_full else ""
-        return failed(
-            f"{where}: {late} of {len(due)} frames sent during the blackout had not landed when "
+        return at.failed(
+            f"{late} of {len(due)} frames sent during the blackout had not landed when "
             f"the incoming kernel's agent looked{full}",
             observed=f"{landed.found} landed, the last is {landed.last}",
             expected=f"all up to {due[-1]}",
-            evidence=paths,
         )
-    if landed.found != last + 1 - (landed.first or 0):
-        return failed(
-            f"{where}: {landed.found} frames landed from {landed.first} to {landed.last}",
-            expected=f"{last + 1 - (landed.first or 0)}",
-            evidence=paths,
+    whole = last + 1 - (landed.first or 0)
+    if landed.found != whole:
+        return at.failed(
+            f"{landed.found} frames landed from {landed.first} to {landed.last}",
+            expected=f"{whole}",
         )
     return None
-
-
-def _pass(
-    where: str, facts: DeviceFacts, frames: Sequence[FrameSent], paths: tuple[str, ...]
-) -> Finding:
-    assert facts.landed is not None
-    return passed(
-        f"{where}: {len(frames)} frames sent, {len(frames)} received in order, none twice, none "
-        f"damaged; {facts.landed.found} of them landed during the blackout",
-        observed=f"{len(frames)} of {len(frames)} frames",
-        evidence=paths,
-    )
 
 
 def without_device(asked: Asked) -> str | None:
