@@ -49,7 +49,7 @@ drop_translation = planned_fault(
 )
 def tamper_pte(bed: Testbed) -> None:
     """Let the entry of the device's last page lead to its first page."""
-    from liveupdate.formats.iommu_walk import ADDRESS_MASK
+    from liveupdate.formats.iommu import ADDRESS_MASK
     from liveupdate.formats.vtd.paging import find_leaf
     from liveupdate.formats.vtd.tables import decode_unit
 

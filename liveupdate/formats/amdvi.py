@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import (
+    ADDRESS_MASK,
     READ,
     WRITE,
     Binding,
@@ -27,7 +28,7 @@ from liveupdate.formats.iommu import (
     TableFault,
     Translation,
 )
-from liveupdate.formats.iommu_walk import ADDRESS_MASK, DecodedTables, Walk, WalkLimits
+from liveupdate.formats.iommu_walk import DecodedTables, Walk, WalkLimits
 
 DTE_BYTES = 32
 _DTE = struct.Struct("<2Q")

@@ -25,6 +25,9 @@ READ = 1
 WRITE = 2
 SUPERVISOR = 4
 
+#: bits of a table entry that hold a physical address (VT-d and AMD-Vi alike)
+ADDRESS_MASK = 0x000F_FFFF_FFFF_F000
+
 _PACKED_RUN = struct.Struct("<QQQQ")
 _BDF = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE)
 

@@ -25,8 +25,6 @@ from liveupdate.formats.iommu_watch import TableFingerprint, TablePage
 
 #: entries of a paging table
 ENTRIES = 512
-#: bits of a table entry that hold a physical address (VT-d and AMD-Vi alike)
-ADDRESS_MASK = 0x000F_FFFF_FFFF_F000
 
 _TABLE = struct.Struct(f"<{ENTRIES}Q")
 

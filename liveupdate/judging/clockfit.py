@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
 
 from liveupdate.judging.compare import Gap
 
@@ -64,6 +63,12 @@ def fit_clock(readings: Sequence[Reading], gap: Gap | None) -> ClockChange:
     )
 
 
+def _median(values: Sequence[float]) -> float:
+    from statistics import median  # 10 ms, needed by a judge only
+
+    return median(values)
+
+
 def _offsets(readings: Sequence[Reading]) -> list[int]:
     return [guest - host for host, guest in readings]
 
@@ -71,7 +76,7 @@ def _offsets(readings: Sequence[Reading]) -> list[int]:
 def _step(before: Sequence[Reading], after: Sequence[Reading]) -> int | None:
     if not before or not after:
         return None
-    return round(median(_offsets(after[:_SIDE])) - median(_offsets(before[-_SIDE:])))
+    return round(_median(_offsets(after[:_SIDE])) - _median(_offsets(before[-_SIDE:])))
 
 
 def _inner_step(readings: Sequence[Reading]) -> int | None:
@@ -81,7 +86,7 @@ def _inner_step(readings: Sequence[Reading]) -> int | None:
         return None
     offsets = _offsets(readings)
     jumps = [
-        round(median(offsets[middle : middle + side]) - median(offsets[middle - side : middle]))
+        round(_median(offsets[middle : middle + side]) - _median(offsets[middle - side : middle]))
         for middle in range(side, len(offsets) - side + 1)
     ]
     return max(jumps, key=abs)
@@ -99,7 +104,7 @@ def fit_rate(readings: Sequence[Reading]) -> float | None:
         for old, new in zip(readings, readings[half:], strict=False)
         if new[0] > old[0]
     ]
-    return median(slopes) * 1e6 if slopes else None
+    return _median(slopes) * 1e6 if slopes else None
 
 
 def fit_slope(values: Sequence[float]) -> float | None:
@@ -111,4 +116,4 @@ def fit_slope(values: Sequence[float]) -> float | None:
         for early in range(len(values))
         for late in range(early + 1, len(values))
     ]
-    return median(slopes)
+    return _median(slopes)

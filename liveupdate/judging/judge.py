@@ -12,19 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from liveupdate.judging.check import CheckRow
-from liveupdate.judging.checks import (
-    budget,
-    device,
-    device_state,
-    guest,
-    handover,
-    iommu_faults,
-    liveness,
-    mappings,
-    memory,
-    translation,
-)
 from liveupdate.judging.context import (
     Context,
     Finding,
@@ -34,29 +21,10 @@ from liveupdate.judging.context import (
     to_check,
 )
 from liveupdate.judging.metrics import measure
+from liveupdate.judging.table import CHECKS
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import Check, Outcome, Verdict, reduce
-
-FAMILIES = (
-    handover,
-    memory,
-    liveness,
-    guest,
-    translation,
-    mappings,
-    iommu_faults,
-    device,
-    device_state,
-    budget,
-)
-"""The files that judge; each ends with its ``CHECKS``. In the order in which reports show them."""
-
-CHECKS: tuple[CheckRow, ...] = tuple(row for family in FAMILIES for row in family.CHECKS)
-"""Every check, in the order in which reports show them."""
-
-CHECK_IDS = tuple(row.id for row in CHECKS)
-"""Their ids, which are stable."""
 
 
 def judge(plan: Plan, evidence: Evidence) -> Verdict:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from liveupdate.core.errors import ScenarioError
 from liveupdate.core.suggest import suggest
-from liveupdate.judging.judge import CHECK_IDS
+from liveupdate.judging.table import CHECK_IDS
 from liveupdate.model.verdict import Check, Outcome, Verdict, reduce
 
 VARIABLE = "LIVEUPDATE_REQUIRE"

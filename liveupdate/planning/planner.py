@@ -19,7 +19,7 @@ from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
 from liveupdate.faults.base import Fault, HopChange
 from liveupdate.faults.table import FAULTS
 from liveupdate.judging.check import Asked
-from liveupdate.judging.judge import CHECKS
+from liveupdate.judging.table import CHECKS
 from liveupdate.model.device_models import FED_KINDS
 from liveupdate.model.mechanism import Requirements
 from liveupdate.model.plan import (

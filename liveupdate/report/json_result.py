@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from liveupdate.judging.judge import CHECK_IDS
+from liveupdate.judging.table import CHECK_IDS
 from liveupdate.model import codec
 from liveupdate.model.evidence import Artifact, Evidence, Incident, Phase, Provenance
 from liveupdate.model.plan import KernelImage, Plan

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from liveupdate.core.units import MIB, PAGE_BYTES
-from liveupdate.judging.judge import CHECK_IDS
+from liveupdate.judging.table import CHECK_IDS
 from liveupdate.model import slots
 from liveupdate.model.costs import CostFacts, FragmentFacts, HandedOver, RamFacts
 from liveupdate.model.evidence import (

@@ -11,7 +11,7 @@ import pytest
 
 from liveupdate.faults.base import Fault
 from liveupdate.faults.table import FAULTS
-from liveupdate.judging.judge import CHECK_IDS
+from liveupdate.judging.table import CHECK_IDS
 from tests.support.vm import nightly
 
 ROOT = Path(__file__).parents[2]

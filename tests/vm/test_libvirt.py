@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from liveupdate.faults.table import FAULTS
-from liveupdate.judging.judge import CHECK_IDS
+from liveupdate.judging.table import CHECK_IDS
 from tests.support import libvirtd
 from tests.support.vm import cli, nightly
 from tests.support.vm.must_pass import MUST_PASS

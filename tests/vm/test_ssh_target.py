@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from liveupdate.core import paths
-from liveupdate.judging.judge import CHECK_IDS
+from liveupdate.judging.table import CHECK_IDS
 from tests.support import labgrid
 from tests.support.vm import cli, labmachine
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from liveupdate.formats.iommu import (
+    ADDRESS_MASK,
     Binding,
     IommuFormatError,
     MappingSet,
@@ -26,7 +27,6 @@ from liveupdate.formats.iommu import (
     Translation,
     parse_bdf,
 )
-from liveupdate.formats.iommu_walk import ADDRESS_MASK
 from liveupdate.formats.vtd.paging import FIRST_STAGE, PAGE_SIZE_BIT, SECOND_STAGE, PagingFormat
 from liveupdate.formats.vtd.tables import decode_context, decode_pasid_entry
 

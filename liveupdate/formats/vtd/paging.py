@@ -14,6 +14,7 @@ import struct
 from dataclasses import dataclass
 
 from liveupdate.formats.iommu import (
+    ADDRESS_MASK,
     READ,
     SUPERVISOR,
     WRITE,
@@ -23,7 +24,7 @@ from liveupdate.formats.iommu import (
     Run,
     RunBuilder,
 )
-from liveupdate.formats.iommu_walk import ADDRESS_MASK, Walk
+from liveupdate.formats.iommu_walk import Walk
 
 _WORD = struct.Struct("<Q")
 PAGE_SIZE_BIT = 1 << 7

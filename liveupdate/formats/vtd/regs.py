@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from liveupdate.core.units import format_addr
-from liveupdate.formats.iommu import IommuFormatError, format_source_id
+from liveupdate.formats.iommu import ADDRESS_MASK, IommuFormatError, format_source_id
 
 #: bytes from the start of the register page that :func:`decode_capabilities` needs
 REGISTER_BYTES = 0x10
@@ -19,6 +19,9 @@ REGISTER_BYTES = 0x10
 FAULT_RECORD_BYTES = 16
 
 GSTS, RTADDR, FSTS = 0x1C, 0x20, 0x34
+
+#: RTADDR_REG.TTM, 11.4.5
+MODE_LEGACY, MODE_SCALABLE, MODE_RESERVED, MODE_ABORT = range(4)
 
 #: VER_REG at 0, CAP_REG at 8
 _VER_CAP = struct.Struct("<IxxxxQ")
@@ -58,6 +61,24 @@ class GlobalStatus:
     def has_root_pointer(self) -> bool:
         """RTPS."""
         return bool(self.value >> 30 & 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootPointer:
+    """RTADDR_REG (11.4.5): where the root table is and how it is to be read."""
+
+    address: int
+    mode: int
+
+    @classmethod
+    def decode(cls, rtaddr: int) -> RootPointer:
+        """Split the register's value."""
+        return cls(address=rtaddr & ADDRESS_MASK, mode=rtaddr >> 10 & 3)
+
+    @property
+    def is_scalable(self) -> bool:
+        """Whether contexts lead to PASID tables."""
+        return self.mode == MODE_SCALABLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import (
+    ADDRESS_MASK,
     Binding,
     ByteReader,
     FaultKind,
@@ -27,11 +28,9 @@ from liveupdate.formats.iommu import (
     TableFault,
     Translation,
 )
-from liveupdate.formats.iommu_walk import ADDRESS_MASK, DecodedTables, Walk, WalkLimits
+from liveupdate.formats.iommu_walk import DecodedTables, Walk, WalkLimits
 from liveupdate.formats.vtd.paging import FIRST_STAGE, SECOND_STAGE, PageTableWalker, PagingFormat
-
-#: RTADDR_REG.TTM, 11.4.5
-MODE_LEGACY, MODE_SCALABLE, MODE_RESERVED, MODE_ABORT = range(4)
+from liveupdate.formats.vtd.regs import MODE_ABORT, MODE_RESERVED, RootPointer
 
 PASIDS_PER_TABLE = 64
 _PAIR = struct.Struct("<QQ")
@@ -42,24 +41,6 @@ _WORD = struct.Struct("<Q")
 _AW_LEVELS = {1: 3, 2: 4, 3: 5}
 #: first-stage paging modes (FSPM, 9.6)
 _FSPM_LEVELS = {0: 4, 1: 5}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RootPointer:
-    """RTADDR_REG (11.4.5): where the root table is and how it is to be read."""
-
-    address: int
-    mode: int
-
-    @classmethod
-    def decode(cls, rtaddr: int) -> RootPointer:
-        """Split the register's value."""
-        return cls(address=rtaddr & ADDRESS_MASK, mode=rtaddr >> 10 & 3)
-
-    @property
-    def is_scalable(self) -> bool:
-        """Whether contexts lead to PASID tables."""
-        return self.mode == MODE_SCALABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

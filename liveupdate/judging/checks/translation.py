@@ -10,8 +10,7 @@ from liveupdate.core.units import format_ns
 from liveupdate.formats import amdvi_regs, qemu_trace
 from liveupdate.formats.iommu import Translation
 from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
-from liveupdate.formats.vtd.regs import GlobalStatus
-from liveupdate.formats.vtd.tables import RootPointer
+from liveupdate.formats.vtd.regs import GlobalStatus, RootPointer
 from liveupdate.judging.check import Asked, CheckRow
 from liveupdate.judging.context import Context, Finding
 from liveupdate.judging.hop_devices import (

@@ -25,7 +25,7 @@ from liveupdate.core import errors
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
 from liveupdate.faults.table import FAULTS
-from liveupdate.judging.judge import CHECK_IDS
+from liveupdate.judging.table import CHECK_IDS
 from liveupdate.model import slots
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import ImageSet, KernelImage, Plan

@@ -12,7 +12,8 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from liveupdate.core.units import MIB
-from liveupdate.judging.judge import CHECK_IDS, judge
+from liveupdate.judging.judge import judge
+from liveupdate.judging.table import CHECK_IDS
 from liveupdate.model import slots
 from liveupdate.model.evidence import (
     AgentPing,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liveupdate.core.errors import ScenarioError
-from liveupdate.judging.judge import CHECK_IDS
 from liveupdate.judging.require import apply_required, parse_required
+from liveupdate.judging.table import CHECK_IDS
 from liveupdate.model.verdict import Check, Outcome, Verdict, reduce
 
 

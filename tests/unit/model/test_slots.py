@@ -12,7 +12,7 @@ import pytest
 
 from liveupdate.evidence import RunDir
 from liveupdate.judging.context import Context
-from liveupdate.judging.judge import CHECK_IDS
+from liveupdate.judging.table import CHECK_IDS
 from liveupdate.model import slots
 from liveupdate.model.base import Value
 from liveupdate.model.costs import HopCosts

@@ -15,7 +15,7 @@ from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.units import GIB, MIB
 from liveupdate.faults.base import Part
 from liveupdate.faults.table import FAULTS
-from liveupdate.judging.judge import CHECK_IDS
+from liveupdate.judging.table import CHECK_IDS
 from liveupdate.model.plan import TSC_KHZ, ImageSet, Plan, Region
 from liveupdate.model.scenario import (
     DeviceSpec,

@@ -18,7 +18,8 @@ from junitparser import JUnitXml
 from msgspec.structs import replace
 
 import liveupdate.report
-from liveupdate.judging.judge import CHECK_IDS, judge
+from liveupdate.judging.judge import judge
+from liveupdate.judging.table import CHECK_IDS
 from liveupdate.model.evidence import Evidence, Incident
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import Outcome, Verdict

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from liveupdate.formats.vtd.tables import RootPointer, decode_unit
+from liveupdate.formats.vtd.regs import RootPointer
+from liveupdate.formats.vtd.tables import decode_unit
 from liveupdate.judging.compare_iommu import diff_mappings
 from tests.support.vtd_captures import MODES, NVME, Capture
 

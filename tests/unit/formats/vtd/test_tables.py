@@ -18,7 +18,8 @@ from liveupdate.formats.iommu import (
     parse_bdf,
 )
 from liveupdate.formats.vtd.paging import find_leaf
-from liveupdate.formats.vtd.tables import RootPointer, decode_pasid_entry, decode_unit, find_entry
+from liveupdate.formats.vtd.regs import RootPointer
+from liveupdate.formats.vtd.tables import decode_pasid_entry, decode_unit, find_entry
 from tests.support.iommu_tables import (
     Memory,
     Page,
