@@ -10,7 +10,7 @@ may be in the same file and are ignored.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from liveupdate.formats.iommu import format_source_id
@@ -28,120 +28,53 @@ class QemuTraceError(MalformedError):
     """A line of an event that is known, with a text that is not."""
 
 
-Decoder = Callable[[re.Match[str], int], DeviceEvent]
-
-
-def _event(
-    what: str, host_ns: int, *, where: str = "", offset: int = 0, value: int = 0, note: str = ""
-) -> DeviceEvent:
-    return DeviceEvent(
-        host_ns=host_ns, what=what, where=where, offset=offset, value=value, note=note
-    )
-
-
-def _translation(match: re.Match[str], at: int) -> DeviceEvent:
-    return _event(TRANSLATION, at, value=int(match[1]))
-
-
-def _amd_control(match: re.Match[str], at: int) -> DeviceEvent:
-    # it calls the control register a status; bit 0 enables (AMD 48882, 3.4.4)
-    return _event(TRANSLATION, at, value=int(match[1], 16) & 1)
-
-
-def _amd_fault(note: str) -> Decoder:
-    def decode(match: re.Match[str], at: int) -> DeviceEvent:
-        # of which device is not said
-        return _event(FAULT, at, value=int(match[1], 16), note=note)
-
-    return decode
-
-
-def _root(match: re.Match[str], at: int) -> DeviceEvent:
-    # the text gives address and mode, as RTADDR_REG holds them
-    return _event(ROOT, at, value=int(match[1], 16) | int(match[2]) << 10)
-
-
-def _fault(match: re.Match[str], at: int) -> DeviceEvent:
-    where = f"0000:{format_source_id(int(match[1], 16) & 0xFFFF)}"
-    access = "write" if match[4] == "1" else "read"
-    return _event(
-        FAULT, at, where=where, offset=int(match[2]), value=int(match[3], 16), note=access
-    )
-
-
-def _config_write(match: re.Match[str], at: int) -> DeviceEvent:
-    return _event(
-        CONFIG_WRITE,
-        at,
-        where=f"0000:{match[2]}",
-        offset=int(match[3], 16),
-        value=int(match[4], 16),
-        note=match[1],
-    )
-
-
-def _power(match: re.Match[str], at: int) -> DeviceEvent:
-    return _event(POWER, at, where=f"0000:{match[2]}", value=int(match[4]), note=match[1])
-
-
-def _reset(match: re.Match[str], at: int) -> DeviceEvent:
-    # instances have no name here, only a type
-    return _event(RESET, at, note=match[1])
-
-
-def _soft_reset(match: re.Match[str], at: int) -> DeviceEvent:
-    return _event(SOFT_RESET, at, note=match[0])
-
-
-_BDF = r"([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])"
-_DECODERS: Mapping[str, tuple[re.Pattern[str], Decoder]] = MappingProxyType(
+_HEX = "0x([0-9a-f]+)"
+_FUNCTION = r"(?P<note>\S+) (?P<where>[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])"
+#: what each event is, and its text; groups with a name are fields of the event, numbers in hex
+_TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "vtd_dmar_enable": (re.compile(r"enable ([01])"), _translation),
-        "vtd_reg_dmar_root": (re.compile(r"addr 0x([0-9a-f]+) scalable ([01])"), _root),
-        "vtd_dmar_fault": (
-            re.compile(r"sid 0x([0-9a-f]+) fault (\d+) addr 0x([0-9a-f]+) write ([01])"),
-            _fault,
-        ),
-        "amdvi_control_status": (re.compile(r"MMIO_STATUS state 0x([0-9a-f]+)"), _amd_control),
-        "amdvi_page_fault": (
-            re.compile(r"error: page fault accessing guest physical address 0x([0-9a-f]+)"),
-            _amd_fault("page fault"),
-        ),
+        "vtd_dmar_enable": (TRANSLATION, "enable (?P<value>[01])"),
+        "vtd_reg_dmar_root": (ROOT, f"addr {_HEX} scalable ([01])"),
+        "vtd_dmar_fault": (FAULT, rf"sid {_HEX} fault (\d+) addr {_HEX} write ([01])"),
+        # it calls the control register a status
+        "amdvi_control_status": (TRANSLATION, f"MMIO_STATUS state {_HEX}"),
+        # of which device is not said
+        "amdvi_page_fault": (FAULT, f"error: page fault accessing guest physical address {_HEX}"),
         "amdvi_mode_invalid": (
-            re.compile(r"error: translation level 0x[0-9a-f]+ translating addr 0x([0-9a-f]+)"),
-            _amd_fault("levels"),
+            FAULT,
+            f"error: translation level 0x[0-9a-f]+ translating addr {_HEX}",
         ),
-        "amdvi_get_pte_hwerror": (
-            re.compile(r"hardware error eccessing PTE at addr 0x([0-9a-f]+)"),
-            _amd_fault("page table"),
-        ),
-        "amdvi_invalid_dte": (
-            re.compile(r"PTE entry at 0x([0-9a-f]+) is invalid"),
-            _amd_fault("entry"),
-        ),
+        "amdvi_get_pte_hwerror": (FAULT, f"hardware error eccessing PTE at addr {_HEX}"),
+        "amdvi_invalid_dte": (FAULT, f"PTE entry at {_HEX} is invalid"),
         "amdvi_dte_get_fail": (
-            re.compile(
-                r"error: failed to access Device Entry devtab 0x([0-9a-f]+) offset"
-                r" 0x[0-9a-f]+"
-            ),
-            _amd_fault("device table"),
+            FAULT,
+            f"error: failed to access Device Entry devtab {_HEX} offset 0x[0-9a-f]+",
         ),
         "pci_cfg_write": (
-            re.compile(rf"(\S+) {_BDF} @0x([0-9a-f]+) <- 0x([0-9a-f]+)"),
-            _config_write,
+            CONFIG_WRITE,
+            f"{_FUNCTION} @0x(?P<offset>[0-9a-f]+) <- 0x(?P<value>[0-9a-f]+)",
         ),
-        "pci_pm_transition": (
-            re.compile(rf"(\S+) {_BDF} PM transition D(\d)->D(\d)"),
-            _power,
-        ),
-        "resettable_phase_hold_exec": (re.compile(r"obj=\S+\((.+)\) method=[01]"), _reset),
+        "pci_pm_transition": (POWER, rf"{_FUNCTION} PM transition D\d->D(?P<value>\d)"),
+        # instances have no name here, only a type
+        "resettable_phase_hold_exec": (RESET, r"obj=\S+\((?P<note>.+)\) method=[01]"),
         # both NICs, e1000e and igb, say so in the same words
-        "e1000e_core_ctrl_sw_reset": (re.compile(NIC_RESET), _soft_reset),
-        "pci_nvme_mmio_stopped": (re.compile(NVME_RESET), _soft_reset),
+        "e1000e_core_ctrl_sw_reset": (SOFT_RESET, f"(?P<note>{NIC_RESET})"),
+        "pci_nvme_mmio_stopped": (SOFT_RESET, f"(?P<note>{NVME_RESET})"),
+    }
+)
+_ACCESS = MappingProxyType({"0": "read", "1": "write"})
+#: what an AMD unit could not use when it refused a request
+_AMD_FAULTS: Mapping[str, str] = MappingProxyType(
+    {
+        "amdvi_page_fault": "page fault",
+        "amdvi_mode_invalid": "levels",
+        "amdvi_get_pte_hwerror": "page table",
+        "amdvi_invalid_dte": "entry",
+        "amdvi_dte_get_fail": "device table",
     }
 )
 
-EVENTS = tuple(_DECODERS)
+EVENTS = tuple(_TEXTS)
 """Names of the trace events, as QMP's ``trace-event-set-state`` takes them."""
 
 _LINE = re.compile(r"(?:\d+@\d+\.\d+:)?([a-z0-9_]+) (.*)")
@@ -154,10 +87,27 @@ def decode_line(line: str, host_ns: int) -> DeviceEvent | None:
     :raises QemuTraceError: it names a known event, and its text is not that of the event.
     """
     match = _LINE.fullmatch(line.rstrip("\r\n"))
-    if match is None or match[1] not in _DECODERS:
+    if match is None or match[1] not in _TEXTS:
         return None
-    pattern, decode = _DECODERS[match[1]]
-    text = pattern.fullmatch(match[2].rstrip())
+    name = match[1]
+    what, pattern = _TEXTS[name]
+    text = re.fullmatch(pattern, match[2].rstrip())
     if text is None:
-        raise QemuTraceError(f"'{line[:120]}' is not what '{match[1]}' says", where="trace line")
-    return decode(text, host_ns)
+        raise QemuTraceError(f"'{line[:120]}' is not what '{name}' says", where="trace line")
+    fields = text.groupdict()
+    where, note = fields.get("where", ""), fields.get("note", _AMD_FAULTS.get(name, ""))
+    offset, value = (int(fields.get(field, "0"), 16) for field in ("offset", "value"))
+    if name in _AMD_FAULTS:
+        value = int(text[1], 16)
+    elif name == "amdvi_control_status":
+        value = int(text[1], 16) & 1  # bit 0 enables (AMD 48882, 3.4.4)
+    elif name == "vtd_reg_dmar_root":
+        # address and mode, as RTADDR_REG holds them
+        value = int(text[1], 16) | int(text[2]) << 10
+    elif name == "vtd_dmar_fault":
+        where, note = format_source_id(int(text[1], 16) & 0xFFFF), _ACCESS[text[4]]
+        offset, value = int(text[2]), int(text[3], 16)
+    where = where and f"0000:{where}"
+    return DeviceEvent(
+        host_ns=host_ns, what=what, where=where, offset=offset, value=value, note=note
+    )
