@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import (
@@ -28,7 +29,7 @@ from liveupdate.formats.iommu import (
     TableFault,
     Translation,
 )
-from liveupdate.formats.iommu_walk import DecodedTables, Walk, WalkLimits
+from liveupdate.formats.iommu_walk import DecodedTables, Walk, WalkLimits, devices_of
 
 DTE_BYTES = 32
 _DTE = struct.Struct("<2Q")
@@ -59,72 +60,38 @@ class DeviceTableBase:
         return cls(address=value & ADDRESS_MASK, size=((value & 0x1FF) + 1) * PAGE_BYTES)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceEntry:
-    """A device table entry (2.2.2.1).
+def bind_device(requester: Requester, data: bytes) -> tuple[Binding, tuple[FaultKind, str] | None]:
+    """Say what a device table entry (2.2.2.1) does to DMA and, if it cannot be decoded, why.
 
-    :ivar mode: paging levels; 0 none, 7 reserved.
-    :ivar access: IR and IW.
-    """
+    Without V nothing is translated or checked; with V and without TV every request is aborted; mode
+    0 passes addresses through within IR and IW.
 
-    is_valid: bool
-    is_translation_valid: bool
-    mode: int
-    top: int
-    access: int
-    domain_id: int
-    has_guest_translation: bool
-
-
-def decode_device_entry(data: bytes) -> DeviceEntry:
-    """Decode 32 bytes.
-
-    :raises IommuFormatError: for another length.
+    :raises IommuFormatError: for data of another length than an entry's.
     """
     if len(data) != DTE_BYTES:
         raise IommuFormatError(f"{len(data)} bytes of {DTE_BYTES}", where="device table entry")
     word0, word1 = _DTE.unpack_from(data)
-    return DeviceEntry(
-        is_valid=bool(word0 & 1),
-        is_translation_valid=bool(word0 & 2),
-        mode=word0 >> 9 & 7,
-        top=word0 & ADDRESS_MASK,
-        access=word0 >> _ACCESS_SHIFT & 3,
-        domain_id=word1 & 0xFFFF,
-        has_guest_translation=bool(word0 >> 55 & 1),
-    )
-
-
-def bind_device(
-    requester: Requester, entry: DeviceEntry
-) -> tuple[Binding, tuple[FaultKind, str] | None]:
-    """Say what an entry does to DMA and, if it cannot be decoded, why.
-
-    2.2.2.1: without V nothing is translated or checked; with V and without TV every request is
-    aborted; mode 0 passes addresses through within IR and IW.
-    """
-    if not entry.is_valid:
+    if not word0 & 1:
         return Binding(requester=requester, translation=Translation.PASS_THROUGH), None
+    is_translating, mode = word0 & 2, word0 >> 9 & 7
     bound = Binding(
         requester=requester,
         translation=Translation.BLOCKED,
-        domain_id=entry.domain_id,
-        access=entry.access if entry.is_translation_valid else 0,
+        domain_id=word1 & 0xFFFF,
+        access=word0 >> _ACCESS_SHIFT & 3 if is_translating else 0,
     )
-    if not entry.is_translation_valid:
+    if not is_translating:
         return bound, None
-    if entry.has_guest_translation:
+    if word0 >> 55 & 1:
         problem = (FaultKind.UNSUPPORTED, "guest translation (GV) is not decoded")
         return replace(bound, translation=Translation.UNKNOWN), problem
-    if entry.mode > _MAX_MODE:
+    if mode > _MAX_MODE:
         problem = (FaultKind.LEVELS, "mode 7 is reserved")
         return replace(bound, translation=Translation.UNKNOWN), problem
-    if entry.mode:
-        return (
-            replace(bound, translation=Translation.HOST, top=entry.top, levels=entry.mode),
-            None,
-        )
-    if entry.access:
+    if mode:
+        top = word0 & ADDRESS_MASK
+        return replace(bound, translation=Translation.HOST, top=top, levels=mode), None
+    if bound.access:
         return replace(bound, translation=Translation.PASS_THROUGH), None
     return bound, None
 
@@ -149,8 +116,7 @@ def decode_device_table(
     if only is None:
         entries = _scan(walk, table, segment)
     else:
-        wanted = {replace(requester, pasid=None) for requester in only}
-        entries = _look_up(walk, table, sorted(wanted, key=Requester.sort_key))
+        entries = _look_up(walk, table, devices_of(only))
     decoder = _DeviceDecoder(walk, is_walking=is_walking)
     sets = tuple(decoder.decode(entries))
     faults = (*decoder.table_faults, *walk.take_faults())
@@ -193,10 +159,6 @@ class _DeviceDecoder:
         self._walk = walk
         self._is_walking = is_walking
         self.table_faults: list[TableFault] = []
-        #: domains already walked; devices share them
-        self._domains: dict[
-            tuple[int, int, int], tuple[tuple[Run, ...], tuple[TableFault, ...]]
-        ] = {}
 
     def decode(self, entries: Iterable[tuple[Requester, int, bytes]]) -> Iterator[MappingSet]:
         for requester, address, data in entries:
@@ -204,18 +166,15 @@ class _DeviceDecoder:
             if not self._walk.charge_requester(address):
                 return
             self._walk.record(address, data)
-            binding, problem = bind_device(requester, decode_device_entry(data))
+            binding, problem = bind_device(requester, data)
             if problem:
                 self._walk.fault(problem[0], address, problem[1])
             if binding.translation is not Translation.HOST or not self._is_walking:
                 yield MappingSet(binding=binding, faults=self._walk.take_faults())
                 continue
             key = (binding.top, binding.levels, binding.access)
-            if key not in self._domains:
-                walker = HostTableWalker(self._walk)
-                runs = walker.runs(binding.top, binding.levels, binding.access)
-                self._domains[key] = (runs, self._walk.take_faults())
-            runs, faults = self._domains[key]
+            walker = HostTableWalker(self._walk)
+            runs, faults = self._walk.share(key, partial(walker.runs, *key))
             yield MappingSet(binding=binding, runs=runs, faults=faults)
 
 

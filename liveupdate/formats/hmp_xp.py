@@ -10,7 +10,6 @@ digits for ``b``, four for ``h``, eight for ``w``, sixteen for ``g``. Memory tha
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from liveupdate.core.units import format_addr
 from liveupdate.formats.malformed import MalformedError
@@ -25,16 +24,8 @@ class MemoryDumpError(MalformedError):
     """The monitor's reply is not a dump, or says that there is no memory."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryDump:
-    """Bytes as they lie in memory from ``address`` on (little-endian numbers undone)."""
-
-    address: int
-    data: bytes
-
-
-def parse_xp(text: str, *, size: int | None = None) -> MemoryDump:
-    """Parse a whole reply.
+def parse_xp(text: str, *, size: int | None = None) -> bytes:
+    """Return the bytes of a whole reply, as they lie in memory (little-endian numbers undone).
 
     :param size: bytes that were asked for.
     :raises MemoryDumpError: naming the line, if one is cut off, out of order or of another width;
@@ -68,4 +59,4 @@ def parse_xp(text: str, *, size: int | None = None) -> MemoryDump:
         raise MemoryDumpError("the reply is empty", where="reply")
     if size is not None and len(data) != size:
         raise MemoryDumpError(f"{len(data)} bytes instead of {size}", where="reply")
-    return MemoryDump(address=start, data=bytes(data))
+    return bytes(data)

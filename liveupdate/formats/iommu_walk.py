@@ -9,8 +9,8 @@ is paid for out of one budget, and whatever cannot be followed becomes a
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from liveupdate.core.units import PAGE_BYTES
 from liveupdate.formats.iommu import (
@@ -18,6 +18,8 @@ from liveupdate.formats.iommu import (
     ByteReader,
     FaultKind,
     MappingSet,
+    Requester,
+    Run,
     RunBuilder,
     TableFault,
 )
@@ -70,6 +72,12 @@ class DecodedTables:
         return TableFingerprint(pages=tuple(page for page in self.pages if page.is_paging))
 
 
+def devices_of(requesters: Iterable[Requester]) -> list[Requester]:
+    """Give the devices of requesters, each once, in order and without a PASID."""
+    devices = {replace(requester, pasid=None) for requester in requesters}
+    return sorted(devices, key=Requester.sort_key)
+
+
 class Walk:
     """State of one decode: budget, faults, record of the bytes used."""
 
@@ -82,6 +90,7 @@ class Walk:
         self._fault_count = 0
         self._faults: list[TableFault] = []
         self._pages: dict[tuple[int, int], TablePage] = {}
+        self._domains: dict[Hashable, tuple[tuple[Run, ...], tuple[TableFault, ...]]] = {}
         #: set once a budget is used up; every loop over tables must end then
         self.is_exhausted = False
 
@@ -146,6 +155,14 @@ class Walk:
         if self._runs > self._limits.runs:
             self.exhaust(address, f"more than {self._limits.runs} runs", level=level)
         return count
+
+    def share(
+        self, key: Hashable, walk: Callable[[], tuple[Run, ...]]
+    ) -> tuple[tuple[Run, ...], tuple[TableFault, ...]]:
+        """Walk the tables of a domain once, whose devices share them; give its runs and faults."""
+        if key not in self._domains:
+            self._domains[key] = walk(), self.take_faults()
+        return self._domains[key]
 
     def charge_requester(self, address: int) -> bool:
         """Pay for one more mapping set; False: no more of them."""

@@ -16,8 +16,6 @@ from liveupdate.core.units import format_addr
 from liveupdate.formats.iommu import UNREADABLE, ByteReader
 
 _U64 = struct.Struct("<Q")
-#: changed entries named per page; a page that was reused for something else differs everywhere
-_MAX_ENTRIES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,40 +33,16 @@ class TablePage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EntryChange:
-    """One u64 of the tables that is not what it was; volatile bits as found."""
-
-    address: int
-    before: int
-    after: int
-
-    def __str__(self) -> str:
-        return f"{format_addr(self.address)}: {self.before:#018x} -> {self.after:#018x}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PageChange:
-    """A part of the tables that changed.
-
-    :ivar entries: the first changed entries; empty if the page could not be read.
-    :ivar error: why it could not be read, else None.
-    """
-
-    phys: int
-    size: int
-    entries: tuple[EntryChange, ...]
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Recheck:
     """Result of one comparison.
 
+    :ivar changes: of each part that is not as it was: its first changed entry with both values
+        (volatile bits as found), or why it could not be read.
     :ivar fingerprint: to be used for the next comparison; carries volatile bits as they are now, so
         that they are masked out only once. Changes stay changes until a new decode.
     """
 
-    changes: tuple[PageChange, ...]
+    changes: tuple[str, ...]
     fingerprint: TableFingerprint
 
 
@@ -81,32 +55,23 @@ class TableFingerprint:
     def recheck(self, reader: ByteReader) -> Recheck:
         """Compare with memory as it is now."""
         read = reader.read
-        changes: list[PageChange] = []
+        changes: list[str] = []
         moved: dict[int, TablePage] = {}
         for index, page in enumerate(self.pages):
             before = page.data
             try:
                 now = read(page.phys, len(before))
             except UNREADABLE as error:
-                changes.append(
-                    PageChange(phys=page.phys, size=len(before), entries=(), error=str(error))
-                )
+                changes.append(str(error))
                 continue
             if now == before:
                 continue
             if len(now) != len(before):
-                changes.append(
-                    PageChange(
-                        phys=page.phys,
-                        size=len(before),
-                        entries=(),
-                        error=f"{len(now)} of {len(before)} bytes",
-                    )
-                )
+                changes.append(f"{len(now)} of {len(before)} bytes")
             elif page.volatile and _stable(now, page.volatile) == _stable(before, page.volatile):
                 moved[index] = replace(page, data=bytes(now))
             else:
-                changes.append(_page_change(page, now))
+                changes.append(_first_change(page, now))
         if not moved:
             return Recheck(changes=tuple(changes), fingerprint=self)
         pages = tuple(moved.get(index, page) for index, page in enumerate(self.pages))
@@ -121,13 +86,10 @@ def _stable(data: bytes, volatile: int) -> int:
     return value & ~int.from_bytes(_U64.pack(volatile) * (len(data) // 8), "little")
 
 
-def _page_change(page: TablePage, now: bytes) -> PageChange:
-    entries: list[EntryChange] = []
+def _first_change(page: TablePage, now: bytes) -> str:
     pairs = zip(_U64.iter_unpack(page.data), _U64.iter_unpack(now), strict=True)
-    for index, ((before,), (after,)) in enumerate(pairs):
-        if (before ^ after) & ~page.volatile:
-            address = page.phys + 8 * index
-            entries.append(EntryChange(address=address, before=before, after=after))
-            if len(entries) == _MAX_ENTRIES:
-                break
-    return PageChange(phys=page.phys, size=len(now), entries=tuple(entries))
+    return next(
+        f"{format_addr(page.phys + 8 * index)}: {before:#018x} -> {after:#018x}"
+        for index, ((before,), (after,)) in enumerate(pairs)
+        if (before ^ after) & ~page.volatile
+    )

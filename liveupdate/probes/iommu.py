@@ -299,10 +299,7 @@ class IommuWatcher:
             return
         recheck = target.tables.recheck(self._ram)
         target.tables = recheck.fingerprint
-        changes = tuple(
-            each.error or (str(each.entries[0]) if each.entries else hex(each.phys))
-            for each in recheck.changes
-        )
+        changes = recheck.changes
         if changes == target.changes:
             return
         # Tables that were replaced a moment ago are free memory.

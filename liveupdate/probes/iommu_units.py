@@ -42,7 +42,7 @@ def read_physical(monitor: Commands, address: int, size: int) -> bytes:
     """
     text = monitor.hmp(f"xp /{size // 4}wx {address:#x}", soon("a memory dump of the monitor"))
     try:
-        return parse_xp(text, size=size).data
+        return parse_xp(text, size=size)
     except MemoryDumpError as error:
         raise EvidenceError(f"the monitor does not show {address:#x}: {error}") from error
 

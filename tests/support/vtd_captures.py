@@ -41,9 +41,7 @@ class Capture:
 
     @property
     def rtaddr(self) -> int:
-        return int.from_bytes(
-            parse_xp(self.document["registers"]).data[RTADDR : RTADDR + 8], "little"
-        )
+        return int.from_bytes(parse_xp(self.document["registers"])[RTADDR : RTADDR + 8], "little")
 
     def outside(self) -> MappingSet:
         decoded = decode_unit(self, self.rtaddr, only=[NVME])

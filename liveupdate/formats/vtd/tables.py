@@ -24,11 +24,10 @@ from liveupdate.formats.iommu import (
     IommuFormatError,
     MappingSet,
     Requester,
-    Run,
     TableFault,
     Translation,
 )
-from liveupdate.formats.iommu_walk import DecodedTables, Walk, WalkLimits
+from liveupdate.formats.iommu_walk import DecodedTables, Walk, WalkLimits, devices_of
 from liveupdate.formats.vtd.paging import FIRST_STAGE, SECOND_STAGE, PageTableWalker, PagingFormat
 from liveupdate.formats.vtd.regs import MODE_ABORT, MODE_RESERVED, RootPointer
 
@@ -48,8 +47,12 @@ class Attachment:
     """A decoded context or PASID entry; ``error`` says which field has no meaning."""
 
     binding: Binding
-    paging: PagingFormat | None
+    paging: PagingFormat | None = None
     error: tuple[FaultKind, str] | None = None
+
+
+def _reserved(binding: Binding, detail: str) -> Attachment:
+    return Attachment(binding=binding, error=(FaultKind.RESERVED, detail))
 
 
 def decode_context(requester: Requester, low: int, high: int) -> Attachment:
@@ -59,15 +62,11 @@ def decode_context(requester: Requester, low: int, high: int) -> Attachment:
     domain_id = high >> 8 & 0xFFFF
     binding = Binding(requester=requester, translation=Translation.UNKNOWN, domain_id=domain_id)
     if low & 0xFF0 or high >> 24 or high & 0x80:
-        error = (FaultKind.RESERVED, f"context entry {high:#018x}:{low:#018x}")
-        return Attachment(binding=binding, paging=None, error=error)
+        return _reserved(binding, f"context entry {high:#018x}:{low:#018x}")
     if kind == 2:
-        return Attachment(
-            binding=replace(binding, translation=Translation.PASS_THROUGH), paging=None
-        )
+        return Attachment(binding=replace(binding, translation=Translation.PASS_THROUGH))
     if kind == 3:
-        error = (FaultKind.RESERVED, f"translation type 3 in {low:#018x}")
-        return Attachment(binding=binding, paging=None, error=error)
+        return _reserved(binding, f"translation type 3 in {low:#018x}")
     return _paged(
         binding, Translation.SECOND_STAGE, SECOND_STAGE, low & ADDRESS_MASK, _AW_LEVELS.get(width)
     )
@@ -88,8 +87,7 @@ def decode_pasid_entry(requester: Requester, words: tuple[int, ...]) -> Attachme
         requester=requester, translation=Translation.UNKNOWN, domain_id=words[1] & 0xFFFF
     )
     if words[0] & 0xC00:
-        error = (FaultKind.RESERVED, f"PASID entry word 0 {words[0]:#018x}")
-        return Attachment(binding=binding, paging=None, error=error)
+        return _reserved(binding, f"PASID entry word 0 {words[0]:#018x}")
     if granular_type == 1:
         levels = _FSPM_LEVELS.get(words[2] >> 2 & 3)
         return _paged(binding, Translation.FIRST_STAGE, FIRST_STAGE, first_top, levels)
@@ -99,11 +97,8 @@ def decode_pasid_entry(requester: Requester, words: tuple[int, ...]) -> Attachme
         nested = replace(binding, first_top=first_top)
         return _paged(nested, Translation.NESTED, SECOND_STAGE, second_top, second_levels)
     if granular_type == 4:
-        return Attachment(
-            binding=replace(binding, translation=Translation.PASS_THROUGH), paging=None
-        )
-    error = (FaultKind.RESERVED, f"translation type {granular_type} in {words[0]:#018x}")
-    return Attachment(binding=binding, paging=None, error=error)
+        return Attachment(binding=replace(binding, translation=Translation.PASS_THROUGH))
+    return _reserved(binding, f"translation type {granular_type} in {words[0]:#018x}")
 
 
 def _paged(
@@ -114,11 +109,8 @@ def _paged(
     levels: int | None,
 ) -> Attachment:
     if levels is None:
-        error = (
-            FaultKind.LEVELS,
-            f"reserved address width of the {translation} at {top:#x}",
-        )
-        return Attachment(binding=replace(binding, top=top), paging=None, error=error)
+        error = (FaultKind.LEVELS, f"reserved address width of the {translation} at {top:#x}")
+        return Attachment(binding=replace(binding, top=top), error=error)
     bound = replace(binding, translation=translation, top=top, levels=levels)
     return Attachment(binding=bound, paging=paging)
 
@@ -142,13 +134,7 @@ def decode_unit(
     """
     walk = Walk(reader, limits or WalkLimits())
     decoder = _UnitDecoder(walk, RootPointer.decode(rtaddr), is_walking=is_walking)
-    if only is None:
-        wanted: list[Requester] | None = None
-    else:
-        wanted = sorted(
-            {replace(requester, pasid=None) for requester in only}, key=Requester.sort_key
-        )
-    sets = tuple(decoder.decode(segment, wanted))
+    sets = tuple(decoder.decode(segment, None if only is None else devices_of(only)))
     return DecodedTables(sets=sets, faults=decoder.unit_faults(), pages=decoder.walk.pages())
 
 
@@ -179,9 +165,6 @@ class _UnitDecoder:
         self._bad_roots: set[tuple[int, int]] = set()
         #: context tables already read: address -> bytes, None: unreadable
         self._contexts: dict[int, bytes | None] = {}
-        #: domains already walked; devices share them
-        self._domains: dict[tuple[int, int, str], tuple[tuple[Run, ...], tuple[TableFault, ...]]]
-        self._domains = {}
 
     def unit_faults(self) -> tuple[TableFault, ...]:
         return (*self._faults, *self.walk.take_faults())
@@ -198,6 +181,7 @@ class _UnitDecoder:
         root = self.walk.read(self._root.address, PAGE_BYTES, "root table")
         if root is None:
             return
+        is_scan = wanted is None
         if wanted is None:
             wanted = [
                 Requester(segment=segment, bus=bus, devfn=devfn)
@@ -205,9 +189,6 @@ class _UnitDecoder:
                 if any(root[16 * bus : 16 * bus + 16])
                 for devfn in range(256)
             ]
-            is_scan = True
-        else:
-            is_scan = False
         for requester in wanted:
             if self.walk.is_exhausted:
                 return
@@ -321,12 +302,10 @@ class _UnitDecoder:
             self.walk.fault(kind, address, detail)
         if attachment.paging is None or not self._is_walking:
             return MappingSet(binding=binding, faults=self.walk.take_faults())
-        key = (binding.top, binding.levels, attachment.paging.name)
-        if key not in self._domains:
-            walker = PageTableWalker(self.walk, attachment.paging)
-            runs = walker.runs(binding.top, binding.levels)
-            self._domains[key] = (runs, self.walk.take_faults())
-        runs, faults = self._domains[key]
+        top, levels, paging = binding.top, binding.levels, attachment.paging
+        runs, faults = self.walk.share(
+            (top, levels, paging.name), lambda: PageTableWalker(self.walk, paging).runs(top, levels)
+        )
         return MappingSet(binding=binding, runs=runs, faults=faults)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from liveupdate.formats.amdvi import (
     DeviceTableBase,
-    decode_device_entry,
+    bind_device,
     decode_device_table,
 )
 from liveupdate.formats.iommu import (
@@ -211,10 +211,10 @@ def test_base_register_and_entry_are_split() -> None:
     base = DeviceTableBase.decode(0x1234_5000 | 511)
     assert (base.address, base.size) == (0x1234_5000, 2 << 20)
     words = (3, 7 | 1 << 32, 0xABC_DEC0 | 9 << 1 | 1, 0)
-    entry = decode_device_entry(b"".join(word.to_bytes(8, "little") for word in words))
-    assert (entry.is_valid, entry.is_translation_valid, entry.domain_id) == (True, True, 7)
+    binding, problem = bind_device(IGB, b"".join(word.to_bytes(8, "little") for word in words))
+    assert (binding.domain_id, problem) == (7, None)
     with pytest.raises(IommuFormatError):
-        decode_device_entry(bytes(31))
+        bind_device(IGB, bytes(31))
 
 
 # ---------------------------------------------------------------- hostile tables

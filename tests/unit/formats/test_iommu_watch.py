@@ -52,9 +52,7 @@ def test_altered_paging_entry_is_named(level: int) -> None:
     before = bed.memory.get(slot)
     bed.flip(slot, 1 << 13)
     (change,) = bed.fingerprint.recheck(bed.memory).changes
-    (entry,) = change.entries
-    assert (entry.address, entry.before, entry.after) == (slot, before, before ^ 1 << 13)
-    assert f"{before ^ 1 << 13:x}" in str(entry)
+    assert change == f"{slot:#018x}: {before:#018x} -> {before ^ 1 << 13:#018x}"
 
 
 def test_altered_root_context_and_pasid_entries_are_seen() -> None:
@@ -85,11 +83,11 @@ def test_appearing_entries_of_a_watched_device_are_seen() -> None:
     without_root = decode_unit(memory, unit.rtaddr, only=[IGB]).fingerprint()
     address = unit.context_address(1, 0)
     (change,) = without_root.recheck(memory).changes
-    assert change.phys == unit.root + 16
+    assert change.startswith(f"{unit.root + 16:#018x}: ")
     without_context = decode_unit(memory, unit.rtaddr, only=[IGB]).fingerprint()
     memory.put(address, 1)
     (change,) = without_context.recheck(memory).changes
-    assert change.phys == address
+    assert change.startswith(f"{address:#018x}: ")
 
 
 @pytest.mark.parametrize(
@@ -106,16 +104,12 @@ def test_accessed_and_dirty_bits_are_no_change(is_first_stage: bool, bits: int) 
     assert len(recheck.fingerprint.recheck(bed.memory).changes) == 1
 
 
-def test_only_entries_whose_meaning_changed_are_named_and_not_all_of_them() -> None:
+def test_only_an_entry_whose_meaning_changed_is_named() -> None:
     bed = Testbed()
     bed.flip(bed.table.slot(0x1000, 1), 1 << 8)
     bed.flip(bed.table.slot(0x2000, 1), 1 << 13)
     (change,) = bed.fingerprint.recheck(bed.memory).changes
-    assert [entry.address for entry in change.entries] == [bed.table.slot(0x2000, 1)]
-    for page in range(4, 512):
-        bed.flip(bed.table.slot(page << 12, 1), 3)
-    (change,) = bed.fingerprint.recheck(bed.memory).changes
-    assert len(change.entries) == 16
+    assert change.startswith(f"{bed.table.slot(0x2000, 1):#018x}: ")
 
 
 def test_change_stays_a_change_until_decoded_again() -> None:
@@ -129,7 +123,7 @@ def test_page_that_can_no_longer_be_read_is_a_change() -> None:
     bed = Testbed()
     bed.memory.size = bed.table.top
     changes = bed.fingerprint.recheck(bed.memory).changes
-    assert changes and all(change.error for change in changes)
+    assert changes and not any(" -> " in change for change in changes)
     bed.memory.size = RAM_BYTES
 
     class Short:
@@ -137,5 +131,5 @@ def test_page_that_can_no_longer_be_read_is_a_change() -> None:
             return bed.memory.read(phys_addr, size)[:-1]
 
     short = bed.fingerprint.recheck(Short()).changes
-    assert all(change.error and " of " in change.error for change in short)
+    assert all(" of " in change for change in short)
     assert len(short) == len(bed.fingerprint.pages)
