@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import CommandFailed
@@ -81,16 +81,8 @@ class _Spawner:
         self._pid = -1
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
 
-    def submit(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: Path | None,
-        env: Mapping[str, str],
-        stdout: Sink,
-        stderr: Sink,
-        pass_fds: Sequence[int],
-    ) -> subprocess.Popen[bytes]:
+    def submit(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a child in a session of its own; ``options`` are those of Popen."""
         with self._lock:
             if self._pool is None or self._pid != os.getpid():
                 self._pool = concurrent.futures.ThreadPoolExecutor(1, "liveupdate-spawn")
@@ -99,14 +91,7 @@ class _Spawner:
 
         def start() -> subprocess.Popen[bytes]:
             return subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=cwd,
-                env=dict(env),
-                pass_fds=tuple(pass_fds),
-                start_new_session=True,
+                argv, stdin=subprocess.DEVNULL, start_new_session=True, **options
             )
 
         return pool.submit(start).result()

@@ -45,24 +45,20 @@ class Steps:
     def step(self, name: str, **fields: object) -> Iterator[None]:
         """Bracket a piece of work; an exception leaves a ``failed`` event and passes through."""
         began = time.monotonic_ns()
+
+        def end(kind: str, **more: object) -> None:
+            now = time.monotonic_ns()
+            seconds = (now - began) / 1e9
+            self._emit(
+                StepEvent(
+                    kind=kind, name=name, at_ns=now, elapsed_s=seconds, fields={**fields, **more}
+                )
+            )
+
         self._emit(StepEvent(kind="start", name=name, at_ns=began, fields=fields))
         try:
             yield
         except BaseException as error:
-            now = time.monotonic_ns()
-            self._emit(
-                StepEvent(
-                    kind="failed",
-                    name=name,
-                    at_ns=now,
-                    elapsed_s=(now - began) / 1e9,
-                    fields={**fields, "error": str(error) or type(error).__name__},
-                )
-            )
+            end("failed", error=str(error) or type(error).__name__)
             raise
-        now = time.monotonic_ns()
-        self._emit(
-            StepEvent(
-                kind="stop", name=name, at_ns=now, elapsed_s=(now - began) / 1e9, fields=fields
-            )
-        )
+        end("stop")

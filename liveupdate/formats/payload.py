@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 from liveupdate.core.units import Gpa
 from liveupdate.formats.malformed import MalformedError
@@ -73,6 +74,13 @@ class Failure:
 
 
 PayloadEvent = Ready | Verified | Done | Failure
+#: each event's fields are its keys: text, or 64 bits unsigned
+_EVENTS: Mapping[str, type[Any]] = {
+    "ready": Ready,
+    "verified": Verified,
+    "done": Done,
+    "error": Failure,
+}
 
 
 def decode_line(line: str | bytes) -> PayloadEvent | None:
@@ -91,24 +99,12 @@ def decode_line(line: str | bytes) -> PayloadEvent | None:
     if not isinstance(value, dict):
         raise PayloadLineError(f"expected an object, found {type(value).__name__}", where="line")
     event = _get_text(value, "ev")
-    if event == "ready":
-        return Ready(
-            boot=_get_u64(value, "boot"),
-            tick_gpa=Gpa(_get_u64(value, "tick_gpa")),
-            pattern_gpa_first=Gpa(_get_u64(value, "pattern_gpa_first")),
-            pattern_pages=_get_u64(value, "pattern_pages"),
-            seed=_get_u64(value, "seed"),
-            name=_get_text(value, "name"),
-            disk_sectors=_get_u64(value, "disk_sectors"),
-            mac=_get_text(value, "mac"),
-        )
-    if event == "verified":
-        return Verified(pages=_get_u64(value, "pages"), bad=_get_u64(value, "bad"))
-    if event == "done":
-        return Done(cmd=_get_text(value, "cmd"))
-    if event == "error":
-        return Failure(message=_get_text(value, "message"))
-    raise PayloadLineError(f"unknown event '{event}'", where="ev")
+    kind = _EVENTS.get(event)
+    if kind is None:
+        raise PayloadLineError(f"unknown event '{event}'", where="ev")
+    getters = {each.name: _get_text if each.type == "str" else _get_u64 for each in fields(kind)}
+    values = {name: get(value, name) for name, get in getters.items()}
+    return cast(PayloadEvent, kind(**values))
 
 
 def clock_jump(step_ns: int) -> Mapping[str, str]:

@@ -26,6 +26,11 @@ class Asked:
         return not any(has(guest.kind) for guest in self.scenario.guests)
 
 
+def unless_any(has: Callable[[GuestKind], object], reason: str) -> Callable[[Asked], str | None]:
+    """Return a reason to skip that holds when no guest is of a kind that ``has`` something."""
+    return lambda asked: reason if asked.no_guest(has) else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckRow:
     """One check."""

@@ -73,18 +73,20 @@ def _differing(before: bytes, after: bytes, pages: int) -> Iterable[int]:
         yield from (start + index for index, (old, new) in enumerate(pairs) if old != new)
 
 
+def _words(data: bytes) -> array[int]:
+    table = array("Q")
+    table.frombytes(data[: len(data) // WORD_BYTES * WORD_BYTES])
+    return table
+
+
 def count_distinct(words: bytes) -> int:
     """Count the different u64 in a table, trailing bytes left out."""
-    table = array("Q")
-    table.frombytes(words[: len(words) // WORD_BYTES * WORD_BYTES])
-    return len(set(table))
+    return len(set(_words(words)))
 
 
 def count_zero(words: bytes) -> int:
     """Count the words that are 0: in a table of page frames, pages that were not present."""
-    table = array("Q")
-    table.frombytes(words[: len(words) // WORD_BYTES * WORD_BYTES])
-    return table.count(0)
+    return _words(words).count(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

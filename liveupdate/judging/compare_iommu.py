@@ -8,7 +8,7 @@ two ways of writing the same translation (512 small pages, one large) differ in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from liveupdate.core.units import format_addr
@@ -71,7 +71,6 @@ class MappingDiff:
     ``faults`` are those of either side: with any, "no change" is not known to be true.
     """
 
-    requester: Requester
     bindings: tuple[BindingChange, ...]
     changes: tuple[MappingChange, ...]
     faults: tuple[TableFault, ...]
@@ -104,7 +103,6 @@ def diff_mappings(before: MappingSet, after: MappingSet) -> MappingDiff:
     else:
         changes = tuple(_merge(_sweep(before.runs, after.runs)))
     return MappingDiff(
-        requester=after.requester,
         bindings=tuple(_diff_bindings(before.binding, after.binding)),
         changes=changes,
         faults=(*before.faults, *after.faults),
@@ -118,11 +116,6 @@ class RequestersDiff:
     lost: tuple[Requester, ...]
     added: tuple[Requester, ...]
     both: tuple[MappingDiff, ...]
-
-    @property
-    def is_same_translation(self) -> bool:
-        """Whether there are the same requesters, each with the same translation."""
-        return not (self.lost or self.added) and all(diff.is_same_translation for diff in self.both)
 
 
 def diff_requesters(before: Iterable[MappingSet], after: Iterable[MappingSet]) -> RequestersDiff:
@@ -193,13 +186,7 @@ def _merge(pieces: Iterable[MappingChange]) -> Iterator[MappingChange]:
             and _is_like(held.before, piece.before)
             and _is_like(held.after, piece.after)
         ):
-            held = MappingChange(
-                kind=held.kind,
-                iova=held.iova,
-                size=held.size + piece.size,
-                before=held.before,
-                after=held.after,
-            )
+            held = replace(held, size=held.size + piece.size)
             continue
         if held is not None:
             yield held

@@ -156,6 +156,20 @@ def _by_guest(marks: tuple[Mark, ...]) -> Mapping[str, object]:
     }
 
 
+def _per_page(name: str, holds: type[T], raw: str, check: str) -> Document[T]:
+    """Make the slot of a table of words, one for each page of a guest; ``raw``: FIELD.SUFFIX."""
+    field, _, suffix = raw.partition(".")
+    return Document(
+        f"{_GUEST}/{name}.json",
+        holds,
+        f"memory.{name.replace('-', '_')}",
+        (check,),
+        field,
+        f"{_GUEST}/{name}.{suffix}",
+        field,
+    )
+
+
 _KHO = ("handover.kho", "handover.generation")
 _CLOCK = ("guest.liveness", "guest.clock")
 _OUTSIDE = (
@@ -202,42 +216,10 @@ FRAMES = Series(
     f"{_HOP}/frames-{{device}}.jsonl", FrameSent, "devices.frames", ("device.dma-continuity",)
 )
 
-FREEZE = Document(
-    f"{_GUEST}/freeze.json",
-    PageDigests,
-    "memory.freeze",
-    ("memory.content",),
-    "digests",
-    f"{_GUEST}/freeze.xxh3",
-    "digests",
-)
-BOOT = Document(
-    f"{_GUEST}/boot.json",
-    PageDigests,
-    "memory.boot",
-    ("memory.content",),
-    "digests",
-    f"{_GUEST}/boot.xxh3",
-    "digests",
-)
-PFNS_BEFORE = Document(
-    f"{_GUEST}/pfns-before.json",
-    PageFrames,
-    "memory.pfns_before",
-    ("memory.placement",),
-    "pfns",
-    f"{_GUEST}/pfns-before.u64",
-    "pfns",
-)
-PFNS_AFTER = Document(
-    f"{_GUEST}/pfns-after.json",
-    PageFrames,
-    "memory.pfns_after",
-    ("memory.placement",),
-    "pfns",
-    f"{_GUEST}/pfns-after.u64",
-    "pfns",
-)
+FREEZE = _per_page("freeze", PageDigests, "digests.xxh3", "memory.content")
+BOOT = _per_page("boot", PageDigests, "digests.xxh3", "memory.content")
+PFNS_BEFORE = _per_page("pfns-before", PageFrames, "pfns.u64", "memory.placement")
+PFNS_AFTER = _per_page("pfns-after", PageFrames, "pfns.u64", "memory.placement")
 TICKS = Series(f"{_GUEST}/ticks.jsonl", Tick, "guests.ticks", _CLOCK)
 ECHOES = Series(f"{_GUEST}/echoes.jsonl", Echo, "guests.echoes", ("guest.network",))
 JOURNAL_SEEN = Series(

@@ -84,9 +84,4 @@ class Verdict:
             return ExitCode.TIMEOUT
         if self.rolled_back:
             return ExitCode.ROLLED_BACK
-        return {
-            Outcome.PASS: ExitCode.PASS,
-            Outcome.FAIL: ExitCode.FAIL,
-            Outcome.SKIP: ExitCode.SKIP,
-            Outcome.ERROR: ExitCode.ERROR,
-        }[self.outcome]
+        return ExitCode[self.outcome.name]

@@ -17,21 +17,14 @@ from liveupdate.scenario.keys import DEVICE, GUEST, SECTIONS, Key
 
 def dump_scenario(scenario: Scenario) -> str:
     """Write every key that has a value."""
-    parts = {
-        "": scenario,
-        "host": scenario.host,
-        "iommu": scenario.iommu,
-        "timeouts": scenario.timeouts,
-        "observe": scenario.observe,
-        "budget": scenario.budget,
-    }
-    lines = list(_lines(SECTIONS[""], parts.pop("")))
+    lines = list(_lines(SECTIONS[""], scenario))
     for guest in scenario.guests:
         lines += ["", "[[guest]]", *_lines(GUEST, guest)]
     for device in scenario.devices:
         lines += ["", "[[device]]", *_lines(DEVICE, device)]
-    for section, values in parts.items():
-        lines += ["", f"[{section}]", *_lines(SECTIONS[section], values)]
+    for section, keys in SECTIONS.items():
+        if section:
+            lines += ["", f"[{section}]", *_lines(keys, getattr(scenario, section))]
     return "\n".join(lines) + "\n"
 
 

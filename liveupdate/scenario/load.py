@@ -55,6 +55,14 @@ class Override:
     option: str
 
 
+#: what the tables of a scenario become
+_PARTS = {
+    "iommu": IommuSpec,
+    "host": HostSpec,
+    "timeouts": Timeouts,
+    "observe": Observation,
+    "budget": Budget,
+}
 _GUESTS = Key(name="guests", attribute="", kind="integer", doc="", low=1, high=MAX_GUESTS)
 
 _Table = dict[str, Leaf]
@@ -318,11 +326,10 @@ def _build(tables: Mapping[str, _Table], arrays: _Arrays, where: str) -> Scenari
         **convert("", SECTIONS[""], tables[""]),
         guests=tuple(specs),
         devices=tuple(devices),
-        iommu=IommuSpec(**convert("iommu", SECTIONS["iommu"], tables["iommu"])),
-        host=HostSpec(**convert("host", SECTIONS["host"], tables["host"])),
-        timeouts=Timeouts(**convert("timeouts", SECTIONS["timeouts"], tables["timeouts"])),
-        observe=Observation(**convert("observe", SECTIONS["observe"], tables["observe"])),
-        budget=Budget(**convert("budget", SECTIONS["budget"], tables["budget"])),
+        **{
+            name: part(**convert(name, SECTIONS[name], tables[name]))
+            for name, part in _PARTS.items()
+        },
         origins=origins,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from liveupdate.core.units import format_ns
-from liveupdate.judging.check import Asked, CheckRow
+from liveupdate.judging.check import CheckRow, unless_any
 from liveupdate.judging.checks.liveness import Window, find_window
 from liveupdate.judging.clockfit import ClockChange, Reading, fit_clock
 from liveupdate.judging.compare import (
@@ -338,24 +338,14 @@ def blackout_ns(at: GuestHop) -> int | None:
     return max(resumed - paused, gap.length_ns if gap else 0)
 
 
-def _no_clock(asked: Asked) -> str | None:
-    unseen = asked.no_guest(lambda kind: kind.clock)
-    return "no guest can be asked for its clock" if unseen else None
-
-
-def _no_answers(asked: Asked) -> str | None:
-    silent = asked.no_guest(lambda kind: kind.answers)
-    return "no guest answers on the network" if silent else None
-
-
-def _no_journal(asked: Asked) -> str | None:
-    if asked.no_guest(lambda kind: kind.journal):
-        return "no guest runs the shipped payload, which keeps the journal"
-    return None
-
+_NO_CLOCK = unless_any(lambda kind: kind.clock, "no guest can be asked for its clock")
+_SILENT = unless_any(lambda kind: kind.answers, "no guest answers on the network")
+_NO_JOURNAL = unless_any(
+    lambda kind: kind.journal, "no guest runs the shipped payload, which keeps the journal"
+)
 
 CHECKS = (
-    CheckRow(id="guest.clock", judge=judge_clock, needs=Capability.CLOCK, skip=_no_clock),
-    CheckRow(id="guest.network", judge=judge_network, needs=Capability.WIRE, skip=_no_answers),
-    CheckRow(id="guest.storage", judge=judge_storage, needs=Capability.PROCESS, skip=_no_journal),
+    CheckRow(id="guest.clock", judge=judge_clock, needs=Capability.CLOCK, skip=_NO_CLOCK),
+    CheckRow(id="guest.network", judge=judge_network, needs=Capability.WIRE, skip=_SILENT),
+    CheckRow(id="guest.storage", judge=judge_storage, needs=Capability.PROCESS, skip=_NO_JOURNAL),
 )

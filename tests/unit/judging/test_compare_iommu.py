@@ -144,9 +144,9 @@ def test_requesters_are_paired() -> None:
     tagged = MappingSet(binding=replace(BINDING, requester=pasid))
     diff = diff_requesters([there, here], [tagged, here])
     assert (diff.lost, diff.added) == ((other,), (pasid,))
-    assert [item.requester for item in diff.both] == [IGB]
-    assert not diff.is_same_translation
-    assert diff_requesters([there, here], [here, there]).is_same_translation
+    assert [item.is_identical for item in diff.both] == [True]
+    swapped = diff_requesters([there, here], [here, there])
+    assert not (swapped.lost or swapped.added) and len(swapped.both) == 2
 
 
 def pages_of(runs: tuple[Run, ...]) -> dict[int, tuple[int, int]]:
