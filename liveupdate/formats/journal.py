@@ -91,22 +91,16 @@ def decode_record(data: bytes, *, sector: int, sectors: int) -> JournalRecord:
     where = f"sector {sector}"
     if len(data) != SECTOR_BYTES:
         raise JournalError(f"{len(data)} bytes, expected {SECTOR_BYTES}", where=where)
-    magic, boot, seq, monotonic_ns, realtime_ns, prev_crc, _zero, crc = LAYOUT.unpack(data)
+    magic, *values, _zero, crc = LAYOUT.unpack(data)
+    record = JournalRecord(**dict(zip(FIELDS[1:6], values, strict=True)), crc32=crc)
     if magic != MAGIC:
         raise JournalError(f"magic is {magic!r}, expected {MAGIC!r}", where=where)
     computed = zlib.crc32(data[:_CRC_OFFSET])
     if crc != computed:
         raise JournalError(f"crc32 is 0x{crc:08x}, the bytes give 0x{computed:08x}", where=where)
-    if seq == 0 or (seq - 1) % sectors != sector:
-        raise JournalError(f"record {seq} does not belong here", where=where)
-    return JournalRecord(
-        boot=boot,
-        seq=seq,
-        monotonic_ns=monotonic_ns,
-        realtime_ns=realtime_ns,
-        prev_crc=prev_crc,
-        crc32=crc,
-    )
+    if record.seq == 0 or (record.seq - 1) % sectors != sector:
+        raise JournalError(f"record {record.seq} does not belong here", where=where)
+    return record
 
 
 def encode_record(
@@ -151,25 +145,15 @@ def scan_journal(disk: DiskReader | bytes, *, boot: int | None = None) -> Journa
     if boot is None and records:
         boot = records[max(records)].boot
     ours = [seq for seq, record in records.items() if record.boot == boot]
-    if not ours:
-        return JournalFacts(
-            boot=boot or 0,
-            first_seq=0,
-            last_seq=0,
-            records=0,
-            missing=(),
-            corrupt=corrupt,
-            foreign=len(records),
-        )
-    last = max(ours)
+    last = max(ours, default=0)
     # A record from further back than one lap should have been overwritten: its successor is lost.
-    first = max(min(ours), last - sectors + 1)
+    first = max(min(ours, default=0), last - sectors + 1) if ours else 0
     return JournalFacts(
         boot=boot or 0,
         first_seq=first,
         last_seq=last,
         records=len(ours),
-        missing=tuple(sorted(set(range(first, last + 1)).difference(ours))),
+        missing=tuple(sorted(set(range(first, last + 1)).difference(ours, {0}))),
         corrupt=corrupt,
         foreign=len(records) - len(ours),
     )

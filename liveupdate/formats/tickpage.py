@@ -65,15 +65,8 @@ class TickPage:
 
         :param host_ns: CLOCK_MONOTONIC of the control host when the page was read.
         """
-        return Tick(
-            host_ns=host_ns,
-            boot=self.boot,
-            seq=self.seq,
-            tsc=self.tsc,
-            monotonic_ns=self.monotonic_ns,
-            boottime_ns=self.boottime_ns,
-            realtime_ns=self.realtime_ns,
-        )
+        same = {name: getattr(self, name) for name in Tick.__struct_fields__ if name != "host_ns"}
+        return Tick(host_ns=host_ns, **same)
 
 
 def decode_tick(data: bytes) -> TickPage:

@@ -32,6 +32,12 @@ class PageDiff:
     ranges: tuple[tuple[int, int], ...]
 
 
+def say_ranges(ranges: Sequence[tuple[int, int]], most: int = 4) -> str:
+    """Name the first few ranges, both ends inclusive."""
+    shown = [f"{first}" if first == last else f"{first}-{last}" for first, last in ranges[:most]]
+    return ", ".join(shown) + (", …" if len(ranges) > most else "")
+
+
 def compare_words(before: bytes, after: bytes) -> PageDiff:
     """Compare two tables of one little-endian u64 per page, of equal length.
 

@@ -41,73 +41,36 @@ class Capability(StrEnum):
     SAVE = "save"
 
 
-_ALL = (
-    Capability.POWER,
-    Capability.CONSOLE,
-    Capability.AGENT,
-    Capability.SSH,
-    Capability.PHYSICAL_MEMORY,
-    Capability.MONITOR,
-    Capability.WIRE,
-    Capability.CLOCK,
-    Capability.MADE,
-)
-
 DEFAULT = "qemu"
 """The kind that a scenario without a target takes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TargetKind:
-    """One kind. ``lacks``: capability to the reason why it is not there."""
+    """One kind."""
 
     name: str
     #: module of :mod:`liveupdate.target` that finds and makes its hosts, see
     #: :class:`liveupdate.target.base.Entry`
     module: str
-    capabilities: frozenset[Capability]
+    #: each capability that it does not have, with the reason
     lacks: Mapping[Capability, str]
     #: what stands behind the colon: "" nothing, "optional" or "required"
-    place: str
+    place: str = ""
     #: what that is, for messages
     place_is: str = ""
 
-
-def _kind(
-    name: str,
-    module: str,
-    has: tuple[Capability, ...],
-    lacks: Mapping[Capability, str],
-    place: str = "",
-    place_is: str = "",
-) -> TargetKind:
-    return TargetKind(
-        name=name,
-        module=module,
-        capabilities=frozenset(has),
-        lacks=MappingProxyType(lacks),
-        place=place,
-        place_is=place_is,
-    )
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What it can do: all that it does not lack."""
+        return frozenset(Capability) - self.lacks.keys()
 
 
 _TABLE = (
-    _kind(
-        "qemu",
-        "liveupdate.target.qemu.entry",
-        (
-            *_ALL,
-            Capability.MONITOR_CUT,
-            Capability.PROCESS,
-            Capability.DEVICES,
-            Capability.SAVE,
-        ),
-        {},
-    ),
-    _kind(
+    TargetKind("qemu", "liveupdate.target.qemu.entry", {}),
+    TargetKind(
         "libvirt",
         "liveupdate.target.libvirt.entry",
-        (*_ALL, Capability.PROCESS),
         {
             Capability.MONITOR_CUT: "libvirtd holds the monitor, and a machine ends with the"
             " connection to it",
@@ -117,10 +80,9 @@ _TABLE = (
         "optional",
         "a libvirt URI",
     ),
-    _kind(
+    TargetKind(
         "ssh",
         "liveupdate.target.ssh.entry",
-        (Capability.POWER, Capability.CONSOLE, Capability.AGENT, Capability.SSH),
         {
             Capability.PHYSICAL_MEMORY: "memory is not seen from outside",
             Capability.MONITOR: "there is no monitor",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.suggest import suggest_or_list
@@ -41,6 +42,8 @@ from liveupdate.planning.kernels import check_kernels
 from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.planning.reserved_region import fill_region, find_region, piece_bytes
 from liveupdate.scenario.load import where
+
+T = TypeVar("T")
 
 #: what the host under update needs beside its guests: kernel, tmpfs, agent, room for the incoming
 #: kernel's image and KHO's scratch areas while the guests' memory stays where it is
@@ -183,9 +186,12 @@ def check_scenario(scenario: Scenario) -> tuple[Requirements, Target, Fault | No
 
     :raises ScenarioError: as :func:`make_plan`.
     """
-    mechanism = _mechanism(scenario)
+    mechanism = _find(scenario, "mechanism", scenario.mechanism, MECHANISMS)
     target = parse_target(scenario.target)
-    fault = _fault(scenario, mechanism, target)
+    fault = None
+    if scenario.fault is not None:
+        fault = _find(scenario, "fault", scenario.fault, FAULTS)
+        check_fault(scenario, fault, mechanism, target)
     check_devices(scenario, mechanism)
     return mechanism, target, fault
 
@@ -236,30 +242,18 @@ def _count(scenario: Scenario) -> str:
     return f"{number} guest{'s' if number > 1 else ''} with {total} in all"
 
 
-def _mechanism(scenario: Scenario) -> Requirements:
-    found = MECHANISMS.get(scenario.mechanism)
-    if found is None:
-        raise ScenarioError(
-            f"unknown mechanism '{scenario.mechanism}'",
-            where=where(scenario, "mechanism"),
-            hint=suggest_or_list(scenario.mechanism, MECHANISMS),
-        )
-    return found
+def _find(scenario: Scenario, what: str, name: str, known: Mapping[str, T]) -> T:
+    """Return what the scenario names.
 
-
-def _fault(scenario: Scenario, mechanism: Requirements, target: Target) -> Fault | None:
-    name = scenario.fault
-    if name is None:
-        return None
-    found = FAULTS.get(name)
-    if found is None:
+    :raises ScenarioError: there is no such thing.
+    """
+    if name not in known:
         raise ScenarioError(
-            f"unknown fault '{name}'",
-            where=where(scenario, "fault"),
-            hint=suggest_or_list(name, FAULTS),
+            f"unknown {what} '{name}'",
+            where=where(scenario, what),
+            hint=suggest_or_list(name, known),
         )
-    check_fault(scenario, found, mechanism, target)
-    return found
+    return known[name]
 
 
 def _check_target(

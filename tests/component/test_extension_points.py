@@ -207,10 +207,9 @@ for clock_ns in (0, 30 * make.SECOND):
 
 # --- a target
 
-TARGET_ROW = """    _kind(
+TARGET_ROW = """    TargetKind(
         "bench",
         "liveupdate.target.bench",
-        (Capability.POWER, Capability.CONSOLE, Capability.AGENT, Capability.SSH, Capability.CLOCK),
         {
             Capability.PHYSICAL_MEMORY: "no probe is soldered to its memory",
             Capability.MONITOR: "it has no monitor",

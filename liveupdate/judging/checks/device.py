@@ -14,6 +14,7 @@ from liveupdate.core.units import format_ns
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.pci_config import COMMAND, COMMAND_MASTER
 from liveupdate.judging.check import Asked, CheckRow
+from liveupdate.judging.compare import say_ranges
 from liveupdate.judging.context import Context, Finding, Place, skipped
 from liveupdate.judging.hop_devices import QUIESCE
 from liveupdate.model import slots
@@ -28,7 +29,6 @@ from liveupdate.model.evidence import (
 )
 from liveupdate.model.scenario import DeviceSpec
 
-_GAPS_QUOTED = 4
 #: VT-d global status register, TES
 _TRANSLATION = 1 << 31
 
@@ -300,13 +300,7 @@ def _say_gaps(before: FrameAccount, after: FrameAccount, frames: Sequence[FrameS
     gaps = [gap for gap in after.gaps if gap not in before.gaps]
     if after.expected <= frames[-1].number:
         gaps.append((after.expected, frames[-1].number))
-    if not gaps:
-        return ""
-    shown = [
-        f"{first}" if first == last else f"{first}-{last}" for first, last in gaps[:_GAPS_QUOTED]
-    ]
-    more = ", …" if len(gaps) > _GAPS_QUOTED else ""
-    return f" (number {', '.join(shown)}{more})"
+    return f" (number {say_ranges(gaps)})" if gaps else ""
 
 
 def _judge_blackout(

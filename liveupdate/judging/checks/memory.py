@@ -9,7 +9,13 @@ from dataclasses import replace
 
 from liveupdate.core.units import PAGE_BYTES, format_addr
 from liveupdate.judging.check import Asked, CheckRow
-from liveupdate.judging.compare import PageDiff, compare_words, count_distinct, count_zero
+from liveupdate.judging.compare import (
+    PageDiff,
+    compare_words,
+    count_distinct,
+    count_zero,
+    say_ranges,
+)
 from liveupdate.judging.context import Context, Finding, GuestHop, say_altered, skipped
 from liveupdate.model import slots
 from liveupdate.model.evidence import Artifact, PageDigests
@@ -19,11 +25,7 @@ _WORD = 8
 
 def say_diff(diff: PageDiff) -> str:
     """Say which pages differ: the count, the first ranges."""
-    shown = ", ".join(
-        f"{first}" if first == last else f"{first}-{last}" for first, last in diff.ranges[:4]
-    )
-    more = ", …" if len(diff.ranges) > 4 else ""
-    return f"{diff.changed} of {diff.pages} pages ({shown}{more})"
+    return f"{diff.changed} of {diff.pages} pages ({say_ranges(diff.ranges)})"
 
 
 def _is_altered(raw: bytes, artifact: Artifact | None) -> bool:

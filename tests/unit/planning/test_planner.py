@@ -578,11 +578,23 @@ REFUSED: dict[str, set[str]] = {
 }  # fmt: skip
 
 
+_LAB = {Capability.POWER, Capability.CONSOLE, Capability.AGENT, Capability.SSH}
+_EMULATED = _LAB | {
+    Capability.PHYSICAL_MEMORY,
+    Capability.MONITOR,
+    Capability.WIRE,
+    Capability.CLOCK,
+    Capability.MADE,
+    Capability.PROCESS,
+}
+_SHIPPED = {Capability.MONITOR_CUT, Capability.DEVICES, Capability.SAVE}
+CAPABILITIES = {"qemu": _EMULATED | _SHIPPED, "libvirt": _EMULATED, "ssh": _LAB}
+
+
 def test_a_target_has_a_capability_or_says_why_not() -> None:
     for kind in TARGETS.values():
         # whatever is not there has a reason, for a SKIP or a refusal to name
-        assert kind.capabilities.isdisjoint(kind.lacks)
-        assert kind.capabilities | set(kind.lacks) == set(Capability)
+        assert kind.capabilities == CAPABILITIES[kind.name]
         assert all(kind.lacks.values())
 
 
