@@ -33,7 +33,6 @@ from liveupdate.formats.iommu_walk import DecodedTables, Walk, WalkLimits, devic
 
 DTE_BYTES = 32
 _DTE = struct.Struct("<2Q")
-_ENTRIES_PER_PAGE = PAGE_BYTES // DTE_BYTES
 
 #: PTE and PDE: A bit 5, D bit 6 are set by hardware
 _VOLATILE = 1 << 5 | 1 << 6
@@ -100,12 +99,11 @@ def decode_device_table(
     reader: ByteReader,
     base: int,
     *,
-    segment: int = 0,
-    only: Iterable[Requester] | None = None,
+    only: Iterable[Requester],
     limits: WalkLimits | None = None,
     is_walking: bool = True,
 ) -> DecodedTables:
-    """Decode the devices of a table whose translation is valid, or those asked for.
+    """Decode the entries of some devices of a table.
 
     :param base: value of the Device Table Base Address Register. Whether the IOMMU is enabled at
         all is in its control register.
@@ -113,30 +111,11 @@ def decode_device_table(
     """
     table = DeviceTableBase.decode(base)
     walk = Walk(reader, limits or WalkLimits())
-    if only is None:
-        entries = _scan(walk, table, segment)
-    else:
-        entries = _look_up(walk, table, devices_of(only))
+    entries = _look_up(walk, table, devices_of(only))
     decoder = _DeviceDecoder(walk, is_walking=is_walking)
     sets = tuple(decoder.decode(entries))
     faults = (*decoder.table_faults, *walk.take_faults())
     return DecodedTables(sets=sets, faults=faults, pages=walk.pages())
-
-
-def _scan(
-    walk: Walk, table: DeviceTableBase, segment: int
-) -> Iterator[tuple[Requester, int, bytes]]:
-    for page_address in range(table.address, table.address + table.size, PAGE_BYTES):
-        page = walk.read(page_address, PAGE_BYTES, "device table")
-        if page is None:
-            continue
-        first = (page_address - table.address) // DTE_BYTES
-        for index in range(_ENTRIES_PER_PAGE):
-            data = page[index * DTE_BYTES : (index + 1) * DTE_BYTES]
-            source_id = first + index
-            if data[0] & 3 == 3 and source_id < 1 << 16:
-                requester = Requester(segment=segment, bus=source_id >> 8, devfn=source_id & 0xFF)
-                yield requester, page_address + index * DTE_BYTES, data
 
 
 def _look_up(

@@ -7,8 +7,6 @@ are into the unit's MMIO region.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 #: Device Table Base Address Register, 3.4.1; value as :class:`amdvi.DeviceTableBase` takes it
 DEVICE_TABLE_BASE = 0x00
 #: IOMMU Control Register, 3.4.4
@@ -23,25 +21,14 @@ _EVENT_OVERFLOW = 1 << 0
 _EVENT_INTERRUPT = 1 << 1
 
 
-@dataclass(frozen=True, slots=True)
-class Control:
-    """The control register."""
-
-    value: int
-
-    @property
-    def is_translating(self) -> bool:
-        """IommuEn: requests are translated; without it they pass unchecked."""
-        return bool(self.value & _ENABLE)
+def is_translating(control: int) -> bool:
+    """IommuEn of the control register: requests are translated; without it they pass unchecked."""
+    return bool(control & _ENABLE)
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """The status register. What the kernel has taken note of is cleared: a trace says more."""
+def is_clear(status: int) -> bool:
+    """Whether the event log holds nothing new, and has lost nothing.
 
-    value: int
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the event log holds nothing new, and has lost nothing."""
-        return not self.value & (_EVENT_OVERFLOW | _EVENT_INTERRUPT)
+    What the kernel has taken note of is cleared in the status register: a trace says more.
+    """
+    return not status & (_EVENT_OVERFLOW | _EVENT_INTERRUPT)

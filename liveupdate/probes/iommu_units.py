@@ -87,7 +87,7 @@ class VtdUnit:
             fsts=_word(data, regs.FSTS - _STATUS_FIRST, 4),
             fault_records="",
         )
-        if regs.FaultStatus(sample.fsts).is_clear:
+        if regs.is_clear(sample.fsts):
             return sample
         size = self.fault_count * regs.FAULT_RECORD_BYTES
         records = read_physical(monitor, self.base + self.fault_offset, size)
@@ -125,7 +125,7 @@ class AmdUnit:
 
     def is_translating(self, sample: UnitSample) -> bool:
         """Whether IommuEn is set: requests go through the tables that the sample names."""
-        return amdvi_regs.Control(sample.gsts).is_translating
+        return amdvi_regs.is_translating(sample.gsts)
 
     def decode(
         self, ram: ByteReader, root: int, only: Iterable[Requester], *, is_walking: bool = True

@@ -81,16 +81,9 @@ class RootPointer:
         return self.mode == MODE_SCALABLE
 
 
-@dataclass(frozen=True, slots=True)
-class FaultStatus:
-    """FSTS_REG (11.4.7.1)."""
-
-    value: int
-
-    @property
-    def is_clear(self) -> bool:
-        """No fault of any kind."""
-        return not self.value & 0xFF
+def is_clear(fault_status: int) -> bool:
+    """Whether FSTS_REG (11.4.7.1) shows no fault of any kind."""
+    return not fault_status & 0xFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

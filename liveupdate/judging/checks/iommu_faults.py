@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from liveupdate.formats import amdvi_regs, qemu_trace
-from liveupdate.formats.vtd.regs import FaultStatus, decode_fault_records
+from liveupdate.formats.vtd import regs
 from liveupdate.judging.check import CheckRow
 from liveupdate.judging.checks.translation import without_device
 from liveupdate.judging.context import Context, Finding
@@ -54,7 +54,7 @@ def _judge_faults(hop_devices: HopDevices) -> Finding:
 
 def _say_pending(sample: UnitSample) -> str:
     try:
-        records = decode_fault_records(bytes.fromhex(sample.fault_records))
+        records = regs.decode_fault_records(bytes.fromhex(sample.fault_records))
     except ValueError:
         records = ()
     said = "; ".join(str(each) for each in records)
@@ -63,8 +63,8 @@ def _say_pending(sample: UnitSample) -> str:
 
 def _is_clear(hop_devices: HopDevices, sample: UnitSample) -> bool:
     if hop_devices.watch.unit == AMD:
-        return amdvi_regs.Status(sample.fsts).is_clear
-    return FaultStatus(sample.fsts).is_clear
+        return amdvi_regs.is_clear(sample.fsts)
+    return regs.is_clear(sample.fsts)
 
 
 CHECKS = (CheckRow(id="iommu.faults", judge=judge_faults, skip=without_device),)

@@ -61,7 +61,7 @@ def _judge_translation(hop_devices: HopDevices) -> list[Finding]:
 
 def _is_on(hop_devices: HopDevices, sample: UnitSample) -> bool:
     if hop_devices.watch.unit == AMD:
-        return amdvi_regs.Control(sample.gsts).is_translating
+        return amdvi_regs.is_translating(sample.gsts)
     status = GlobalStatus(sample.gsts)
     return status.is_translating and status.has_root_pointer
 

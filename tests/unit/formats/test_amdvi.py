@@ -21,6 +21,7 @@ from liveupdate.formats.iommu import (
     FaultKind,
     IommuFormatError,
     MappingSet,
+    Requester,
     Run,
     TableFault,
     Translation,
@@ -186,12 +187,12 @@ def test_device_entry_says_how_its_device_is_treated(
     assert all(fault.kind is kinds[mode] and fault.address == bed.entry for fault in found.faults)
 
 
-def test_all_devices_of_a_table_are_found() -> None:
+def test_devices_that_are_asked_for_are_found_in_order() -> None:
     bed = Testbed()
     bed.table.map_page(0x1000, 0x5000, 3, 4096)
     bed.devices.set_entry(0xFFFF, mode=0, domain=2)
-    bed.devices.set_entry(3, flags=1)
-    decoded = decode_device_table(bed.memory, bed.devices.base, segment=1)
+    wanted = [parse_bdf("0001:ff:1f.7"), parse_bdf("0001:01:00.0", pasid=1)]
+    decoded = decode_device_table(bed.memory, bed.devices.base, only=wanted)
     assert decoded.is_complete
     assert [(item.requester.bdf, item.binding.translation) for item in decoded.sets] == [
         ("0001:01:00.0", Translation.HOST),
@@ -273,8 +274,9 @@ def test_tables_outside_ram_are_faults() -> None:
     bed.memory.put(slot, RAM_BYTES | 3 << 61 | 1 << 9 | 1)
     fault = bed.only_fault()
     assert (fault.kind, fault.address, fault.level) == (FaultKind.UNREADABLE, RAM_BYTES, 1)
-    scanned = decode_device_table(bed.memory, RAM_BYTES | 1)
-    assert [fault.kind for fault in scanned.faults] == [FaultKind.UNREADABLE] * 2
+    both = [parse_bdf("00:00.0"), parse_bdf("00:1f.0")]
+    decoded = decode_device_table(bed.memory, RAM_BYTES | 1, only=both)
+    assert [fault.kind for fault in decoded.faults] == [FaultKind.UNREADABLE] * 2
 
 
 def test_accessed_and_dirty_bits_are_no_change() -> None:
@@ -310,7 +312,8 @@ def test_random_memory_ends_within_the_budget(seed: int, density: float) -> None
         )
     memory.reads = 0
     limits = WalkLimits(tables=60, runs=4000, requesters=50, faults=20)
-    decoded = decode_device_table(memory, addresses[0] | 7, limits=limits)
+    everything = [Requester(bus=bus, devfn=devfn) for bus in range(4) for devfn in range(256)]
+    decoded = decode_device_table(memory, addresses[0] | 7, only=everything, limits=limits)
     assert memory.reads <= 60
     assert len(decoded.sets) <= 50
     for found in decoded.sets:
