@@ -47,6 +47,12 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
     if b"/kit/agent/__main__.py" in argv:
         print(pid)
 """
+#: a zombie has closed its files
+_KILL_AND_WAIT = """
+set -e
+kill -9 "$0"
+while grep -q '^State:.[^Z]' "/proc/$0/status" 2>/dev/null; do sleep 0.05; done
+"""
 
 
 class Stepped:
@@ -238,8 +244,13 @@ class Desk:
         return done.stdout.decode().strip()
 
     def crash_agent(self) -> None:
-        """SIGKILL the agent and start another, as systemd would."""
-        self.on_host("kill", "-9", self.on_host("python3", "-I", "-S", "-c", _FIND_AGENT))
+        """SIGKILL the agent and start another when it is gone, as systemd would.
+
+        Until the kernel has closed its files, /dev/liveupdate refuses another agent, which then
+        cannot take the guests back: seen on a busy machine.
+        """
+        pid = self.on_host("python3", "-I", "-S", "-c", _FIND_AGENT)
+        self.on_host("sh", "-c", _KILL_AND_WAIT, pid)
         with self._ssh() as ssh:
             detached = f"setsid {shlex.join(_AGENT)} </dev/null >/dev/null 2>&1 &"
             deadline = Deadline.after(30.0, "another agent to be started")
