@@ -30,10 +30,10 @@ test: ## set up for tests, then lint and all tests but the nightly ones; 25 minu
 	$(MAKE) --no-print-directory check
 	$(PY) -m pytest -m 'vm and not nightly' $(PYTEST)
 
-# Component tests mostly wait, linters and unit tests compute: side by side they take little longer than either.
+# Component tests mostly wait, and what they wait for has deadlines: what only computes lets them go first.
 check: tools ## lint, unit and component tests, in 3 minutes; needs no root, network or images
 	@echo "lint, unit and component tests run side by side; each is shown when it has ended"
-	@$(MAKE) --no-print-directory --output-sync=target -j3 lint unit component
+	@$(MAKE) --no-print-directory --output-sync=target -j3 COMPUTE='nice -n 5' lint unit component
 
 nightly: tools images ## tests too long for `make test` (docs/testing.md); PART=fleet runs one part
 	$(PY) -m pytest -m 'nightly$(if $(PART),(part="$(PART)"))' $(PYTEST)
@@ -48,15 +48,15 @@ tools:
 lint: tools ## ruff, mypy, import-linter, shellcheck, ansible-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy
+	$(COMPUTE) $(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache --no-logo
 	@if [ -x $(VENV)/bin/shellcheck ]; then $(VENV)/bin/shellcheck $(SHELLS); \
 	else shellcheck $(SHELLS); fi
-	cd ansible && PATH="$(abspath $(VENV))/bin:$$PATH" ansible-lint --offline -q
+	cd ansible && PATH="$(abspath $(VENV))/bin:$$PATH" $(COMPUTE) ansible-lint --offline -q
 
 # one process for each CPU
 unit: tools ## pure tests
-	$(PY) -m pytest -m unit -n auto $(PYTEST)
+	$(COMPUTE) $(PY) -m pytest -m unit -n auto $(PYTEST)
 
 # Most of the time these wait; idle processes take over what long ones have left.
 component: tools ## a local sshd, fake peers, a QEMU without a guest
