@@ -47,7 +47,7 @@ def one_line_each(lines: list[str]) -> list[str]:
 def show_plan(plan: Plan, survey: Survey, place: Place) -> str:
     """Format the plan with risks and the way back, for people."""
     from liveupdate.core.units import format_size
-    from liveupdate.operate.steps import FORWARD
+    from liveupdate.operate.steps import FORWARD, NO_RETURN
 
     hop = plan.hops[0]
     total = sum(guest.memory_bytes for guest in plan.guests)
@@ -60,10 +60,10 @@ def show_plan(plan: Plan, survey: Survey, place: Place) -> str:
         "",
     ]
     for number, step in enumerate(FORWARD, 1):
-        if step.is_past and not FORWARD[number - 2].is_past:
+        if step.name == NO_RETURN:
             lines.append("  ---- point of no return: no way back from here on ----")
         lines.append(f"  {number:>2} {step.name:<15} {step.does}")
-        if step.risk not in ("none",):
+        if step.risk != "none":
             lines.append(f"     {'':<15} risk: {step.risk}")
         lines.append(f"     {'':<15} back: {step.rollback}")
     return "\n".join(one_line_each(lines))

@@ -31,7 +31,7 @@ from liveupdate.model.verdict import ExitCode, Outcome, Verdict
 from liveupdate.operate.held import control_boot_id
 from liveupdate.operate.hostside import HostSide, Unreachable
 from liveupdate.operate.journal import HostView, decide, status_view
-from liveupdate.operate.steps import BY_NAME, FORWARD, NO_RETURN, Step
+from liveupdate.operate.steps import BEFORE_JUMP, BY_NAME, NO_RETURN, Step
 from liveupdate.operate.wal import Wal
 from liveupdate.run.moves import MOVES
 from liveupdate.target.ssh.host import HostLocked
@@ -140,7 +140,7 @@ class Driver:
             self._note_loss(step, error)
         except LiveUpdateError as error:
             self.journal.append("failed", step=step.name, error=str(error))
-            if step not in FORWARD or step.is_past:
+            if step not in BEFORE_JUMP:
                 raise StepFailed(
                     f"'{step.name}' failed: {error.message}", hint="see what is wrong, then resume"
                 ) from error

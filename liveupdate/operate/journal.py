@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 
 from liveupdate.core.errors import EvidenceError
-from liveupdate.operate.steps import BY_NAME, FORWARD, NO_RETURN, first_open, path_of
+from liveupdate.model import codec
+from liveupdate.model.base import Value
+from liveupdate.operate.steps import BEFORE_JUMP, BY_NAME, NO_RETURN, PATHS, first_open, path_of
 
 VERSION = 1
 KINDS = ("begin", "intent", "done", "failed", "turn", "clock", "note", "end")
@@ -42,8 +45,7 @@ class Record:
         return str(self.data.get("step", ""))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClockPair:
+class ClockPair(Value, frozen=True, kw_only=True):
     """How a boot of the host relates to a boot of the control host.
 
     ``offset_ns``: CLOCK_MONOTONIC here minus CLOCK_BOOTTIME there, known to ``rtt_ns``.
@@ -76,7 +78,6 @@ class State:
     is_past: bool = False
     outcome: str | None = None
     exit_code: int | None = None
-    records: int = 0
 
     @property
     def host_boot_id(self) -> str:
@@ -167,77 +168,47 @@ def decode(data: bytes) -> tuple[Record, ...]:
 
 def replay(records: Iterable[Record]) -> State:
     """Return the state that a journal describes; any beginning of one has a meaning."""
-    begin: Mapping[str, object] | None = None
-    path, why, pending, failed, error = "forward", "", None, None, ""
-    done: set[str] = set()
-    facts: dict[str, Mapping[str, object]] = {}
-    clocks: dict[str, ClockPair] = {}
-    is_past, outcome, exit_code, count = False, None, None, 0
-    for record in records:
-        count += 1
-        match record.kind:
-            case "begin":
-                begin = record.data
-            case "intent":
-                pending, failed = record.step, None
-                # done again, after the host forgot what was done: what follows is open again, too
-                path = path_of(record.step)
-                done -= _from(record.step)
-                is_past = is_past or record.step == NO_RETURN
-            case "done":
-                pending = None
-                done.add(record.step)
-                found = record.data.get("facts")
-                facts[record.step] = found if isinstance(found, dict) else {}
-            case "failed":
-                pending, failed = None, record.step
-                error = str(record.data.get("error", ""))
-            case "turn":
-                path, pending = str(record.data.get("path")), None
-                why = str(record.data.get("why", ""))
-            case "clock":
-                pair = _clock(record.data)
-                if pair is not None:
-                    clocks[pair.boot_id] = pair
-            case "end":
-                outcome = str(record.data.get("outcome"))
-                code = record.data.get("exit_code")
-                exit_code = code if isinstance(code, int) else None
-    return State(
-        begin=begin,
-        path=path if path in ("forward", "back", "lost") else "forward",
-        why=why,
-        done=frozenset(done),
-        pending=pending,
-        failed=failed,
-        error=error,
-        facts=facts,
-        clocks=clocks,
-        is_past=is_past,
-        outcome=outcome,
-        exit_code=exit_code,
-        records=count,
-    )
+    return reduce(_add, records, State())
 
 
-def _from(step: str) -> set[str]:
-    from liveupdate.operate.steps import PATHS
-
-    names = [each.name for each in PATHS[path_of(step)]]
-    return set(names[names.index(step) :])
-
-
-def _clock(data: Mapping[str, object]) -> ClockPair | None:
-    try:
-        return ClockPair(
-            boot_id=str(data["boot_id"]),
-            offset_ns=int(str(data["offset_ns"])),
-            rtt_ns=int(str(data["rtt_ns"])),
-            control_boot_id=str(data["control_boot_id"]),
-            real_ns=int(str(data["real_ns"])),
-        )
-    except (KeyError, ValueError):
-        return None
+def _add(state: State, record: Record) -> State:
+    data, step = record.data, record.step
+    match record.kind:
+        case "begin":
+            return replace(state, begin=data)
+        case "intent":
+            # done again, after the host forgot what was done: what follows is open again, too
+            path = path_of(step)
+            names = [each.name for each in PATHS[path]]
+            return replace(
+                state,
+                path=path,
+                done=state.done.difference(names[names.index(step) :]),
+                pending=step,
+                failed=None,
+                is_past=state.is_past or step == NO_RETURN,
+            )
+        case "done":
+            found = data.get("facts")
+            facts = {**state.facts, step: found if isinstance(found, dict) else {}}
+            return replace(state, done=state.done | {step}, pending=None, facts=facts)
+        case "failed":
+            return replace(state, pending=None, failed=step, error=str(data.get("error", "")))
+        case "turn":
+            path, why = str(data.get("path")), str(data.get("why", ""))
+            known = path if path in PATHS else "forward"
+            return replace(state, path=known, why=why, pending=None)
+        case "clock":
+            try:
+                pair = codec.decode(ClockPair, data)
+            except codec.CodecError:
+                return state
+            return replace(state, clocks={**state.clocks, pair.boot_id: pair})
+        case "end":
+            code = data.get("exit_code")
+            exit_code = code if isinstance(code, int) else None
+            return replace(state, outcome=str(data.get("outcome")), exit_code=exit_code)
+    return state
 
 
 def decide(state: State, verb: str, view: HostView) -> Move:
@@ -253,17 +224,17 @@ def decide(state: State, verb: str, view: HostView) -> Move:
     if view.update and view.update != update:
         return Move(kind="refused", why=f"update '{view.update}' of {view.owner} holds the host")
     if state.path == "lost":
-        return _go("lost", state)
+        return _go("lost", state.done)
     known = state.host_boot_id
     if not known:
         # nothing but the lock may have been tried
         if state.path == "back":
-            return _go("back", state)
+            return _go("back", state.done)
         return _turn("back", "aborted") if verb == "abort" else Move(kind="go", step="lock")
     if view.boot_id != known:
         return _decide_incoming(state, verb, view, update)
     if state.path == "back":
-        return _go("back", state)
+        return _go("back", state.done)
     if verb == "abort":
         return _turn("back", "aborted")
     if view.handover == "failed":
@@ -302,19 +273,15 @@ def _decide_incoming(state: State, verb: str, view: HostView, update: str) -> Mo
 
 def _after_jump(state: State) -> Move:
     """Continue after the jump; the host shows that it was done, whether it answered or not."""
-    names = [step.name for step in FORWARD]
-    passed = frozenset(names[: names.index(NO_RETURN) + 1])
-    step = first_open("forward", state.done | passed)
-    if step is None:
-        return Move(kind="ended", why="all steps are done")
-    return Move(kind="go", step=step)
+    passed = {NO_RETURN, *(step.name for step in BEFORE_JUMP)}
+    return _go("forward", state.done | passed)
 
 
 PASSED = "the point of no return is passed: the host runs the incoming kernel; use 'resume'"
 
 
-def _go(path: str, state: State) -> Move:
-    step = first_open(path, state.done)
+def _go(path: str, done: frozenset[str]) -> Move:
+    step = first_open(path, done)
     if step is None:
         return Move(kind="ended", why="all steps are done")
     return Move(kind="go", step=step)

@@ -8,6 +8,7 @@ no return: from the moment in which it is asked for, only the host itself can st
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from liveupdate.run.moves import MOVES
 
@@ -18,17 +19,14 @@ class Step:
 
     name: str
     does: str
-    risk: str
-    rollback: str
-    #: the host is in the incoming kernel, or on its way there
-    is_past: bool = False
+    risk: str = "none"
+    rollback: str = "none"
 
 
 _FORWARD: tuple[Step, ...] = (
     Step(
         name="lock",
         does="take the host: no other control host may change anything meanwhile",
-        risk="none",
         rollback="give the host back",
     ),
     Step(
@@ -66,50 +64,23 @@ _FORWARD: tuple[Step, ...] = (
         does="pause the guests, save their VMMs' state, enter the incoming kernel",
         risk="guests stand still; if the incoming kernel does not come up, they are lost",
         rollback="none; a host that refuses to freeze or to jump resumes its guests by itself",
-        is_past=True,
     ),
     Step(
         name="incoming",
         does="wait for the incoming kernel, and for its agent to bring the guests back",
         risk="a host that does not come back has lost its guests",
-        rollback="none",
-        is_past=True,
     ),
+    Step(name="observe-after", does="watch the guests for a while on the incoming kernel"),
     Step(
-        name="observe-after",
-        does="watch the guests for a while on the incoming kernel",
-        risk="none",
-        rollback="none",
-        is_past=True,
-    ),
-    Step(
-        name="collect",
-        does="fetch what the host recorded, and ask it and its guests how they are",
-        risk="none",
-        rollback="none",
-        is_past=True,
+        name="collect", does="fetch what the host recorded, and ask it and its guests how they are"
     ),
     Step(
         name="finish",
         does="give the sessions back to the kernel",
         risk="none: the guests run on the memory already",
-        rollback="none",
-        is_past=True,
     ),
-    Step(
-        name="judge",
-        does="judge the evidence, write the reports",
-        risk="none",
-        rollback="none",
-        is_past=True,
-    ),
-    Step(
-        name="release",
-        does="give the host back, and seal the bundle",
-        risk="none",
-        rollback="none",
-        is_past=True,
-    ),
+    Step(name="judge", does="judge the evidence, write the reports"),
+    Step(name="release", does="give the host back, and seal the bundle"),
 )
 
 FORWARD: tuple[Step, ...] = tuple(
@@ -118,61 +89,40 @@ FORWARD: tuple[Step, ...] = tuple(
 )
 """The way forward: the hop, and what an update does around it."""
 
+NO_RETURN = "jump"
+
+BEFORE_JUMP: tuple[Step, ...] = tuple(takewhile(lambda step: step.name != NO_RETURN, FORWARD))
+"""The steps that ``abort`` can undo."""
+
 BACK: tuple[Step, ...] = (
     Step(
-        name="abandon",
-        does="close the sessions: nothing is preserved any more, the guests run on",
-        risk="none",
-        rollback="none",
+        name="abandon", does="close the sessions: nothing is preserved any more, the guests run on"
     ),
-    Step(name="unload", does="unload the incoming kernel", risk="none", rollback="none"),
-    Step(
-        name="observe-back",
-        does="watch the guests for a while on the outgoing kernel",
-        risk="none",
-        rollback="none",
-    ),
+    Step(name="unload", does="unload the incoming kernel"),
+    Step(name="observe-back", does="watch the guests for a while on the outgoing kernel"),
     Step(
         name="collect-back",
         does="fetch what the host recorded, and ask it and its guests how they are",
-        risk="none",
-        rollback="none",
     ),
-    Step(name="judge-back", does="judge the evidence", risk="none", rollback="none"),
+    Step(name="judge-back", does="judge the evidence"),
     Step(
         name="release-back",
         does="remove the copied kernel, give the host back, and seal the bundle",
-        risk="none",
-        rollback="none",
     ),
 )
 """The way back, the same from every step: each of its steps may have nothing to do."""
 
 #: the guests are known to be lost: nothing to undo, but to record and report
 LOST: tuple[Step, ...] = (
-    Step(
-        name="collect-lost",
-        does="ask the host what it is now, and what became of its guests",
-        risk="none",
-        rollback="none",
-        is_past=True,
-    ),
-    Step(name="judge-lost", does="judge it", risk="none", rollback="none", is_past=True),
-    Step(
-        name="release-lost",
-        does="give the host back, and seal the bundle",
-        risk="none",
-        rollback="none",
-        is_past=True,
-    ),
+    Step(name="collect-lost", does="ask the host what it is now, and what became of its guests"),
+    Step(name="judge-lost", does="judge it"),
+    Step(name="release-lost", does="give the host back, and seal the bundle"),
 )
 
 PATHS: dict[str, tuple[Step, ...]] = {"forward": FORWARD, "back": BACK, "lost": LOST}
 
 BY_NAME = {step.name: step for path in PATHS.values() for step in path}
 """Every step by name; no two share one."""
-
-NO_RETURN = "jump"
 
 
 def path_of(name: str) -> str:
