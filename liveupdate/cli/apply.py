@@ -104,7 +104,7 @@ def apply(
     from liveupdate.images.catalogue import read_kernel
     from liveupdate.model.scenario import Budget, Observation, Timeouts
     from liveupdate.operate.plan import plan_update
-    from liveupdate.operate.preflight import check, is_refused
+    from liveupdate.operate.preflight import check, refusals
 
     place = apply_session.find_place(host)
     if not dry_run:
@@ -119,8 +119,8 @@ def apply(
     findings = check(survey, local)
     if not as_json:
         say("preflight\n" + apply_text.show_findings(findings))
-    if is_refused(findings):
-        said = "; ".join(each.text for each in findings if each.level.value == "refuse")
+    if refused := refusals(findings):
+        said = "; ".join(each.text for each in refused)
         if as_json:
             code = int(ExitCode.ERROR)
             say_json(

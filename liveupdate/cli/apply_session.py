@@ -259,17 +259,7 @@ def at_work(
     parts = sum(record.kind == "note" for record in journal.records)
     console_dir = record.path if not parts else record.path / f"resumed-{parts}"
 
-    def make_host() -> HeldHost:
-        console_dir.mkdir(exist_ok=True)
-        return HeldHost(
-            place.machine,
-            run_id=f"{record.run_id}-{secrets.token_hex(2)}",
-            run_dir=record.path,
-            registry=Registry(runtime_dir()),
-            update=update,
-            owner=owner(),
-            console_dir=console_dir,
-        )
+    console_dir.mkdir(exist_ok=True)
 
     def conclude(verdict: Verdict) -> Verdict:
         evidence = record.load_evidence()
@@ -282,7 +272,15 @@ def at_work(
         record=record,
         local=replace(local, own=update),
         steps=steps,
-        make_host=make_host,
+        host=HeldHost(
+            place.machine,
+            run_id=f"{record.run_id}-{secrets.token_hex(2)}",
+            run_dir=record.path,
+            registry=Registry(runtime_dir()),
+            update=update,
+            owner=owner(),
+            console_dir=console_dir,
+        ),
         argv=app.command_line,
     )
     notes: list[str] = []

@@ -28,12 +28,11 @@ from liveupdate.evidence.files import StoreError
 from liveupdate.judging.judge import judge
 from liveupdate.model.codec import CodecError
 from liveupdate.model.verdict import ExitCode, Outcome, Verdict
-from liveupdate.operate.held import control_boot_id
-from liveupdate.operate.hostside import HostSide, Unreachable
+from liveupdate.operate.held import HeldHop, control_boot_id
+from liveupdate.operate.hostside import HostSide
 from liveupdate.operate.journal import HostView, decide, status_view
 from liveupdate.operate.steps import BEFORE_JUMP, BY_NAME, NO_RETURN, Step
 from liveupdate.operate.wal import Wal
-from liveupdate.run.moves import MOVES
 from liveupdate.target.ssh.host import HostLocked
 from liveupdate.transport.ssh import WrongHostKey
 
@@ -133,10 +132,10 @@ class Driver:
             self.say(NO_RETURN_TEXT)
         try:
             with self.steps.step(step.name):
-                facts = self._do_checked(step.name, view)
+                facts = self._do(step.name, view)
         except (WrongHostKey, HostLocked, StoreError):
             raise
-        except (OutcomeUnknown, LostMachine, Unreachable, DeadlineExceeded) as error:
+        except (OutcomeUnknown, LostMachine, DeadlineExceeded) as error:
             self._note_loss(step, error)
         except LiveUpdateError as error:
             self.journal.append("failed", step=step.name, error=str(error))
@@ -155,37 +154,14 @@ class Driver:
             raise error
         self.host.reconnect()
 
-    def _do_checked(self, name: str, view: HostView) -> Mapping[str, object]:
+    def _do(self, name: str, view: HostView) -> Mapping[str, object]:
+        if name.startswith("judge"):
+            return self._judge()
+        hop = HeldHop(self.host, state=self.journal.state, view=view, wait=self._wait_incoming)
         try:
-            return self._do(name, view)
+            return hop.make(name)
         except CodecError as error:
             raise EvidenceError(f"the host's answer is none of our protocol: {error}") from error
-
-    def _do(self, name: str, view: HostView) -> Mapping[str, object]:
-        host, state = self.host, self.journal.state
-        if name in MOVES:
-            return host.make(name, state, view, self._wait_incoming)
-        match name:
-            case "lock":
-                return host.lock(view)
-            case "preflight":
-                return host.preflight()
-            case "copy-kernel":
-                return host.copy_kernel()
-            case "abandon":
-                return host.abandon(view)
-            case "unload":
-                return host.unload()
-            case "observe-back":
-                return host.observe_back(state)
-            case "collect-back":
-                return host.collect_back(state)
-            case "collect-lost":
-                return host.collect_lost(state)
-            case "release" | "release-back" | "release-lost":
-                return host.release(state.host_boot_id)
-            case _:
-                return self._judge()
 
     def _wait_incoming(self) -> Mapping[str, object]:
         """Wait until the guests are back, or until it is known that they will not be.
@@ -261,7 +237,7 @@ class Driver:
             except (WrongHostKey, HostLocked):
                 raise
             except (OutcomeUnknown, LostMachine, DeadlineExceeded) as error:
-                last = f"{error}; {self.host.trouble}".rstrip("; ")
+                last = f"{error}; {self.host.host.trouble}".rstrip("; ")
                 self.host.reconnect()
                 return None
 
@@ -298,7 +274,7 @@ class Driver:
         begin = self.journal.state.begin or {}
         if view.update and view.update == begin.get("update"):
             # connecting has taken it once more
-            self.host.release(self.journal.state.host_boot_id)
+            self._do("release", view)
         code = facts.get("exit_code")
         state, reason = self.journal.state, str(facts.get("reason", ""))
         self.journal.append(

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A hop of an operator's update: made by processes that come and go, on a remote host."""
+"""The steps of an operator's update: made by processes that come and go, on a remote host.
+
+Every one may be made again after it was cut off anywhere: it finds out what is done already.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,20 +18,22 @@ from liveupdate.core.errors import (
     EvidenceError,
     LiveUpdateError,
     LostMachine,
+    OutcomeUnknown,
+    PlanError,
     RemoteError,
 )
-from liveupdate.core.steps import Steps
 from liveupdate.formats import payload
 from liveupdate.model import slots
-from liveupdate.model.plan import Hop
-from liveupdate.operate import host_record
+from liveupdate.operate import host_record, preflight
+from liveupdate.operate.hostside import HostSide
 from liveupdate.operate.journal import ClockPair, HostView, State, status_view
+from liveupdate.operate.survey import read_survey
 from liveupdate.run.hop import HopEngine
 from liveupdate.run.observers.host_queries import read_over_ssh
 from liveupdate.run.observers.ticks import GuestStopped, see_ticks
-from liveupdate.run.testbed import GuestHandle, Testbed
+from liveupdate.run.provenance import describe
+from liveupdate.run.testbed import GuestHandle
 from liveupdate.target.ssh.host import NEXT_KERNEL
-from liveupdate.transport.console import ConsoleLine
 
 _SHORT_S = 20.0
 _READY_S = 30.0
@@ -45,23 +51,22 @@ class GuestNotAlive(LiveUpdateError):
 
 
 class HeldHop(HopEngine):
-    """The moves of the hop, and those of the way back; a new object for each of them."""
+    """The moves of the hop, and the steps around it and on the way back; made anew for each."""
 
     def __init__(
         self,
-        bed: Testbed,
-        hop: Hop,
-        steps: Steps,
+        side: HostSide,
         *,
         state: State,
-        view: HostView | None = None,
-        wait: Callable[[], Mapping[str, object]] | None = None,
+        view: HostView,
+        wait: Callable[[], Mapping[str, object]],
     ) -> None:
         """
-        :param state: what the journal says; :param view: what the host said before this move.
+        :param state: what the journal says; :param view: what the host said before this step.
         :param wait: waits for the incoming kernel with its driver's patience.
         """
-        super().__init__(bed, hop, steps)
+        super().__init__(side.bed, side.plan.hops[0], side.steps)
+        self._side = side
         self._state = state
         self._view = view
         self._wait = wait
@@ -71,12 +76,75 @@ class HeldHop(HopEngine):
 
     def status(self) -> Mapping[str, object]:
         """Return the agent's ``update_status``."""
-        return self.bed.call("update_status", timeout_s=_SHORT_S)
+        return self._side.status(_SHORT_S)
 
     def note(self, moment: str) -> None:
         """Do nothing: a process that resumes does not know the times of the one before."""
 
-    # --- forward
+    # --- before the hop
+
+    def lock(self) -> Mapping[str, object]:
+        """Store the boot of the host in which this update begins; connecting has locked it."""
+        answer = self.status()
+        generation = answer.get("generation")
+        if generation != self.n - 1:
+            raise PlanError(
+                f"the host was updated meanwhile: its generation is {generation}, planned was"
+                f" {self.n - 1}",
+                hint="begin a new update",
+            )
+        now = status_view(answer)
+        return {"boot_id": now.boot_id, "since": now.since}
+
+    def preflight(self) -> Mapping[str, object]:
+        """Check again, while no other update can change the host.
+
+        :raises PlanError: it may not be updated, or is not as it was when it was planned.
+        """
+        local = self._side.local
+        options = list(local.mechanism.kconfig)
+        survey = read_survey(self.bed.call("survey", {"options": options}, timeout_s=60.0))
+        refused = [
+            f"{each.subject}: {each.text}".removeprefix(": ")
+            for each in preflight.refusals(preflight.check(survey, local))
+        ]
+        if refused:
+            raise PlanError(f"the host cannot be updated: {'; '.join(refused)}")
+        now = {name: guest.spec.memory_bytes for name, guest in survey.guests.items()}
+        planned = {guest.name: guest.memory_bytes for guest in self.bed.plan.guests}
+        if now != planned:
+            raise PlanError(
+                f"the host's guests are {', '.join(sorted(now))}; planned was"
+                f" {', '.join(sorted(planned))}",
+                hint="begin a new update",
+            )
+        self._put_origin()
+        return {"tsc_khz": survey.facts.tsc_khz}
+
+    def _put_origin(self) -> None:
+        """Store what the host was before, and what it was done with."""
+        self.put_before()
+        origin = describe(self.bed, argv=self._side.argv, accel_reason="a host of yours")
+        self.bed.record.put(slots.PROVENANCE, origin)
+
+    def copy_kernel(self) -> Mapping[str, object]:
+        """Copy the image and compare its digest on the host.
+
+        :raises PlanError: it differs, or the image changed here.
+        """
+        image = Path(self.hop.incoming.path)
+        found = hashlib.sha256(image.read_bytes()).hexdigest()
+        if found != self.hop.incoming.sha256:
+            raise PlanError(f"'{image}' was changed after the update was planned")
+        path = self._side.host.push_kernel(image)
+        deadline = Deadline.after(_SHORT_S * 3, "sha256sum on the host")
+        said = self.bed.ssh(deadline).run(("sha256sum", path), deadline, check=True).stdout
+        there = said.decode(errors="replace").split(" ", 1)[0]
+        if there != found:
+            raise PlanError(f"'{path}' on the host has sha256 {there}, planned was {found}")
+        return {"path": path, "sha256": there}
+
+    # --- the hop
 
     def observe_before(self) -> Mapping[str, object]:
         """Watch all guests, and check that each is alive.
@@ -128,7 +196,7 @@ class HeldHop(HopEngine):
 
     def preserve(self) -> None:
         """Let the agent preserve and digest the guests' memory, unless that is done."""
-        if self._view is not None and self._view.handover == "prepared":
+        if self._view.handover == "prepared":
             return
         self.bed.call(
             "prepare",
@@ -146,7 +214,6 @@ class HeldHop(HopEngine):
 
     def incoming(self) -> Mapping[str, object]:
         """Wait for the incoming kernel with the driver's patience."""
-        assert self._wait is not None
         return self._wait()
 
     def collect(self) -> Mapping[str, object]:
@@ -175,14 +242,24 @@ class HeldHop(HopEngine):
 
     # --- back
 
-    def observe_back(self) -> Mapping[str, object]:
+    def abandon(self) -> None:
+        """Close the sessions: nothing stays preserved, and the guests run on."""
+        if self._view.handover in ("prepared", "failed"):
+            self.bed.call("abandon")
+
+    def unload(self) -> None:
+        """Unload the incoming kernel."""
+        self.bed.call("unload_kernel")
+
+    def observe_back(self) -> None:
         """Watch the guests where they are."""
         self._watch(dead_too=True)
         time.sleep(self.bed.plan.observe.before_s + self.bed.plan.observe.after_s)
-        return {}
 
     def collect_back(self) -> Mapping[str, object]:
         """Fetch what the host recorded until the update was rolled back."""
+        if "preflight" not in self._state.done:
+            self._put_origin()
         seen = self._fetch()
         failed = seen.first("freeze-failed")
         if failed is not None:
@@ -191,18 +268,30 @@ class HeldHop(HopEngine):
         self.see_guests(())
         return {"lost_lines": seen.lost}
 
-    def collect_lost(self, panic: ConsoleLine | None) -> Mapping[str, object]:
-        """Store the state of a host that rebooted and lost its guests.
-
-        :param panic: of the console.
-        """
+    def collect_lost(self) -> None:
+        """Store the state of a host that rebooted and lost its guests."""
+        host = self._side.host
+        panic = host.console.panic if host.has_console else None
         self.bed.record.begin_anew(self.n)
         self.see_kernel()
         if panic is not None:
             self.incident("panic", panic.text)
         else:
             self.incident("reset", self._state.why)
-        return {}
+
+    # --- end
+
+    def release(self) -> None:
+        """Unlock the host; on the outgoing kernel the copied image is removed, too."""
+        now = status_view(self.status())
+        if now.boot_id == (self._state.host_boot_id or now.boot_id):
+            deadline = Deadline.after(_SHORT_S, "the copied kernel to be removed")
+            with contextlib.suppress(OutcomeUnknown):
+                self.bed.ssh(deadline).run(("rm", "-f", NEXT_KERNEL), deadline)
+        if now.update:
+            self.bed.call("update_end")
+
+    release_back = release_lost = release
 
     # --- the host's record
 

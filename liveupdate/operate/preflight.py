@@ -7,7 +7,7 @@ A survey can only make this tool refuse, or report what the host says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -81,9 +81,9 @@ def check(survey: Survey, local: Local) -> tuple[Finding, ...]:
     return tuple(finding for findings in checks for finding in findings)
 
 
-def is_refused(findings: tuple[Finding, ...]) -> bool:
-    """Whether any finding refuses the update."""
-    return any(finding.level is Level.REFUSE for finding in findings)
+def refusals(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings that refuse the update."""
+    return [finding for finding in findings if finding.level is Level.REFUSE]
 
 
 def _ok(id_: str, text: str, subject: str = "") -> Finding:

@@ -121,7 +121,7 @@ class Bench:
                 record=record,
                 local=replace(self.local, own=update),
                 steps=steps,
-                make_host=lambda: FakeHeld(self.host, update, "me@here"),  # type: ignore[arg-type,return-value]
+                host=FakeHeld(self.host, update, "me@here"),  # type: ignore[arg-type]
                 argv=("liveupdate", verb),
             )
             driver = Driver(

@@ -17,7 +17,7 @@ from liveupdate.model import codec
 from liveupdate.model.evidence import KernelFacts
 from liveupdate.model.plan import KernelImage
 from liveupdate.operate import preflight
-from liveupdate.operate.preflight import Finding, Level, Local, check, is_refused
+from liveupdate.operate.preflight import Finding, Level, Local, check, refusals
 from liveupdate.operate.survey import (
     AgentFacts,
     GuestFacts,
@@ -225,7 +225,7 @@ CASES: list[tuple[str, Level, str, Change]] = [
 
 def test_a_host_that_may_be_updated_has_no_finding() -> None:
     assert found(SURVEY, LOCAL) == []
-    assert not is_refused(check(SURVEY, LOCAL))
+    assert not refusals(check(SURVEY, LOCAL))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_each_finding_is_made_when_it_has_to_be(
     said = [each for each in findings if (each.id, each.level) == (id_, level)]
     assert said, findings
     assert any(text in f"{each.text} {each.hint}" for each in said), said
-    assert is_refused(tuple(said)) == (level is REFUSE)
+    assert bool(refusals(said)) == (level is REFUSE)
 
 
 def test_no_finding_is_left_out_here() -> None:
@@ -258,7 +258,7 @@ def test_an_update_of_our_own_is_no_obstacle() -> None:
     survey = replace(
         SURVEY, agent=replace(SURVEY.agent, handover="prepared", update={"id": "u1", "owner": "me"})
     )
-    assert is_refused(check(survey, LOCAL))
+    assert refusals(check(survey, LOCAL))
     assert found(survey, dataclasses.replace(LOCAL, own="u1")) == []
 
 
@@ -268,7 +268,7 @@ def test_a_guest_with_an_agent_of_its_own_can_be_seen() -> None:
     assert found(survey, LOCAL) == []
 
 
-def test_a_stranger_is_refused_once_and_nothing_is_promised() -> None:
+def test_a_stranger_refusals_once_and_nothing_is_promised() -> None:
     strangers = tuple(
         Stranger(pid=number, name="qemu", guest=f"g{number}", libvirt=True) for number in (3, 4)
     )
