@@ -7,20 +7,12 @@ import os
 import secrets
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option, results_option
 from liveupdate.model.verdict import ExitCode
-
-if TYPE_CHECKING:
-    from liveupdate.cli.apply_session import Place
-    from liveupdate.evidence import RunDir
-    from liveupdate.model.plan import Plan
-    from liveupdate.operate.preflight import Finding, Local
-    from liveupdate.operate.wal import Wal
 
 PATIENCE_S = 120.0
 
@@ -97,14 +89,17 @@ def apply(
     allow-list ~/.config/liveupdate/apply.toml. Exit status as of `run`. 5: rolled back, the guests
     run as before. 3 also when the preflight refuses the host; then nothing was changed.
     """
-    from liveupdate.cli import apply_session, apply_text
+    from liveupdate.cli import apply_session
+    from liveupdate.cli.apply_text import document, show_findings, show_plan
     from liveupdate.cli.output import log, say, say_json
     from liveupdate.cli.prepare_run import check_results
     from liveupdate.core.paths import results_dir
+    from liveupdate.evidence import RunDir
     from liveupdate.images.catalogue import read_kernel
     from liveupdate.model.scenario import Budget, Observation, Timeouts
     from liveupdate.operate.plan import plan_update
     from liveupdate.operate.preflight import check, refusals
+    from liveupdate.operate.wal import Wal
 
     place = apply_session.find_place(host)
     if not dry_run:
@@ -118,16 +113,11 @@ def apply(
     local = apply_session.local_facts(kernel, running, directory, console, digests)
     findings = check(survey, local)
     if not as_json:
-        say("preflight\n" + apply_text.show_findings(findings))
+        say("preflight\n" + show_findings(findings))
     if refused := refusals(findings):
-        said = "; ".join(each.text for each in refused)
         if as_json:
-            code = int(ExitCode.ERROR)
-            say_json(
-                apply_text.document(
-                    "apply", host, outcome="refused", exit_code=code, why=said, findings=findings
-                )
-            )
+            why = "; ".join(each.text for each in refused)
+            say_json(document("apply", host, "refused", ExitCode.ERROR, why, findings))
         log("liveupdate: refused, nothing was done")
         return ExitCode.ERROR
     plan = plan_update(
@@ -142,44 +132,31 @@ def apply(
         budget=Budget(blackout_s=blackout_s),
     )
     if not as_json:
-        say("\n" + apply_text.show_plan(plan, survey, place))
+        say("\n" + show_plan(plan, survey, f"'{place.name}' ({place.address})"))
     if dry_run:
         if as_json:
-            say_json(
-                apply_text.document(
-                    "apply", host, outcome="dry-run", exit_code=0, findings=findings
-                )
-            )
+            say_json(document("apply", host, "dry-run", ExitCode.PASS, findings=findings))
         return ExitCode.PASS
-    apply_session.confirm(f"update '{host}' now?", is_sure=is_sure)
+    if not is_sure:
+        apply_session.confirm(f"update '{host}' now?")
     check_results(directory)
-    record, journal = _begin(app, place, plan, local, directory)
-    with journal:
-        return _work(
-            app, "apply", place, plan, record, journal, local, by_step=by_step,
-            patience_s=patience_s, as_json=as_json, findings=findings,
-        )  # fmt: skip
-
-
-def _begin(app: App, place: Place, plan: Plan, local: Local, directory: Path) -> tuple[RunDir, Wal]:
-    """Make the run directory and begin the journal."""
-    from liveupdate.cli import apply_session
-    from liveupdate.evidence import RunDir
-    from liveupdate.operate.wal import Wal
-
     record = RunDir.create(directory, plan=plan, scenario='name = "apply"\n')
-    journal = Wal(record.path, create=True)
-    journal.append(
-        "begin",
-        update=f"{record.path.name}-{secrets.token_hex(2)}",
-        host=place.name,
-        place=str(place.path),
-        address=place.address,
-        owner=apply_session.owner(),
-        argv=list(app.argv),
-        outgoing=local.outgoing.path if local.outgoing is not None else "",
-    )
-    return record, journal
+    with Wal(record.path, create=True) as journal:
+        journal.append(
+            "begin",
+            update=f"{record.path.name}-{secrets.token_hex(2)}",
+            host=place.name,
+            place=str(place.path),
+            address=place.address,
+            owner=apply_session.owner(),
+            argv=list(app.argv),
+            outgoing=local.outgoing.path if local.outgoing is not None else "",
+        )
+        return apply_session.Session(
+            app=app, verb="apply", place=place, plan=plan, record=record, journal=journal,
+            local=local, by_step=by_step, patience_s=patience_s, as_json=as_json,
+            findings=findings,
+        ).work()  # fmt: skip
 
 
 @click.command()
@@ -226,7 +203,6 @@ def _go_on(
     from liveupdate.core.paths import results_dir
     from liveupdate.evidence import RunDir
     from liveupdate.images.catalogue import read_kernel
-    from liveupdate.operate.drive import reset_host
     from liveupdate.operate.wal import Wal
 
     if by_step:
@@ -248,62 +224,10 @@ def _go_on(
         )
         if journal.state.outcome is None:
             journal.append("note", text=f"{verb} by {apply_session.owner()}, pid {os.getpid()}")
-        return _work(
-            app, verb, place, plan, record, journal, local, by_step=by_step,
-            patience_s=patience_s, as_json=as_json, before=reset_host if reset else None,
-        )  # fmt: skip
-
-
-def _work(
-    app: App, verb: str, place: Place, plan: Plan, record: RunDir, journal: Wal, local: Local, *,
-    by_step: bool, patience_s: float, as_json: bool, findings: tuple[Finding, ...] = (),
-    before: object = None,
-) -> int:  # fmt: skip
-    """Drive the update in this process, and print its outcome."""
-    from liveupdate.cli import apply_session, apply_text
-    from liveupdate.cli.output import log, log_error, say_json
-    from liveupdate.cli.view import show_steps
-    from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError
-    from liveupdate.core.steps import Steps
-    from liveupdate.operate.drive import Refused, StepFailed, Stopped, reset_host
-
-    steps = Steps()
-    steps.subscribe(record.log_step)
-    try:
-        with (
-            apply_session.at_work(
-                app, place, plan, record, journal, local, steps=steps, by_step=by_step,
-                patience_s=patience_s,
-            ) as work,
-            apply_session.shown(show_steps(steps, app, os.environ), by_step=by_step),
-        ):  # fmt: skip
-            if before is not None:
-                reset_host(journal, work.driver.host, work.driver.say)
-            ended = work.driver.run("abort" if verb == "abort" else "resume")
-    except LiveUpdateError as error:
-        outcome = {Refused: "refused", Stopped: "stopped", StepFailed: "interrupted"}.get(
-            type(error), "unreachable" if isinstance(error, DeadlineExceeded) else "interrupted"
-        )
-        code = ExitCode.TIMEOUT if isinstance(error, DeadlineExceeded) else ExitCode.ERROR
-        if as_json:
-            say_json(
-                apply_text.document(
-                    verb, place.name, outcome=outcome, exit_code=int(code), why=str(error),
-                    run_dir=record.path, findings=findings, records=journal.records,
-                    state=journal.state,
-                )
-            )  # fmt: skip
-        log_error(error)
-        apply_text.say_what_next(record.path, journal.state)
-        return code
-    except BaseException:
-        log("liveupdate: interrupted; the host stays as it is")
-        apply_text.say_what_next(record.path, journal.state)
-        raise
-    return apply_text.finish(
-        app, verb, place.name, record.path, journal.records, journal.state, ended,
-        as_json=as_json, findings=findings,
-    )  # fmt: skip
+        return apply_session.Session(
+            app=app, verb=verb, place=place, plan=plan, record=record, journal=journal,
+            local=local, by_step=by_step, patience_s=patience_s, as_json=as_json,
+        ).work(reset=reset)  # fmt: skip
 
 
 @click.command()
@@ -316,7 +240,8 @@ def status(app: App, *, run_dir: Path | None, offline: bool, as_json: bool) -> i
 
     Changes nothing and does not disturb a running update. Exit status 0 when the state is known.
     """
-    from liveupdate.cli import apply_session, apply_text
+    from liveupdate.cli import apply_session
+    from liveupdate.cli.apply_text import document, now_document, show_status
     from liveupdate.cli.output import say, say_json
     from liveupdate.core.errors import LiveUpdateError
     from liveupdate.core.paths import results_dir
@@ -336,12 +261,9 @@ def status(app: App, *, run_dir: Path | None, offline: bool, as_json: bool) -> i
             trouble = str(error)
     moves = {verb: decide(state, verb, view) for verb in ("resume", "abort")} if view else {}
     if as_json:
-        document = apply_text.document(
-            "status", name, outcome=state.outcome or "in-progress", exit_code=0,
-            why=state.why, run_dir=path, records=records, state=state,
-        )  # fmt: skip
-        document["now"] = apply_text.now_document(view, trouble, moves)
-        say_json(document)
+        outcome = state.outcome or "in-progress"
+        made = document("status", name, outcome, ExitCode.PASS, state.why, (), path, records)
+        say_json({**made, "now": now_document(view, trouble, moves)})
     else:
-        say(apply_text.show_status(name, records, state, view, trouble, moves))
+        say(show_status(name, records, view, trouble, moves))
     return ExitCode.PASS

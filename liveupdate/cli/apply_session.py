@@ -10,27 +10,42 @@ import shutil
 import socket
 import sys
 import tomllib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from liveupdate.cli.output import log, one_line
-from liveupdate.core.errors import PlanError, ScenarioError
-
-if TYPE_CHECKING:
-    from liveupdate.cli.app import App
-    from liveupdate.core.steps import Steps
-    from liveupdate.evidence import RunDir
-    from liveupdate.model.plan import KernelImage, Plan
-    from liveupdate.operate.drive import Driver
-    from liveupdate.operate.journal import HostView
-    from liveupdate.operate.preflight import Local
-    from liveupdate.operate.steps import Step
-    from liveupdate.operate.survey import Survey
-    from liveupdate.operate.wal import Wal
-    from liveupdate.target.ssh.spec import LabMachine
+from liveupdate.cli import results
+from liveupdate.cli.app import App
+from liveupdate.cli.apply_text import document
+from liveupdate.cli.output import log, log_error, one_line, say, say_json
+from liveupdate.cli.view import show_steps
+from liveupdate.core.deadline import Deadline
+from liveupdate.core.errors import (
+    DeadlineExceeded,
+    LiveUpdateError,
+    LostMachine,
+    PlanError,
+    ScenarioError,
+)
+from liveupdate.core.paths import config_dir, runtime_dir
+from liveupdate.core.steps import Steps
+from liveupdate.evidence import RunDir
+from liveupdate.formats.kernelimage import KernelImageError, read_kernel_image
+from liveupdate.model.codec import CodecError
+from liveupdate.model.plan import KernelImage, Plan
+from liveupdate.model.verdict import ExitCode, Verdict
+from liveupdate.operate.bundle import Bundle, make_bundle
+from liveupdate.operate.drive import Driver, Ended, Refused, Stopped, reset_host
+from liveupdate.operate.hostside import HostSide
+from liveupdate.operate.journal import HostView, status_view
+from liveupdate.operate.preflight import Finding, Local
+from liveupdate.operate.steps import Step
+from liveupdate.operate.survey import Survey, read_survey
+from liveupdate.operate.wal import Wal
+from liveupdate.planning.mechanisms import MECHANISMS
+from liveupdate.target.machines import Registry
+from liveupdate.target.ssh.held import NO_CONSOLE, HeldHost, ask
+from liveupdate.target.ssh.spec import ConsoleSpec, LabMachine, find_description, read_description
 
 SURVEY_S = 60.0
 STATUS_S = 15.0
@@ -56,9 +71,6 @@ def find_place(name: str) -> Place:
 
     :raises ScenarioError: there is none, or it is wrong.
     """
-    from liveupdate.core.paths import config_dir
-    from liveupdate.target.ssh.spec import find_description, read_description
-
     path = find_description(name, config_dir())
     return Place(name=name, path=path, machine=read_description(path))
 
@@ -68,8 +80,6 @@ def check_allowed(place: Place) -> None:
 
     :raises ScenarioError: the host is not in the list, or the file cannot be read.
     """
-    from liveupdate.core.paths import config_dir
-
     path = config_dir() / "apply.toml"
     hint = f'add it: allow = ["{place.address}"]'
     try:
@@ -89,28 +99,34 @@ def check_allowed(place: Place) -> None:
         raise ScenarioError(f"{place.address} is not in 'allow'", where=str(path), hint=hint)
 
 
-def confirm(question: str, *, is_sure: bool) -> None:
-    """Ask the operator for a confirmation at the terminal.
+def need_terminal(option: str) -> None:
+    """Refuse an option that asks questions when stdin is no terminal.
 
     :raises ScenarioError: stdin is no terminal.
+    """
+    if not sys.stdin.isatty():
+        hint = "say --yes" if option == "--yes" else "leave it out"
+        raise ScenarioError("cannot ask questions: stdin is no terminal", where=option, hint=hint)
+
+
+def confirm(question: str) -> None:
+    """Ask the operator for a confirmation at the terminal.
+
     :raises PlanError: the operator did not confirm.
     """
-    if is_sure:
-        return
-    if not sys.stdin.isatty():
-        raise ScenarioError(
-            "cannot ask for a confirmation: stdin is no terminal", where="--yes", hint="pass --yes"
-        )
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not _ask(question):
         raise PlanError("not started: you did not confirm")
 
 
 def ask_before(step: Step) -> bool:
     """For ``--step``: ask before each step."""
-    sys.stderr.write(f"{step.name}: {step.does}\n  risk: {step.risk}\n  back: {step.rollback}\n")
-    sys.stderr.write("do this step? [y/N] ")
+    return _ask(
+        f"{step.name}: {step.does}\n  risk: {step.risk}\n  back: {step.rollback}\ndo this step?"
+    )
+
+
+def _ask(question: str) -> bool:
+    sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -135,36 +151,20 @@ def survey_host(place: Place, limit_s: float = SURVEY_S) -> tuple[Survey, str]:
     :param limit_s: for how long the host may be unreachable, in seconds.
     :raises LiveUpdateError: the host cannot be reached, or does not run the agent of liveupdate.
     """
-    from liveupdate.core.deadline import Deadline
-    from liveupdate.core.errors import LostMachine
-    from liveupdate.model.codec import CodecError
-    from liveupdate.operate.survey import read_survey
-    from liveupdate.planning.mechanisms import MECHANISMS
-    from liveupdate.target.ssh.held import ask
-    from liveupdate.transport.ssh import Ssh
-
-    machine = place.machine
-    deadline = Deadline.after(limit_s, f"host '{place.name}' to be asked")
     options = sorted({name for each in MECHANISMS.values() for name in each.kconfig})
-    with Ssh.connect(
-        host=machine.address, port=machine.port, user=machine.user, key=machine.key,
-        host_key=machine.host_key, deadline=deadline,
-    ) as ssh:  # fmt: skip
-        answer = ask(ssh, "survey", {"options": options}, deadline)
+    deadline = Deadline.after(limit_s, f"host '{place.name}' to be asked")
+    answer = ask(place.machine, "survey", {"options": options}, deadline)
     try:
         survey = read_survey(answer)
     except CodecError as error:
         raise LostMachine(
             f"the agent of '{place.name}' speaks another protocol: {error}", how="garbled"
         ) from error
-    return survey, console_trouble(machine)
+    return survey, console_trouble(place.machine)
 
 
 def console_trouble(machine: LabMachine) -> str:
     """Return why a console cannot be read, "" if it can; a console command is not tried."""
-    from liveupdate.target.ssh.held import NO_CONSOLE
-    from liveupdate.target.ssh.spec import ConsoleSpec
-
     spec = machine.console
     if spec == ConsoleSpec():
         return NO_CONSOLE
@@ -191,10 +191,6 @@ def local_facts(
 
     :raises PlanError: the image cannot be read.
     """
-    from liveupdate.formats.kernelimage import KernelImageError, read_kernel_image
-    from liveupdate.operate.preflight import Local
-    from liveupdate.planning.mechanisms import MECHANISMS
-
     try:
         data = Path(incoming.path).read_bytes()
         config = read_kernel_image(data).config
@@ -215,131 +211,144 @@ def local_facts(
     )
 
 
+def view_host(place: Place) -> HostView:
+    """Ask the host for its state without disturbing a process that works on it.
+
+    :raises LiveUpdateError: the host does not answer.
+    """
+    deadline = Deadline.after(STATUS_S, f"host '{place.name}' to be asked")
+    return status_view(ask(place.machine, "update_status", {}, deadline))
+
+
 # --- at work
 
 
-@dataclass(slots=True)
-class Work:
-    """An update that this process works on."""
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """The work of this process on an update, and what it prints of it."""
 
+    app: App
+    verb: str
+    place: Place
     plan: Plan
     record: RunDir
     journal: Wal
-    driver: Driver
-    steps: Steps
-    notes: list[str] = field(default_factory=list)
+    local: Local
+    by_step: bool
+    patience_s: float
+    as_json: bool
+    findings: tuple[Finding, ...] = ()
 
+    def work(self, *, reset: bool = False) -> int:
+        """Drive the update, print its outcome and return the exit status; the host stays locked.
 
-@contextmanager
-def at_work(
-    app: App,
-    place: Place,
-    plan: Plan,
-    record: RunDir,
-    journal: Wal,
-    local: Local,
-    *,
-    steps: Steps,
-    by_step: bool,
-    patience_s: float,
-) -> Iterator[Work]:
-    """Yield what is needed to work on an update; on leaving, the host stays locked."""
-    from dataclasses import replace
+        :param reset: reset the host first.
+        """
+        steps = Steps()
+        steps.subscribe(self.record.log_step)
+        driver = self._driver(steps)
+        # questions are asked on the terminal that would show the steps
+        view: AbstractContextManager[object] = (
+            nullcontext() if self.by_step else show_steps(steps, self.app, os.environ)
+        )
+        try:
+            with closing(driver.host), view:
+                if reset:
+                    reset_host(self.journal, driver.host, driver.say)
+                ended = driver.run("abort" if self.verb == "abort" else "resume")
+        except LiveUpdateError as error:
+            is_late = isinstance(error, DeadlineExceeded)
+            code = ExitCode.TIMEOUT if is_late else ExitCode.ERROR
+            outcome = {Refused: "refused", Stopped: "stopped"}.get(
+                type(error), "unreachable" if is_late else "interrupted"
+            )
+            self._say_document(outcome, code, str(error))
+            log_error(error)
+            self._say_what_next()
+            return code
+        except BaseException:
+            log("liveupdate: interrupted; the host stays as it is")
+            self._say_what_next()
+            raise
+        return self._finish(ended)
 
-    from liveupdate.cli.results import Outcome, store_reports
-    from liveupdate.core.paths import runtime_dir
-    from liveupdate.model.verdict import Verdict
-    from liveupdate.operate.drive import Driver
-    from liveupdate.operate.hostside import HostSide
-    from liveupdate.target.machines import Registry
-    from liveupdate.target.ssh.held import HeldHost
-
-    update = str((journal.state.begin or {}).get("update"))
-    # each process has console logs of its own
-    parts = sum(record.kind == "note" for record in journal.records)
-    console_dir = record.path if not parts else record.path / f"resumed-{parts}"
-
-    console_dir.mkdir(exist_ok=True)
-
-    def conclude(verdict: Verdict) -> Verdict:
-        evidence = record.load_evidence()
-        outcome = Outcome(plan=plan, evidence=evidence, verdict=verdict, run_dir=record.path)
-        return store_reports(outcome).verdict
-
-    host = HostSide(
-        name=place.name,
-        plan=plan,
-        record=record,
-        local=replace(local, own=update),
-        steps=steps,
-        host=HeldHost(
-            place.machine,
+    def _driver(self, steps: Steps) -> Driver:
+        record = self.record
+        update = str((self.journal.state.begin or {}).get("update"))
+        # each process has console logs of its own
+        parts = sum(each.kind == "note" for each in self.journal.records)
+        console_dir = record.path / f"resumed-{parts}" if parts else record.path
+        console_dir.mkdir(exist_ok=True)
+        host = HeldHost(
+            self.place.machine,
             run_id=f"{record.run_id}-{secrets.token_hex(2)}",
             run_dir=record.path,
             registry=Registry(runtime_dir()),
             update=update,
             owner=owner(),
             console_dir=console_dir,
-        ),
-        argv=app.command_line,
-    )
-    notes: list[str] = []
-
-    def tell(text: str) -> None:
-        notes.append(text)
-        log(f"liveupdate: {one_line(text)}")
-
-    driver = Driver(
-        journal=journal,
-        host=host,
-        steps=steps,
-        say=tell,
-        may=ask_before if by_step else lambda _step: True,
-        conclude=conclude,
-        patience_s=patience_s,
-    )
-    try:
-        yield Work(
-            plan=plan, record=record, journal=journal, driver=driver, steps=steps, notes=notes
         )
-    finally:
-        host.close()
+        return Driver(
+            journal=self.journal,
+            host=HostSide(
+                name=self.place.name,
+                plan=self.plan,
+                record=record,
+                local=replace(self.local, own=update),
+                steps=steps,
+                host=host,
+                argv=self.app.command_line,
+            ),
+            steps=steps,
+            say=lambda text: log(f"liveupdate: {one_line(text)}"),
+            may=ask_before if self.by_step else lambda _step: True,
+            conclude=self._conclude,
+            patience_s=self.patience_s,
+        )
 
+    def _conclude(self, verdict: Verdict) -> Verdict:
+        outcome = results.Outcome(
+            plan=self.plan,
+            evidence=self.record.load_evidence(),
+            verdict=verdict,
+            run_dir=self.record.path,
+        )
+        return results.store_reports(outcome).verdict
 
-def need_terminal(option: str) -> None:
-    """Refuse an option that asks questions when stdin is no terminal.
+    def _finish(self, ended: Ended) -> int:
+        """Seal the bundle, print the outcome of the update, and return the exit status."""
+        self.app.has_verdict = True
+        run_dir = self.record.path
+        bundle = make_bundle(run_dir)
+        if self.as_json:
+            self._say_document(ended.outcome, ended.exit_code, ended.why, bundle)
+            return ended.exit_code
+        try:
+            results.show(results.judge_directory(run_dir, frozenset()), self.app, as_json=False)
+        except LiveUpdateError as error:
+            say(f"no verdict: {one_line(str(error))}")
+        why = f" ({one_line(ended.why)})" if ended.why else ""
+        say(f"\n{ended.outcome}: '{self.place.name}'{why}")
+        say(f"run directory: {run_dir}")
+        say(f"bundle: {bundle.path}\n  sha256 {bundle.sha256}, {bundle.files} files")
+        return ended.exit_code
 
-    :raises ScenarioError: stdin is no terminal.
-    """
-    if not sys.stdin.isatty():
-        hint = "say --yes" if option == "--yes" else "leave it out"
-        raise ScenarioError("cannot ask questions: stdin is no terminal", where=option, hint=hint)
+    def _say_document(
+        self, outcome: str, exit_code: int, why: str, bundle: Bundle | None = None
+    ) -> None:
+        if self.as_json:
+            say_json(
+                document(
+                    self.verb, self.place.name, outcome, exit_code, why, self.findings,
+                    self.record.path, self.journal.records, bundle,
+                )
+            )  # fmt: skip
 
-
-@contextmanager
-def shown(view: AbstractContextManager[object], *, by_step: bool) -> Iterator[None]:
-    """Show steps as they run, unless questions are asked on the same terminal."""
-    if by_step:
-        yield
-        return
-    with view:
-        yield
-
-
-def view_host(place: Place) -> HostView:
-    """Ask the host for its state without disturbing a process that works on it.
-
-    :raises LiveUpdateError: the host does not answer.
-    """
-    from liveupdate.core.deadline import Deadline
-    from liveupdate.operate.journal import status_view
-    from liveupdate.target.ssh.held import ask
-    from liveupdate.transport.ssh import Ssh
-
-    machine = place.machine
-    deadline = Deadline.after(STATUS_S, f"host '{place.name}' to be asked")
-    with Ssh.connect(
-        host=machine.address, port=machine.port, user=machine.user, key=machine.key,
-        host_key=machine.host_key, deadline=deadline,
-    ) as ssh:  # fmt: skip
-        return status_view(ask(ssh, "update_status", {}, deadline))
+    def _say_what_next(self) -> None:
+        """Print the commands that continue or roll back an update that has not ended."""
+        run_dir, state = self.record.path, self.journal.state
+        log(f"run directory: {run_dir}")
+        if state.outcome is None:
+            log(f"to continue:  liveupdate resume {run_dir}")
+            if not state.is_past:
+                log(f"to roll back: liveupdate abort {run_dir}")

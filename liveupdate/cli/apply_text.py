@@ -7,23 +7,20 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from liveupdate.cli.output import log, one_line, printable, say, say_json
-from liveupdate.core.errors import LiveUpdateError
-
-if TYPE_CHECKING:
-    from liveupdate.cli.app import App
-    from liveupdate.cli.apply_session import Place
-    from liveupdate.model.plan import Plan
-    from liveupdate.operate.drive import Ended
-    from liveupdate.operate.journal import HostView, Move, Record, State
-    from liveupdate.operate.preflight import Finding
-    from liveupdate.operate.survey import Survey
+from liveupdate.cli.output import printable
+from liveupdate.core.units import format_size
+from liveupdate.model import slots
+from liveupdate.model.codec import encode
+from liveupdate.model.plan import Plan
+from liveupdate.operate.bundle import Bundle
+from liveupdate.operate.journal import HostView, Move, Record, replay
+from liveupdate.operate.preflight import Finding
+from liveupdate.operate.steps import FORWARD, NO_RETURN
+from liveupdate.operate.survey import Survey
 
 SCHEMA_VERSION = "1.0"
 
@@ -36,23 +33,15 @@ def show_findings(findings: tuple[Finding, ...]) -> str:
         lines.append(f"  {each.level.value:<6} {each.id:<24}{subject} {each.text}")
         if each.hint and each.level.value != "ok":
             lines.append(f"  {'':<6} {'':<24} ({each.hint})")
-    return "\n".join(one_line_each(lines))
+    return "\n".join(map(printable, lines))
 
 
-def one_line_each(lines: list[str]) -> list[str]:
-    """Escape control characters in lines whose text comes from a host."""
-    return [printable(line) for line in lines]
-
-
-def show_plan(plan: Plan, survey: Survey, place: Place) -> str:
+def show_plan(plan: Plan, survey: Survey, host: str) -> str:
     """Format the plan with risks and the way back, for people."""
-    from liveupdate.core.units import format_size
-    from liveupdate.operate.steps import FORWARD, NO_RETURN
-
     hop = plan.hops[0]
     total = sum(guest.memory_bytes for guest in plan.guests)
     lines = [
-        f"update of '{place.name}' ({place.address})",
+        f"update of {host}",
         f"  from  {survey.facts.release} (build id {survey.facts.build_id[:12] or 'none'})",
         f"  to    {hop.incoming.release} (build id {hop.incoming.build_id[:12] or 'none'})",
         f"  guests {', '.join(guest.name for guest in plan.guests)}, {format_size(total)} in all;"
@@ -66,7 +55,7 @@ def show_plan(plan: Plan, survey: Survey, place: Place) -> str:
         if step.risk != "none":
             lines.append(f"     {'':<15} risk: {step.risk}")
         lines.append(f"     {'':<15} back: {step.rollback}")
-    return "\n".join(one_line_each(lines))
+    return "\n".join(map(printable, lines))
 
 
 def step_rows(records: tuple[Record, ...]) -> list[dict[str, object]]:
@@ -87,39 +76,34 @@ def step_rows(records: tuple[Record, ...]) -> list[dict[str, object]]:
 
 def document(
     verb: str,
-    place_name: str,
-    *,
+    host: str,
     outcome: str,
     exit_code: int,
     why: str = "",
-    run_dir: Path | None = None,
     findings: tuple[Finding, ...] = (),
+    run_dir: Path | None = None,
     records: tuple[Record, ...] = (),
-    state: State | None = None,
-    bundle: Mapping[str, object] | None = None,
+    bundle: Bundle | None = None,
 ) -> dict[str, object]:
     """Build the JSON document of ``apply``, ``resume``, ``abort`` and ``status``."""
-    from liveupdate.model import slots
-    from liveupdate.model.codec import encode
-
-    result = None
-    if run_dir is not None and (run_dir / slots.RESULT).is_file():
-        result = json.loads((run_dir / slots.RESULT).read_text(encoding="utf-8"))
-    update = (state.begin or {}).get("update") if state is not None else None
-    following = None
-    if run_dir is not None and outcome in ("interrupted", "stopped", "in-progress", "unreachable"):
-        following = f"liveupdate resume {run_dir}"
+    state = replay(records)
+    result = following = None
+    if run_dir is not None:
+        if (run_dir / slots.RESULT).is_file():
+            result = json.loads((run_dir / slots.RESULT).read_text(encoding="utf-8"))
+        if outcome in ("interrupted", "stopped", "in-progress", "unreachable"):
+            following = f"liveupdate resume {run_dir}"
     return {
         "schema_version": SCHEMA_VERSION,
         "verb": verb,
-        "host": place_name,
+        "host": host,
         "outcome": outcome,
-        "exit_code": exit_code,
+        "exit_code": int(exit_code),
         "reason": why,
-        "update": update,
-        "past_no_return": state.is_past if state is not None else False,
+        "update": (state.begin or {}).get("update"),
+        "past_no_return": state.is_past,
         "run_dir": str(run_dir) if run_dir is not None else None,
-        "bundle": dict(bundle) if bundle is not None else None,
+        "bundle": {**asdict(bundle), "path": str(bundle.path)} if bundle is not None else None,
         "preflight": [encode(each) for each in findings],
         "steps": step_rows(records),
         "result": result,
@@ -127,59 +111,10 @@ def document(
     }
 
 
-def finish(
-    app: App, verb: str, place_name: str, work_dir: Path, records: tuple[Record, ...],
-    state: State, ended: Ended, *, as_json: bool, findings: tuple[Finding, ...] = (),
-) -> int:  # fmt: skip
-    """Seal the bundle, print the outcome of the update, and return the exit status."""
-    from liveupdate.operate.bundle import make_bundle
-
-    app.has_verdict = True
-    bundle = make_bundle(work_dir)
-    facts = {"path": str(bundle.path), "sha256": bundle.sha256, "files": bundle.files}
-    if as_json:
-        say_json(
-            document(
-                verb, place_name, outcome=ended.outcome, exit_code=ended.exit_code, why=ended.why,
-                run_dir=work_dir, findings=findings, records=records, state=state, bundle=facts,
-            )
-        )  # fmt: skip
-        return ended.exit_code
-    say(show_result(app, work_dir))
-    say(f"\n{ended.outcome}: '{place_name}'" + (f" ({one_line(ended.why)})" if ended.why else ""))
-    say(f"run directory: {work_dir}")
-    say(f"bundle: {bundle.path}\n  sha256 {bundle.sha256}, {bundle.files} files")
-    return ended.exit_code
-
-
-def show_result(app: App, run_dir: Path) -> str:
-    """Format the verdict for people."""
-    from liveupdate.cli.output import wants_color
-    from liveupdate.cli.results import judge_directory, render
-
-    try:
-        outcome = judge_directory(run_dir, frozenset())
-    except LiveUpdateError as error:
-        return f"no verdict: {one_line(str(error))}"
-    color = wants_color(app.color, os.environ, is_tty=sys.stdout.isatty())
-    return render(outcome, "text", color=color)
-
-
-def say_what_next(run_dir: Path, state: State) -> None:
-    """Print the commands that continue or roll back an update that has not ended."""
-    log(f"run directory: {run_dir}")
-    if state.outcome is None:
-        log(f"to continue:  liveupdate resume {run_dir}")
-        if not state.is_past:
-            log(f"to roll back: liveupdate abort {run_dir}")
-
-
 def now_document(
     view: HostView | None, trouble: str, moves: Mapping[str, Move]
 ) -> dict[str, object]:
     """Return the state that the host reports, and what each verb would do."""
-    from liveupdate.model.codec import encode
-
     return {
         "host": encode(view) if view is not None else None,
         "trouble": "" if view is not None else trouble,
@@ -190,12 +125,12 @@ def now_document(
 def show_status(
     name: str,
     records: tuple[Record, ...],
-    state: State,
     view: HostView | None,
     trouble: str,
     moves: Mapping[str, Move],
 ) -> str:
     """Format how far an update has got, for people."""
+    state = replay(records)
     begin = state.begin or {}
     lines = [f"update {begin.get('update')} of '{name}' by {begin.get('owner')}"]
     for row in step_rows(records):
@@ -221,4 +156,4 @@ def show_status(
             what = {"go": f"goes on with '{move.step}'", "turn": f"{move.path}: {move.why}",
                     "refused": f"is refused: {move.why}", "ended": "has nothing to do"}  # fmt: skip
             lines.append(f"'{verb}' {what[move.kind]}")
-    return "\n".join(one_line_each(lines))
+    return "\n".join(map(printable, lines))

@@ -56,18 +56,12 @@ def start(app: App, *, host: str, file: Path) -> int:
     from liveupdate.cli.output import say
     from liveupdate.core.deadline import Deadline
     from liveupdate.target.ssh.held import ask
-    from liveupdate.transport.ssh import Ssh
 
     place = apply_session.find_place(host)
     apply_session.check_allowed(place)
     wanted = read_guests(file)
-    machine = place.machine
     deadline = Deadline.after(START_S, "the guests to be started")
-    with Ssh.connect(
-        host=machine.address, port=machine.port, user=machine.user, key=machine.key,
-        host_key=machine.host_key, deadline=deadline,
-    ) as ssh:  # fmt: skip
-        ask(ssh, "start_guests", {"guests": wanted}, deadline, attach=True)
+    ask(place.machine, "start_guests", {"guests": wanted}, deadline, attach=True)
     names = ", ".join(str(each["name"]) for each in wanted)
     say(f"started on '{place.name}': {names}")
     return ExitCode.PASS

@@ -14,10 +14,9 @@ from pathlib import Path
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LaunchError, LiveUpdateError, LostMachine, RemoteError
 from liveupdate.target.machines import Registry
-from liveupdate.target.ssh.host import AGENT_SOCKET, SshHost
+from liveupdate.target.ssh.host import AGENT_SOCKET, SshHost, log_in
 from liveupdate.target.ssh.spec import ConsoleSpec, LabMachine
 from liveupdate.transport.agent_link import Garbled, Reply, parse_line
-from liveupdate.transport.ssh import Ssh
 
 #: an update outlives its process, and a place would be released with the process
 NO_CONSOLE = "it is a labgrid place's, and an update takes no place"
@@ -111,24 +110,26 @@ class HeldHost(SshHost):
 
 
 def ask(
-    ssh: Ssh,
+    machine: LabMachine,
     name: str,
     args: Mapping[str, object],
     deadline: Deadline,
     *,
     attach: bool = False,
 ) -> Mapping[str, object]:
-    """Send the agent one call, while another process may be connected.
+    """Send a machine's agent one call, while another process may be connected.
 
     :param attach: the call changes something, so no other process may be connected.
+    :raises LiveUpdateError: the machine cannot be reached.
     :raises RemoteError: the agent refuses.
     :raises LaunchError: there is no agent.
     """
     lines = [json.dumps({"seq": 1, "call": name, "args": dict(args)})]
     if attach:
         lines.insert(0, json.dumps({"seq": 0, "call": "attach", "args": {"id": ""}}))
-    limit = f"{deadline.remaining_s:.1f}"
-    done = ssh.run(("python3", "-I", "-S", "-c", _ASK, AGENT_SOCKET, limit, *lines), deadline)
+    with log_in(machine, deadline) as ssh:
+        limit = f"{deadline.remaining_s:.1f}"
+        done = ssh.run(("python3", "-I", "-S", "-c", _ASK, AGENT_SOCKET, limit, *lines), deadline)
     if done.status != 0:
         said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise LaunchError(f"the host runs no agent of liveupdate: {said}", hint="see docs/apply.md")

@@ -30,6 +30,7 @@ from liveupdate.transport.agent_link import AgentLink, Reply, parse_line
 from liveupdate.transport.bridge import Bridge, Stream
 from liveupdate.transport.console import Console
 from liveupdate.transport.ssh import Channel, Ssh, WrongHostKey
+from liveupdate.transport.unix import Watch
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,23 @@ class HostLocked(LaunchError):
     """Another control host's update holds the machine; waiting does not help."""
 
 
+def log_in(machine: LabMachine, deadline: Deadline, watch: Watch | None = None) -> Ssh:
+    """Log in to a machine, with the pinned host key.
+
+    :param watch: returns why waiting is useless, or None.
+    :raises LiveUpdateError: it cannot be reached, or shows another key.
+    """
+    return Ssh.connect(
+        host=machine.address,
+        port=machine.port,
+        user=machine.user,
+        key=machine.key,
+        host_key=machine.host_key,
+        deadline=deadline,
+        watch=watch,
+    )
+
+
 class SshHost(Entered):
     """One machine, for one run. ``console`` and ``agent`` exist while it is entered."""
 
@@ -82,15 +100,7 @@ class SshHost(Entered):
 
     def ssh(self, deadline: Deadline) -> Ssh:
         """Log in, with the pinned host key."""
-        return Ssh.connect(
-            host=self.machine.address,
-            port=self.machine.port,
-            user=self.machine.user,
-            key=self.machine.key,
-            host_key=self.machine.host_key,
-            deadline=deadline,
-            watch=self.death,
-        )
+        return log_in(self.machine, deadline, self.death)
 
     def reset(self, deadline: Deadline) -> None:
         """Reset the machine by its power command.
