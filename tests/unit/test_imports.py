@@ -36,6 +36,7 @@ PLANTED = [
     ("transport.monitor", "qemu"),
     ("run.runner", "rich"),
     ("cli.results", "junitparser"),
+    ("cli.results", "jinja2"),
     ("target.libvirt.host", "libvirt"),
     ("target.labgrid", "grpc"),
 ]
