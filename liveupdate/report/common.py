@@ -41,13 +41,17 @@ def say_outcome(verdict: Verdict) -> str:
 
 def say_metric(metric: Metric) -> str:
     """Format a metric's value for people."""
-    if metric.unit == "ns":
-        sign = "-" if metric.value < 0 else ""
-        return sign + format_ns(abs(metric.value))
-    if metric.unit == "bytes":
-        sign = "-" if metric.value < 0 else ""
-        return sign + format_size(abs(round(metric.value)))
-    return f"{metric.value:.0f} {metric.unit}"
+    return say_value(metric.value, metric.unit)
+
+
+def say_value(value: float, unit: str) -> str:
+    """Format a value that is in ns, in bytes, or a number of something."""
+    sign = "-" if value < 0 else ""
+    if unit == "ns":
+        return sign + format_ns(abs(value))
+    if unit == "bytes":
+        return sign + format_size(abs(round(value)))
+    return f"{value:.0f} {unit}"
 
 
 def find_metrics(verdict: Verdict, name: str, **labels: str) -> Iterator[Metric]:

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
-from liveupdate.core.units import format_ns, format_size
 from liveupdate.model.mechanism import Trait, Traits
 from liveupdate.planning.matrix import (
     ALL_COLUMNS,
@@ -22,11 +22,10 @@ from liveupdate.planning.matrix import (
     Slope,
     fit_slope,
 )
-from liveupdate.report.common import clean
+from liveupdate.report.common import clean, say_value
 
 SCHEMA_VERSION = "2.0"
 _EMPTY = "-"
-_TITLES = {column.key: column.title for column in ALL_COLUMNS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +52,11 @@ def say_figure(figure: Figure | None, unit: str) -> str:
 
 
 def _say(value: float, unit: str) -> str:
-    if unit == "bytes":
-        sign = "-" if value < 0 else ""
-        return sign + format_size(abs(round(value)))
     if unit == "boolean":
         return "yes" if value else "no"
     if unit == "%":
         return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %"
-    sign = "-" if value < 0 else ""
-    return sign + format_ns(abs(round(value)))
+    return say_value(value, unit)
 
 
 class Notes:
@@ -80,25 +75,9 @@ class Notes:
         return "".join(f"[{number}] {text}\n" for text, number in self._numbers.items())
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """All that is compared side by side: alike in everything but the mechanism."""
-
-    guest_memory: str
-    guests: int
-    next_kernel: str
-
-    @classmethod
-    def of(cls, cell: Cell) -> _Group:
-        return cls(cell.guest_memory, cell.guests, cell.next_kernel)
-
-    def label(self, groups: Sequence[_Group]) -> str:
-        parts = [self.guest_memory]
-        if len({group.guests for group in groups}) > 1 or self.guests > 1:
-            parts.append(f"× {self.guests}")
-        if self.next_kernel:
-            parts.append(self.next_kernel)
-        return " ".join(parts)
+def _group(cell: Cell) -> Cell:
+    """Return what is compared side by side: alike in everything but the mechanism."""
+    return replace(cell, mechanism="", fragment=0.0)
 
 
 class _Table:
@@ -107,93 +86,105 @@ class _Table:
     def __init__(self, rows: Sequence[Row], mechanisms: Mechanisms) -> None:
         self.mechanisms = mechanisms
         self.names = tuple(dict.fromkeys(row.cell.mechanism for row in rows))
-        self.groups = tuple(dict.fromkeys(_Group.of(row.cell) for row in rows))
-        whole = [row for row in rows if not row.cell.fragment]
-        spoilt = [row for row in rows if row.cell.fragment]
-        self._whole = {(row.cell.mechanism, _Group.of(row.cell)): row for row in whole}
-        self._spoilt = {(row.cell.mechanism, _Group.of(row.cell)): row for row in spoilt}
+        self.groups = tuple(dict.fromkeys(_group(row.cell) for row in rows))
+        self._whole, self._spoilt = (
+            {
+                (row.cell.mechanism, _group(row.cell)): row
+                for row in rows
+                if bool(row.cell.fragment) is fragmented
+            }
+            for fragmented in (False, True)
+        )
         self.notes = Notes()
 
     def lines(self) -> Iterator[list[str]]:
         yield ["", "guest RAM", *self.names]
         yield ["---"] * (2 + len(self.names))
         if self._whole:
-            yield from self._works("works", self._whole)
+            yield from self._lines("works", self._whole, self._works)
             for check in CHECKS:
-                yield from self._check(check)
+                yield from self._lines(check, self._whole, partial(_say_check, check))
             for column in COLUMNS:
-                yield from self._figures(column, column.title, self._whole)
+                say = partial(_say_column, column)
+                yield from self._lines(column.title, self._whole, say, column)
             for key in SLOPES:
                 yield from self._slope(key)
         if self._spoilt:
-            yield from self._works("fragmented: works", self._spoilt)
+            yield from self._lines("fragmented: works", self._spoilt, self._works)
             for column in FRAGMENTED:
-                yield from self._figures(column, f"fragmented: {column.title}", self._spoilt)
+                say = partial(_say_column, column)
+                yield from self._lines(f"fragmented: {column.title}", self._spoilt, say, column)
         yield self._trait("grows after boot", lambda traits: traits.grows)
         yield self._trait("kernel users possible", lambda traits: traits.kernel_users)
         yield self._trait("userspace users possible", lambda traits: traits.userspace_users)
         code = [str(self.mechanisms[name].code_lines) for name in self.names]
         yield ["lines of own kernel code", "any", *code]
 
-    def _works(self, title: str, rows: Mapping[tuple[str, _Group], Row]) -> Iterator[list[str]]:
-        for group in self.groups:
-            line = [title, group.label(self.groups)]
-            for name in self.names:
-                row = rows.get((name, group))
-                said = row.works if row else ""
-                if row is None or row.reason:
-                    said = f"{said or _EMPTY} {self.notes.mark(_why_empty(row))}"
-                line.append(said or f"{_EMPTY} {self.notes.mark(_why_empty(row))}")
-            yield line
-
-    def _check(self, check: str) -> Iterator[list[str]]:
-        for group in self.groups:
-            line = [check, group.label(self.groups)]
-            for name in self.names:
-                row = self._whole.get((name, group))
-                said = row.checks.get(check, "") if row else ""
-                line.append(said or f"{_EMPTY} {self.notes.mark(_why_empty(row))}")
-            yield line
-
-    def _figures(
-        self, column: Column, title: str, rows: Mapping[tuple[str, _Group], Row]
+    def _lines(
+        self,
+        title: str,
+        rows: Mapping[tuple[str, Cell], Row],
+        say: Callable[[Row], str],
+        column: Column | None = None,
     ) -> Iterator[list[str]]:
+        """Yield a line for each group; a cell of which nothing is said has a note with the reason.
+
+        :param column: what the line shows, if it is a figure.
+        """
         for group in self.groups:
-            line = [title, group.label(self.groups)]
-            for name in self.names:
-                row = rows.get((name, group))
-                said = say_figure(row.figures.get(column.key) if row else None, column.unit)
-                why = _why_empty(row, column)
-                line.append(said or f"{_EMPTY} {self.notes.mark(why)}")
-            yield line
+            found = [rows.get((name, group)) for name in self.names]
+            cells = [
+                (say(row) if row else "") or self._empty(_why_empty(row, column)) for row in found
+            ]
+            yield [title, self._label(group), *cells]
+
+    def _label(self, group: Cell) -> str:
+        counts = {each.guests for each in self.groups}
+        count = f"× {group.guests}" if len(counts) > 1 or group.guests > 1 else ""
+        return " ".join(filter(None, (group.guest_memory, count, group.next_kernel)))
+
+    def _empty(self, why: str) -> str:
+        return f"{_EMPTY} {self.notes.mark(why)}"
+
+    def _works(self, row: Row) -> str:
+        if not row.reason:
+            return row.works
+        return f"{row.works or _EMPTY} {self.notes.mark(_why_empty(row))}"
 
     def _slope(self, key: str) -> Iterator[list[str]]:
         """Yield a line for each kind of guests of which there are several sizes."""
         column = next(each for each in COLUMNS if each.key == key)
-        kinds = dict.fromkeys((group.guests, group.next_kernel) for group in self.groups)
-        for guests, kernel in kinds:
-            groups = [g for g in self.groups if (g.guests, g.next_kernel) == (guests, kernel)]
+        kinds = dict.fromkeys(replace(group, guest_memory="all") for group in self.groups)
+        for kind in kinds:
+            groups = [each for each in self.groups if replace(each, guest_memory="all") == kind]
             if len(groups) < 2:
                 continue
-            line = [f"{column.title}, for each GiB more", "all" if len(kinds) == 1 else
-                    _Group("all", guests, kernel).label(self.groups)]  # fmt: skip
+            label = "all" if len(kinds) == 1 else self._label(kind)
+            line = [f"{column.title}, for each GiB more", label]
             for name in self.names:
                 rows = [self._whole[name, g] for g in groups if (name, g) in self._whole]
                 slope = fit_slope(rows, key)
                 line.append(
                     _say_slope(slope, column.unit)
                     if slope
-                    else f"{_EMPTY} {self.notes.mark('fewer than two sizes have this figure')}"
+                    else self._empty("fewer than two sizes have this figure")
                 )
             yield line
 
-    def _trait(self, title: str, pick: object) -> list[str]:
+    def _trait(self, title: str, pick: Callable[[Traits], Trait]) -> list[str]:
         line = [title, "any"]
         for name in self.names:
-            trait = pick(self.mechanisms[name].traits)  # type: ignore[operator]
-            assert isinstance(trait, Trait)
+            trait = pick(self.mechanisms[name].traits)
             line.append(f"{trait.answer} {self.notes.mark(f'{name}: {trait.reason}')}")
         return line
+
+
+def _say_check(check: str, row: Row) -> str:
+    return row.checks.get(check, "")
+
+
+def _say_column(column: Column, row: Row) -> str:
+    return say_figure(row.figures.get(column.key), column.unit)
 
 
 def _say_slope(slope: Slope, unit: str) -> str:
@@ -233,7 +224,7 @@ def render_json(rows: Sequence[Row], mechanisms: Mechanisms) -> str:
     units = {column.key: column.unit for column in ALL_COLUMNS}
     document = {
         "schema_version": SCHEMA_VERSION,
-        "titles": _TITLES,
+        "titles": {column.key: column.title for column in ALL_COLUMNS},
         "mechanisms": {
             name: {
                 "grows": asdict(known.traits.grows),
@@ -268,25 +259,18 @@ def render_json(rows: Sequence[Row], mechanisms: Mechanisms) -> str:
 
 def _slopes(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
     units = {column.key: column.unit for column in COLUMNS}
-    kinds = dict.fromkeys(
-        (row.cell.mechanism, row.cell.guests, row.cell.next_kernel, row.cell.fragment)
-        for row in rows
-    )
-    for kind in kinds:
-        cell = [
-            row
-            for row in rows
-            if (row.cell.mechanism, row.cell.guests, row.cell.next_kernel, row.cell.fragment)
-            == kind
-        ]
+    kinds: dict[Cell, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(replace(row.cell, guest_memory=""), []).append(row)
+    for kind, alike in kinds.items():
         for key in SLOPES:
-            slope = fit_slope(cell, key)
+            slope = fit_slope(alike, key)
             if slope is not None:
                 yield {
-                    "mechanism": kind[0],
-                    "guests": kind[1],
-                    "next_kernel": kind[2],
-                    "fragment": kind[3],
+                    "mechanism": kind.mechanism,
+                    "guests": kind.guests,
+                    "next_kernel": kind.next_kernel,
+                    "fragment": kind.fragment,
                     "figure": key,
                     "unit": units[key],
                     **asdict(slope),

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
 
-from liveupdate.core.units import format_ns, format_size, parse_size
+from liveupdate.core.units import format_size, parse_size
 from liveupdate.planning.matrix import COLUMNS, Figure, Row, fit_slope
-from liveupdate.report.common import clean
+from liveupdate.report import svg
+from liveupdate.report.common import say_value
 
 _WIDTH, _LEFT, _RIGHT = 760, 120, 110
 _TOP, _ROW, _BOTTOM = 44, 18, 30
@@ -33,23 +33,32 @@ def render_bars(rows: Sequence[Row], key: str) -> str:
     labels = tuple(dict.fromkeys(_label(row) for row, _ in shown))
     most = max(figure.high for _, figure in shown) or 1.0
     scale = (_WIDTH - _LEFT - _RIGHT) / most
-    body: list[str] = []
-    y = float(_TOP)
     height = _TOP + len(shown) * _ROW + len(names) * 8 + _BOTTOM
-    body += _grid(most, scale, height, column.unit)
+    body: list[str] = []
+    for value in _grid(most):
+        x = _LEFT + value * scale
+        body.append(svg.line(f"M{x:.1f} {_TOP - 4}V{height - _BOTTOM + 4}"))
+        body.append(svg.text(x, height - 12, say_value(value, column.unit), "middle"))
+    y = float(_TOP)
     for name in names:
         of_name = [(row, figure) for row, figure in shown if row.cell.mechanism == name]
-        middle = y + len(of_name) * _ROW / 2 + 4
-        body.append(_text(_LEFT - 10, middle, name, "end"))
+        body.append(svg.text(_LEFT - 10, y + len(of_name) * _ROW / 2 + 4, name, "end"))
         for row, figure in of_name:
-            body += _bar(row, figure, labels.index(_label(row)), scale, y, column.unit)
+            body += _bar(row, figure, _colour(labels.index(_label(row))), scale, y, column.unit)
             y += _ROW
         y += 8
     for number, label in enumerate(labels):
-        x = _LEFT + number * 130
-        body.append(f'<rect x="{x}" y="24" width="10" height="10" fill="{_colour(number)}"/>')
-        body.append(_text(x + 14, 33, label, "start"))
+        body += _legend(_LEFT + number * 130, 33, number, label)
     return _frame(column.title, height, body)
+
+
+def _grid(most: float) -> list[float]:
+    """Return the values that have a line of the grid."""
+    return [most * index / _GRID_LINES for index in range(_GRID_LINES + 1)]
+
+
+def _legend(x: float, y: float, number: int, said: str) -> tuple[str, str]:
+    return svg.box(x, y - 9, 10, 10, _colour(number)), svg.text(x + 14, y, said, "start")
 
 
 def _label(row: Row) -> str:
@@ -59,29 +68,15 @@ def _label(row: Row) -> str:
     return f"{row.cell.guest_memory}{count}{where}{kernel}"
 
 
-def _bar(row: Row, figure: Figure, number: int, scale: float, y: float, unit: str) -> Iterator[str]:
+def _bar(row: Row, figure: Figure, fill: str, scale: float, y: float, unit: str) -> Iterator[str]:
     width = max(figure.median * scale, 1.0)
     low, high = _LEFT + figure.low * scale, _LEFT + figure.high * scale
-    said = f"{_say(figure.median, unit)}"
+    said = say_value(figure.median, unit)
     hint = f"{row.cell.name}: {said}, n={figure.count}"
-    yield (
-        f'<rect x="{_LEFT}" y="{y + 2:.1f}" width="{width:.1f}" height="{_ROW - 5}"'
-        f' fill="{_colour(number)}"><title>{escape(clean(hint))}</title></rect>'
-    )
+    yield svg.box(_LEFT, y + 2, width, _ROW - 5, fill, hint)
     if figure.count > 1:
-        yield (
-            f'<path d="M{low:.1f} {y + _ROW / 2 - 0.5:.1f}H{high:.1f}" stroke="#222"'
-            ' stroke-width="1.5"/>'
-        )
-    yield _text(max(high, _LEFT + width) + 5, y + 13, said, "start")
-
-
-def _grid(most: float, scale: float, height: float, unit: str) -> Iterator[str]:
-    for index in range(_GRID_LINES + 1):
-        value = most * index / _GRID_LINES
-        x = _LEFT + value * scale
-        yield f'<path d="M{x:.1f} {_TOP - 4}V{height - _BOTTOM + 4}" stroke="#ddd"/>'
-        yield _text(x, height - 12, _say(value, unit), "middle")
+        yield svg.line(f"M{low:.1f} {y + _ROW / 2 - 0.5:.1f}H{high:.1f}", "#222", 1.5)
+    yield svg.text(max(high, _LEFT + width) + 5, y + 13, said, "start")
 
 
 def render_lines(rows: Sequence[Row], key: str) -> str:
@@ -101,13 +96,12 @@ def render_lines(rows: Sequence[Row], key: str) -> str:
     wide, high = (_WIDTH - _LEFT - right) / most_x, _PLOT_HEIGHT / most_y
     floor = float(_TOP + _PLOT_HEIGHT)
     body: list[str] = []
-    for index in range(_GRID_LINES + 1):
-        value = most_y * index / _GRID_LINES
+    for value in _grid(most_y):
         y = floor - value * high
-        body.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - right}" stroke="#ddd"/>')
-        body.append(_text(_LEFT - 8, y + 4, _say(value, column.unit), "end"))
+        body.append(svg.line(f"M{_LEFT} {y:.1f}H{_WIDTH - right}"))
+        body.append(svg.text(_LEFT - 8, y + 4, say_value(value, column.unit), "end"))
     for size in sorted({parse_size(row.cell.guest_memory) for row in shown}):
-        body.append(_text(_LEFT + size * wide, floor + 18, format_size(size), "middle"))
+        body.append(svg.text(_LEFT + size * wide, floor + 18, format_size(size), "middle"))
     for number, kind in enumerate(kinds):
         of_kind = [row for row in shown if _kind(row) == kind]
         points = sorted(
@@ -118,15 +112,12 @@ def render_lines(rows: Sequence[Row], key: str) -> str:
         body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         for x, figure in points:
             top, bottom = floor - figure.high * high, floor - figure.low * high
-            body.append(f'<path d="M{x:.1f} {top:.1f}V{bottom:.1f}" stroke="{colour}"/>')
+            body.append(svg.line(f"M{x:.1f} {top:.1f}V{bottom:.1f}", colour))
             y = floor - figure.median * high
             body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>')
         slope = fit_slope(of_kind, key)
         said = f"{kind}: " + (_say_slope(slope.per_gib, column.unit) if slope else "one size only")
-        y = _TOP + 14 + number * _ROW
-        x = _WIDTH - right + 20
-        body.append(f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{colour}"/>')
-        body.append(_text(x + 16, y, said, "start"))
+        body += _legend(_WIDTH - right + 20, _TOP + 14 + number * _ROW, number, said)
     return _frame(f"{column.title}, over the RAM of a guest", height, body)
 
 
@@ -139,38 +130,18 @@ def _say_slope(per_gib: float, unit: str) -> str:
     sign = "" if per_gib < 0 else "+"
     if unit == "ns":
         return f"{sign}{per_gib / 1e6:.1f} ms/GiB"
-    return f"{sign}{_say(per_gib, unit)}/GiB"
-
-
-def _say(value: float, unit: str) -> str:
-    if unit == "bytes":
-        sign = "-" if value < 0 else ""
-        return sign + format_size(abs(round(value)))
-    if unit == "ns":
-        sign = "-" if value < 0 else ""
-        return sign + format_ns(abs(round(value)))
-    return f"{value:.0f} {unit}"
+    return f"{sign}{say_value(per_gib, unit)}/GiB"
 
 
 def _colour(number: int) -> str:
     return _COLOURS[number % len(_COLOURS)]
 
 
-def _text(x: float, y: float, said: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(clean(said))}</text>'
-
-
 def _frame(title: str, height: float, body: Sequence[str]) -> str:
     """Put a plot on a white background: an image does not know the colour of the page around it."""
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" role="img"'
-        f' aria-label="{escape(title)}" font-family="system-ui,sans-serif" font-size="11"'
-        ' fill="#222">'
-        f'<rect width="{_WIDTH}" height="{height:.0f}" fill="#fff"/>'
-        f'<text x="10" y="16" font-weight="bold">{escape(title)}</text>'
-        + "".join(body)
-        + "</svg>\n"
-    )
+    ground = svg.box(0, 0, _WIDTH, height, "#fff")
+    heading = svg.text(10, 16, title, "start", ' font-weight="bold"')
+    return svg.picture(title, _WIDTH, height, "#222", [ground, heading, *body]) + "\n"
 
 
 #: name of a file beside the table: what is in it

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 
 from liveupdate.core.units import format_ns
 from liveupdate.judging.compare import Gap, network_gap, storage_gap, vcpu_gap
 from liveupdate.model.evidence import GuestTrace, HopEvidence
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import Verdict
-from liveupdate.report.common import clean, guests_of
+from liveupdate.report import svg
+from liveupdate.report.common import guests_of
 
 _WIDTH = 1000
 _LEFT = 190
@@ -43,13 +43,8 @@ def render_timeline(plan: Plan, hop: HopEvidence, verdict: Verdict) -> str:
     body = [*_grid(began, ended, scale, height, hop)]
     for row, bar in enumerate(bars):
         body += _draw(bar, began, scale, _TOP + row * _ROW)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="Timeline of hop {hop.number}, {verdict.outcome.value}" '
-        f'font-family="system-ui,sans-serif" font-size="11" fill="currentColor">'
-        + "".join(body)
-        + "</svg>"
-    )
+    title = f"Timeline of hop {hop.number}, {verdict.outcome.value}"
+    return svg.picture(title, _WIDTH, height, "currentColor", body)
 
 
 def _bars(plan: Plan, hop: HopEvidence) -> Iterator[_Bar]:
@@ -81,13 +76,9 @@ def _grid(began: int, ended: int, scale: float, height: int, hop: HopEvidence) -
     for index in range(_GRID_LINES + 1):
         at = began + (ended - began) * index // _GRID_LINES
         x = _LEFT + (at - began) * scale
-        offset = at - origin
-        label = ("-" if offset < 0 else "+") + f"{abs(offset) / 1e9:.2f} s"
         anchor = "end" if index == _GRID_LINES else "middle"
-        yield (
-            f'<line x1="{x:.1f}" y1="{_TOP - 6}" x2="{x:.1f}" y2="{height}" stroke="#999" '
-            f'stroke-opacity=".3"/><text x="{x:.1f}" y="12" text-anchor="{anchor}">{label}</text>'
-        )
+        yield svg.line(f"M{x:.1f} {_TOP - 6}V{height}", "#9999994d")
+        yield svg.text(x, 12, f"{(at - origin) / 1e9:+.2f} s", anchor)
 
 
 def _draw(bar: _Bar, began: int, scale: float, y: int) -> Iterator[str]:
@@ -95,18 +86,12 @@ def _draw(bar: _Bar, began: int, scale: float, y: int) -> Iterator[str]:
     length = bar.ended_ns - bar.began_ns
     # what took next to no time is still to be seen
     width = max(length * scale, 1.5)
-    label = escape(clean(bar.label))
     took = format_ns(length)
-    yield (
-        f'<text x="{_LEFT - 8}" y="{y + 14}" text-anchor="end">{label}</text>'
-        f'<rect x="{x:.1f}" y="{y + 3}" width="{width:.1f}" height="{_ROW - 6}" rx="2" '
-        f'fill="{_COLOURS[bar.kind]}"><title>{label}: {took}</title></rect>'
-    )
-    inside = width > 60
-    if inside:
-        yield f'<text x="{x + 4:.1f}" y="{y + 14}" fill="#fff">{took}</text>'
-        return
-    is_far_right = x + width > _WIDTH - 70
-    at = x - 4 if is_far_right else x + width + 4
-    anchor = "end" if is_far_right else "start"
-    yield f'<text x="{at:.1f}" y="{y + 14}" text-anchor="{anchor}">{took}</text>'
+    yield svg.text(_LEFT - 8, y + 14, bar.label, "end")
+    yield svg.box(x, y + 3, width, _ROW - 6, _COLOURS[bar.kind], f"{bar.label}: {took}")
+    if width > 60:
+        yield svg.text(x + 4, y + 14, took, "start", ' fill="#fff"')
+    elif x + width > _WIDTH - 70:
+        yield svg.text(x - 4, y + 14, took, "end")
+    else:
+        yield svg.text(x + width + 4, y + 14, took, "start")
