@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from liveupdate.cli.app import App
-from liveupdate.cli.options import ScenarioArgs, common, json_option
-from liveupdate.cli.output import log, say, write_file
-from liveupdate.core.errors import LiveUpdateError, PlanError, ScenarioError
+from liveupdate.cli.options import common, json_option
+from liveupdate.cli.output import say, write_file
+from liveupdate.core.errors import ScenarioError
 from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
-    from liveupdate.planning.matrix import Cell, Document, Row
+    from liveupdate.planning.matrix import Cell, Row
     from liveupdate.report.matrix import Mechanisms
-
-Override = tuple[str, str, str]
 
 
 def _listed(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -98,15 +95,14 @@ def matrix(
     An interrupted matrix continues where it stopped. Writes matrix.json, matrix.md and plots
     beside the runs.
     """
-    from liveupdate.cli.matrix_jobs import fill_all
+    from liveupdate.cli.matrix_jobs import Runs, summarise
     from liveupdate.planning import matrix as cells
     from liveupdate.report import matrix as report
     from liveupdate.scenario.load import set_override
 
     names = _find_mechanisms(mechanisms)
     _check_sizes(guest_memory)
-    overrides = [set_override(text) for text in sets]
-    more = tuple((each.key, each.value, each.option) for each in overrides)
+    more = [set_override(text) for text in sets]
     known = describe(names)
     planned = cells.make_cells(
         names,
@@ -115,10 +111,10 @@ def matrix(
         _find_kernels(next_kernels),
         (0.0, fragment) if fragment else (0.0,),
     )
-    own = {key for cell in planned for key, _, _ in cell.overrides()}
-    for key, _, option in more:
-        if key in own:
-            raise ScenarioError("the matrix sets this key itself", where=option)
+    own = {each.key for cell in planned for each in cell.overrides()}
+    for each in more:
+        if each.key in own:
+            raise ScenarioError("the matrix sets this key itself", where=each.option)
     results.mkdir(parents=True, exist_ok=True)
     wanted = {cell: (fragment_runs or runs) if cell.fragment else runs for cell in planned}
     refused: dict[Cell, str] = {}
@@ -129,7 +125,10 @@ def matrix(
         return rows
 
     if not dry_run:
-        fill_all(app, wanted, scenario, more, results, jobs=jobs, refused=refused, done=show)
+        runs_of = Runs(
+            app=app, scenario=scenario, more=more, results=results, refused=refused, done=show
+        )
+        runs_of.make(wanted, jobs)
     rows = show()
     text = report.render_json(rows, known) if as_json else report.render_table(rows, known)
     say(text)
@@ -202,61 +201,3 @@ def exit_code(rows: Sequence[Row]) -> ExitCode:
     if "ERROR" in outcomes or any(not row.runs for row in rows):
         return ExitCode.ERROR
     return ExitCode.FAIL if "FAIL" in outcomes else ExitCode.PASS
-
-
-def summarise(cell: Cell, results: Path, refused: str) -> Row:
-    """Reduce what is on disk of a cell; errors count while there is nothing better."""
-    from liveupdate.planning import matrix as cells
-
-    found = read_results(results / cell.name)
-    observed = [each for each in found if cells.is_observed(each[1])]
-    return cells.summarise(cell, observed or found, refused)
-
-
-def run_here(
-    app: App, cell: Cell, scenario: str | None, more: Sequence[Override], directory: Path
-) -> str:
-    """Make one run of a cell in this process.
-
-    :return: why it could not be made, or "".
-    :raises PlanError, ScenarioError: this combination cannot be, however often it is tried.
-    """
-    from liveupdate.cli.prepare_run import prepare
-    from liveupdate.cli.run import carry_out
-
-    scenario_args = ScenarioArgs(scenario=scenario, overrides=(*cell.overrides(), *more))
-    try:
-        carry_out(app, prepare(app, scenario_args, directory), frozenset())
-    except (PlanError, ScenarioError):
-        raise
-    except LiveUpdateError as error:
-        return str(error)
-    return ""
-
-
-def count_missing(cell: Cell, runs: int, results: Path) -> int:
-    """Return how many runs a cell still lacks."""
-    from liveupdate.planning import matrix as cells
-
-    found = read_results(results / cell.name)
-    return max(0, runs - sum(cells.is_observed(document) for _, document in found))
-
-
-def read_results(directory: Path) -> list[tuple[str, Document]]:
-    """Return path and result of every finished run below ``directory``, oldest first.
-
-    A run that was cut off has no result, and is as if it had never been.
-    """
-    from liveupdate.model import slots
-
-    found: list[tuple[str, Document]] = []
-    for path in sorted(directory.glob(f"*/{slots.RESULT}")):
-        if path.parent.is_symlink():
-            continue
-        try:
-            document = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            log(f"matrix: {path} cannot be used: {error}")
-            continue
-        found.append((str(path.parent), document))
-    return found

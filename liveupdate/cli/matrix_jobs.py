@@ -4,26 +4,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
+from liveupdate.cli import prepare_run, run
 from liveupdate.cli.app import App
-from liveupdate.cli.matrix import Override, count_missing, run_here
+from liveupdate.cli.options import ScenarioArgs
 from liveupdate.cli.output import log
+from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
-from liveupdate.core.errors import DeadlineExceeded, PlanError, ScenarioError
+from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, PlanError, ScenarioError
+from liveupdate.model import slots
 from liveupdate.model.verdict import ExitCode
-
-if TYPE_CHECKING:
-    from liveupdate.core.proc import Child
-    from liveupdate.planning.matrix import Cell
+from liveupdate.planning import matrix
+from liveupdate.planning.matrix import Cell, Document, Row, is_observed
+from liveupdate.scenario.load import Override
 
 #: a child keeps to its scenario's own deadlines, whose sum is not known here
 RUN_S = 4 * 3600.0
@@ -37,50 +40,119 @@ _ENV_KEPT = (
 )  # fmt: skip
 
 
-def fill_all(
-    app: App,
-    wanted: Mapping[Cell, int],
-    scenario: str | None,
-    more: Sequence[Override],
-    results: Path,
-    *,
-    jobs: int,
-    refused: dict[Cell, str],
-    done: Callable[[], object],
-) -> None:
-    """Make all missing runs, in rounds of one run for each cell.
+@dataclass(frozen=True, slots=True)
+class _Job:
+    cell: Cell
+    child: proc.Child
+    log: IO[bytes]
+    ends: float
 
-    A disturbance of the machine then affects all cells alike, and an interrupted matrix has some
-    results for each cell.
 
-    :param wanted: how many runs each cell must have.
-    :param refused: receives the reason for each cell of which a run could not be made.
-    :param done: called after each run.
+@dataclass(slots=True, kw_only=True)
+class Runs:
+    """The runs of a matrix that are still to be made.
+
+    :ivar more: what every cell sets in its scenario, beside its own.
+    :ivar refused: gets the reason for each cell of which a run could not be made.
+    :ivar done: called after each run.
     """
-    missing = {cell: count_missing(cell, runs, results) for cell, runs in wanted.items()}
-    queue = [
-        cell
-        for number in range(max(missing.values(), default=0))
-        for cell, count in missing.items()
-        if number < count
-    ]
-    if jobs > 1:
-        _fill_with_children(queue, scenario, more, results, jobs, refused, done)
-        return
-    impossible: set[Cell] = set()
-    for at, cell in enumerate(queue, 1):
-        if cell in impossible:
-            continue
-        log(f"matrix: run {at} of {len(queue)}: {cell.name}")
+
+    app: App
+    scenario: str | None
+    more: Sequence[Override]
+    results: Path
+    refused: dict[Cell, str]
+    done: Callable[[], object]
+    _impossible: set[Cell] = field(default_factory=set)
+
+    def make(self, wanted: Mapping[Cell, int], jobs: int) -> None:
+        """Make all missing runs, in rounds of one run for each cell.
+
+        A disturbance of the machine then affects all cells alike, and an interrupted matrix has
+        some results for each cell.
+
+        :param wanted: how many runs each cell must have.
+        :param jobs: 1: in this process; more: so many children at a time.
+        """
+        missing = {
+            cell: runs
+            - sum(is_observed(each) for _, each in read_results(self.results / cell.name))
+            for cell, runs in wanted.items()
+        }
+        queue = [
+            cell
+            for number in range(max(missing.values(), default=0))
+            for cell, count in missing.items()
+            if number < count
+        ]
+        if jobs > 1:
+            self._make_with_children(queue, jobs)
+            return
+        for at, cell in enumerate(queue, 1):
+            if cell in self._impossible:
+                continue
+            log(f"matrix: run {at} of {len(queue)}: {cell.name}")
+            is_possible, reason = True, ""
+            try:
+                reason = self._make_here(cell)
+            except (PlanError, ScenarioError) as error:
+                is_possible, reason = False, str(error)
+            self._end(cell, reason, is_possible=is_possible)
+
+    def _make_here(self, cell: Cell) -> str:
+        """Make one run of a cell in this process; return why it could not be made, or "".
+
+        :raises PlanError, ScenarioError: this combination cannot be, however often it is tried.
+        """
+        overrides = (*cell.overrides(), *self.more)
+        scenario_args = ScenarioArgs(scenario=self.scenario, overrides=overrides)
         try:
-            reason = run_here(app, cell, scenario, more, results / cell.name)
-        except (PlanError, ScenarioError) as error:
-            reason = str(error)  # this combination cannot be; the others may
-            impossible.add(cell)
+            prepared = prepare_run.prepare(self.app, scenario_args, self.results / cell.name)
+            run.carry_out(self.app, prepared, frozenset())
+        except (PlanError, ScenarioError):
+            raise
+        except LiveUpdateError as error:
+            return str(error)
+        return ""
+
+    def _end(self, cell: Cell, reason: str, *, is_possible: bool) -> None:
+        """Note a run. ``is_possible``: this combination can be; the others may in any case."""
         if reason:
-            refused[cell] = reason
+            self.refused[cell] = reason
             log(f"matrix: {cell.name}: {reason}")
-        done()
+        if not is_possible:
+            self._impossible.add(cell)
+        self.done()
+
+    def _make_with_children(self, queue: Sequence[Cell], jobs: int) -> None:
+        """Keep ``jobs`` children at work. They end with this process, however it ends."""
+        waiting = list(reversed(queue))
+        running: list[_Job] = []
+        with ExitStack() as stack:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    cell = waiting.pop()
+                    if cell not in self._impossible:
+                        running.append(self._start(cell, stack))
+                for job in [job for job in running if _is_over(job)]:
+                    running.remove(job)
+                    status = job.child.returncode
+                    self._end(job.cell, _collect(job), is_possible=status != ExitCode.USAGE)
+                time.sleep(_POLL_S)
+
+    def _start(self, cell: Cell, stack: ExitStack) -> _Job:
+        directory = self.results / cell.name
+        directory.mkdir(parents=True, exist_ok=True)
+        log(f"matrix: {cell.name} begins")
+        output = stack.enter_context((directory / "child.log").open("w+b"))
+        child = proc.spawn(
+            child_argv(cell, self.scenario, self.more, directory),
+            stdout=output,
+            stderr=output,
+            env={name: os.environ[name] for name in _ENV_KEPT if name in os.environ},
+        )
+        stack.callback(_end, child)
+        return _Job(cell, child, output, time.monotonic() + RUN_S)
 
 
 def child_argv(
@@ -92,65 +164,7 @@ def child_argv(
     return (sys.executable, "-m", "liveupdate", "run", *chosen, *sets, "--results", str(directory))
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    cell: Cell
-    child: Child
-    log: IO[bytes]
-    ends: float
-
-
-def _fill_with_children(
-    queue: Sequence[Cell],
-    scenario: str | None,
-    more: Sequence[Override],
-    results: Path,
-    jobs: int,
-    refused: dict[Cell, str],
-    done: Callable[[], object],
-) -> None:
-    """Keep ``jobs`` children at work. They end with this process, however it ends."""
-    waiting = list(reversed(queue))
-    impossible: set[Cell] = set()
-    running: list[_Job] = []
-    with ExitStack() as stack:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                cell = waiting.pop()
-                if cell not in impossible:
-                    running.append(_start(cell, scenario, more, results, stack))
-            for job in [job for job in running if _is_over(job)]:
-                running.remove(job)
-                reason = _collect(job)
-                if reason:
-                    refused[job.cell] = reason
-                    log(f"matrix: {job.cell.name}: {reason}")
-                if job.child.returncode == ExitCode.USAGE:
-                    impossible.add(job.cell)
-                done()
-            time.sleep(_POLL_S)
-
-
-def _start(
-    cell: Cell, scenario: str | None, more: Sequence[Override], results: Path, stack: ExitStack
-) -> _Job:
-    from liveupdate.core import proc
-
-    directory = results / cell.name
-    directory.mkdir(parents=True, exist_ok=True)
-    log(f"matrix: {cell.name} begins")
-    output = stack.enter_context((directory / "child.log").open("w+b"))
-    child = proc.spawn(
-        child_argv(cell, scenario, more, directory),
-        stdout=output,
-        stderr=output,
-        env={name: os.environ[name] for name in _ENV_KEPT if name in os.environ},
-    )
-    stack.callback(_end, child)
-    return _Job(cell, child, output, time.monotonic() + RUN_S)
-
-
-def _end(child: Child) -> None:
+def _end(child: proc.Child) -> None:
     """Have a child clean up after itself before it is killed."""
     if child.returncode is None:
         child.signal(signal.SIGTERM)
@@ -176,3 +190,28 @@ def _collect(job: _Job) -> str:
     lines = job.log.read().decode("utf-8", "replace").splitlines()
     said = [line.partition("error: ")[2] for line in lines if "liveupdate: error: " in line]
     return said[-1] if said else f"exit status {job.child.returncode}, see {job.log.name}"
+
+
+def summarise(cell: Cell, results: Path, refused: str) -> Row:
+    """Reduce what is on disk of a cell; errors count while there is nothing better."""
+    found = read_results(results / cell.name)
+    observed = [each for each in found if is_observed(each[1])]
+    return matrix.summarise(cell, observed or found, refused)
+
+
+def read_results(directory: Path) -> list[tuple[str, Document]]:
+    """Return path and result of every finished run below ``directory``, oldest first.
+
+    A run that was cut off has no result, and is as if it had never been.
+    """
+    found: list[tuple[str, Document]] = []
+    for path in sorted(directory.glob(f"*/{slots.RESULT}")):
+        if path.parent.is_symlink():
+            continue
+        try:
+            document = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            log(f"matrix: {path} cannot be used: {error}")
+            continue
+        found.append((str(path.parent), document))
+    return found

@@ -7,22 +7,25 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from liveupdate.cli.app import GLOBAL_OPTIONS, App
 from liveupdate.cli.output import setup_logging
 
+if TYPE_CHECKING:
+    from liveupdate.scenario.load import Override
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioArgs:
-    """A scenario as named on the command line: file or shipped name, and (key, value, option)."""
+    """A scenario as named on the command line: file or shipped name, and what overrides it."""
 
     scenario: str | None
-    overrides: tuple[tuple[str, str, str], ...]
+    overrides: tuple[Override, ...]
 
 
 #: option, scenario key, metavar, help; see docs/scenario.md
@@ -65,15 +68,13 @@ def scenario_options(function: F) -> F:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        overrides = []
-        for option, key, _, _ in OVERRIDES:
-            value = kwargs.pop(_parameter(option))
-            if value is not None:
-                overrides.append((key, value, option))
+        from liveupdate.scenario.load import Override, set_override
+
+        values = ((key, kwargs.pop(_parameter(opt)), opt) for opt, key, _, _ in OVERRIDES)
+        overrides = [Override(*each) for each in values if each[1] is not None]
         if kwargs.pop("cold"):
-            overrides.append(("cold", "true", "--cold"))
-        for text in kwargs.pop("sets"):
-            overrides.append(_split_set(text))
+            overrides.append(Override("cold", "true", "--cold"))
+        overrides += map(set_override, kwargs.pop("sets"))
         scenario_args = ScenarioArgs(scenario=kwargs.pop("scenario"), overrides=tuple(overrides))
         return function(*args, scenario_args=scenario_args, **kwargs)
 
@@ -94,13 +95,6 @@ def scenario_options(function: F) -> F:
 
 def _parameter(option: str) -> str:
     return option.removeprefix("--").replace("-", "_")
-
-
-def _split_set(text: str) -> tuple[str, str, str]:
-    from liveupdate.scenario.load import set_override
-
-    override = set_override(text)
-    return (override.key, override.value, override.option)
 
 
 results_option = click.option(

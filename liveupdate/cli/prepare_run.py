@@ -14,20 +14,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from liveupdate.cli.app import App
+from liveupdate.cli.options import ScenarioArgs
+from liveupdate.cli.output import log
+from liveupdate.cli.view import show_steps
 from liveupdate.core.errors import BuildError, PlanError, ScenarioError
+from liveupdate.core.paths import results_dir, scenarios_dir
+from liveupdate.core.steps import Steps
 from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import KIB
-
-if TYPE_CHECKING:
-    from liveupdate.cli.app import App
-    from liveupdate.cli.options import ScenarioArgs
-    from liveupdate.model.plan import ImageSet, Plan
-    from liveupdate.model.scenario import Scenario
-    from liveupdate.planning.planner import MachineFacts
+from liveupdate.faults.base import DEFAULT
+from liveupdate.faults.table import FAULTS
+from liveupdate.images import catalogue
+from liveupdate.model.plan import ImageSet, Plan
+from liveupdate.model.scenario import Scenario
+from liveupdate.model.targets import parse_target
+from liveupdate.planning.planner import MachineFacts, check_scenario, make_plan
+from liveupdate.scenario.load import load_scenario
+from liveupdate.target import accel
+from liveupdate.target.base import find_entry
 
 QCOW2_MAGIC = b"QFI\xfb"
 Build = Callable[[str, Sequence[str]], None]
@@ -59,9 +67,6 @@ def prepare(
     :raises ScenarioError, PlanError: one line each, before anything is started.
     :raises BuildError: an image is missing and cannot be built.
     """
-    from liveupdate.core.paths import results_dir
-    from liveupdate.planning.planner import check_scenario, make_plan
-
     scenario = load(scenario_args)
     directory = results_dir(results)
     if not dry:
@@ -77,12 +82,12 @@ def prepare(
     make_plan(scenario, images, machine)
     machine = find_target(scenario, machine)
     if machine.append is None:
-        accel, reason = choose_accel(scenario.accel, images)
+        chosen, reason = choose_accel(scenario.accel, images)
     else:
-        accel, reason = "remote", "a lab machine: nothing is emulated here"
+        chosen, reason = "remote", "a lab machine: nothing is emulated here"
     return Prepared(
         scenario=scenario,
-        plan=make_plan(scenario, images, replace(machine, accel=accel)),
+        plan=make_plan(scenario, images, replace(machine, accel=chosen)),
         results=directory,
         accel_reason=reason,
     )
@@ -93,21 +98,13 @@ def load(scenario_args: ScenarioArgs) -> Scenario:
 
     A fault without a scenario gets the scenario that the fault needs.
     """
-    from liveupdate.scenario.load import Override, load_scenario
-
-    overrides = [
-        Override(key=key, value=value, option=opt) for key, value, opt in scenario_args.overrides
-    ]
     name = scenario_args.scenario or scenario_of_fault(scenario_args)
     path = None if name is None else find_scenario(name)
-    return load_scenario(path, overrides)
+    return load_scenario(path, scenario_args.overrides)
 
 
 def scenario_of_fault(scenario_args: ScenarioArgs) -> str | None:
     """Return the shipped scenario that the wished fault needs; None: the default will do."""
-    from liveupdate.faults.base import DEFAULT
-    from liveupdate.faults.table import FAULTS
-
     for key, value, _ in scenario_args.overrides:
         # the planner refuses a fault that does not exist, and knows where its name came from
         if key == "fault" and value in FAULTS and FAULTS[value].scenario != DEFAULT:
@@ -117,8 +114,6 @@ def scenario_of_fault(scenario_args: ScenarioArgs) -> str | None:
 
 def find_scenario(name: str) -> Path:
     """Find a scenario: a file, or the name of a shipped one."""
-    from liveupdate.core.paths import scenarios_dir
-
     path = Path(name)
     if path.exists() or path.suffix == ".toml" or path.parent != Path():
         return path
@@ -159,8 +154,6 @@ def check_report(path: Path) -> None:
 
 def machine_facts(scenario: Scenario, directory: Path) -> MachineFacts:
     """Collect the free memory and disk space of this machine; ``accel`` is still as requested."""
-    from liveupdate.planning.planner import MachineFacts
-
     existing = next(path for path in (directory, *directory.parents) if path.is_dir())
     return MachineFacts(
         accel=scenario.accel,
@@ -181,9 +174,6 @@ def find_target(scenario: Scenario, machine: MachineFacts) -> MachineFacts:
     :raises PlanError: the target does not answer, or a package that is needed to ask it is missing.
     :raises ScenarioError: the description of a lab machine is missing or wrong.
     """
-    from liveupdate.model.targets import parse_target
-    from liveupdate.target.base import find_entry
-
     target = parse_target(scenario.target)
     found = find_entry(target.kind).locate(target.place)
     return replace(machine, place=found.place, append=found.append, guest_disks=found.guest_disks)
@@ -236,8 +226,6 @@ def find_images(scenario: Scenario, build: Build | None = None) -> ImageSet:
         skipped.
     :raises BuildError: what is missing cannot be built.
     """
-    from liveupdate.images import catalogue
-
     own = {"kernel": scenario.kernel, "next_kernel": scenario.next_kernel}
     paths = {key: None if path is None else Path(path) for key, path in own.items()}
     for key, path in paths.items():
@@ -265,8 +253,6 @@ def find_images(scenario: Scenario, build: Build | None = None) -> ImageSet:
 
 def fault_kernels(scenario: Scenario) -> Mapping[str, str]:
     """Return the kernels that the fault needs; none where the user has named a kernel for it."""
-    from liveupdate.faults.table import FAULTS
-
     fault = FAULTS.get(scenario.fault or "")
     kernels = {} if fault is None or fault.change is None else fault.change.kernels
     own = {"outgoing": scenario.kernel, "incoming": scenario.next_kernel}
@@ -280,11 +266,6 @@ def build_missing(app: App, purpose: str, names: Sequence[str]) -> None:
     :param names: images that are not in the cache; none: nothing is to do.
     :raises BuildError: they cannot be built here.
     """
-    from liveupdate.cli.output import log
-    from liveupdate.cli.view import show_steps
-    from liveupdate.core.steps import Steps
-    from liveupdate.images import catalogue
-
     if not names:
         return
     listed = ", ".join(names)
@@ -308,8 +289,6 @@ def choose_accel(requested: str, images: ImageSet, *, use_cache: bool = True) ->
     :param use_cache: use the result of an earlier probe since this machine was booted.
     :raises PlanError: KVM was requested and does not work.
     """
-    from liveupdate.target import accel
-
     chosen = accel.choose(
         requested,
         kernel=Path(images.guest_kernel),

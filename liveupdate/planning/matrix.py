@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 from liveupdate.core.units import GIB, parse_size
+from liveupdate.scenario.load import Override
 
 Document = Mapping[str, Any]
 
@@ -53,22 +54,22 @@ class Cell:
         """The same cell without fragmented memory."""
         return replace(self, fragment=0.0)
 
-    def overrides(self) -> tuple[tuple[str, str, str], ...]:
-        """Return key, value and option of what the cell sets in a scenario.
+    def overrides(self) -> tuple[Override, ...]:
+        """Return what the cell sets in a scenario.
 
         The host boots again, because only then there is an allocation to measure.
         """
         found = [
-            ("mechanism", self.mechanism, "--mechanisms"),
-            ("guests", str(self.guests), "--guests"),
-            ("guest.*.memory", self.guest_memory, "--guest-memory"),
-            ("observe.hugetlb", "true", "matrix"),
-            ("cold", "true", "matrix"),
+            Override("mechanism", self.mechanism, "--mechanisms"),
+            Override("guests", str(self.guests), "--guests"),
+            Override("guest.*.memory", self.guest_memory, "--guest-memory"),
+            Override("observe.hugetlb", "true", "matrix"),
+            Override("cold", "true", "matrix"),
         ]
         if self.next_kernel:
-            found.append(("next_kernel", self.next_kernel, "--next-kernels"))
+            found.append(Override("next_kernel", self.next_kernel, "--next-kernels"))
         if self.fragment:
-            found.append(("host.fragment", f"{self.fragment:g}", "--fragment"))
+            found.append(Override("host.fragment", f"{self.fragment:g}", "--fragment"))
         return tuple(found)
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from liveupdate.core.errors import ScenarioError
 from liveupdate.core.suggest import suggest_or_list
@@ -46,8 +45,7 @@ GUEST_OVERHEAD_BYTES = 64 * MIB
 _GUEST_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Override:
+class Override(NamedTuple):
     """One value from the command line: ``key`` is a key path, ``option`` how the user wrote it."""
 
     key: str

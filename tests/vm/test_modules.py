@@ -25,6 +25,7 @@ from liveupdate.core.paths import guest_images_dir
 from liveupdate.core.steps import Steps
 from liveupdate.images import catalogue, modules_check
 from liveupdate.run.bringup import make_host
+from liveupdate.scenario.load import Override
 from liveupdate.transport.ssh import Ssh
 from tests.support.ktap import find_wrong
 from tests.support.vm.moduletests import MEMORY, ROWS, Row
@@ -91,8 +92,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         ScenarioArgs(
             scenario=None,
             overrides=(
-                ("host.append", append, "--set"),
-                ("host.memory", str(MEMORY), "--set"),
+                Override("host.append", append, "--set"),
+                Override("host.memory", str(MEMORY), "--set"),
             ),
         ),
         directory,

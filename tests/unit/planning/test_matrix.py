@@ -27,6 +27,7 @@ from liveupdate.planning.matrix import COLUMNS, Cell, Figure, Row, fit_slope, ma
 from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.report.matrix import Mechanism, render_json, render_table
 from liveupdate.report.matrix_svg import render_lines, render_plots
+from liveupdate.scenario.load import set_override
 
 CELL = Cell(mechanism="luo-memfd", guest_memory="256M", guests=1)
 
@@ -347,7 +348,7 @@ def test_result_that_cannot_be_read_is_as_if_it_had_never_been(tmp_path: Path) -
         (tmp_path / name).mkdir()
         (tmp_path / name / slots.RESULT).write_text(text)
     (tmp_path / "latest").symlink_to("b")
-    assert [path for path, _ in verb.read_results(tmp_path)] == [str(tmp_path / "b")]
+    assert [path for path, _ in matrix_jobs.read_results(tmp_path)] == [str(tmp_path / "b")]
 
 
 def test_jobs_are_children_that_run_at_the_same_time(
@@ -387,7 +388,7 @@ def test_child_that_fails_says_why(
 
 def test_child_is_told_the_whole_cell() -> None:
     cell = make_cells(("luo-memfd",), ("1G",), (2,), ("/k/bzImage",), (0.5,))[0]
-    more = (("observe.after", "2s", "--set observe.after"),)
+    more = [set_override("observe.after=2s")]
     argv = matrix_jobs.child_argv(cell, "two-guests", more, Path("/r"))
     assert argv[1:5] == ("-m", "liveupdate", "run", "two-guests")
     for wanted in ("mechanism=luo-memfd", "guests=2", "guest.*.memory=1G", "host.fragment=0.5",
