@@ -18,6 +18,7 @@ from liveupdate.cli import results
 from liveupdate.cli.app import App
 from liveupdate.cli.apply_text import document
 from liveupdate.cli.output import log, log_error, one_line, say, say_json
+from liveupdate.cli.prepare_run import find_existing
 from liveupdate.cli.view import show_steps
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import (
@@ -196,7 +197,6 @@ def local_facts(
         config = read_kernel_image(data).config
     except (OSError, KernelImageError) as error:
         raise PlanError(f"kernel '{incoming.path}': {error}") from error
-    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
     mechanism = MECHANISMS["luo-memfd"]
     options = None if config is None else {name: config.get(name) for name in mechanism.kconfig}
     return Local(
@@ -204,7 +204,7 @@ def local_facts(
         incoming_bytes=len(data),
         incoming_options=options,
         outgoing=outgoing,
-        run_free_bytes=shutil.disk_usage(existing).free,
+        run_free_bytes=shutil.disk_usage(find_existing(directory)).free,
         console=console,
         digests=digests,
         mechanism=mechanism,

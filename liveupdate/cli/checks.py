@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from liveupdate.cli import prepare_run
+from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LiveUpdateError
+from liveupdate.core.paths import SUN_PATH_BYTES, cache_dir, results_dir, runtime_dir
 from liveupdate.core.units import GIB, MIB, format_size
+from liveupdate.images import catalogue
+from liveupdate.transport.qmp import Qmp
 
 OK, WARN, BAD = "ok", "warn", "bad"
 PROBE_S = 20.0
@@ -44,11 +50,9 @@ BUILD_TOOLS: Mapping[str, str] = {
 DEVICES = ("intel-iommu", "igb", "virtio-blk-pci", "virtio-net-pci", "virtserialport")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(NamedTuple):
     """What one check found. ``state`` is ok, warn (a run still works) or bad (it does not)."""
 
-    name: str
     state: str
     what: str
     hint: str = ""
@@ -56,20 +60,18 @@ class Finding:
 
 def check_python() -> Finding:
     """Report the version of Python; one older than 3.11 does not get this far."""
-    return Finding(name="python", state=OK, what=".".join(map(str, sys.version_info[:3])))
+    return Finding(OK, ".".join(map(str, sys.version_info[:3])))
 
 
 def check_tools() -> Finding:
     """Find the programs that a run needs, and those that building images needs."""
-    from liveupdate.core.proc import find_program
-
-    missing = [(name, pkg) for name, pkg in RUN_TOOLS.items() if find_program(name) is None]
+    missing = [(name, pkg) for name, pkg in RUN_TOOLS.items() if proc.find_program(name) is None]
     if missing:
         return _missing(BAD, missing)
-    missing = [(name, pkg) for name, pkg in BUILD_TOOLS.items() if find_program(name) is None]
+    missing = [(name, pkg) for name, pkg in BUILD_TOOLS.items() if proc.find_program(name) is None]
     if missing:
         return _missing(WARN, missing)
-    return Finding(name="tools", state=OK, what=f"{len(RUN_TOOLS) + len(BUILD_TOOLS)} found")
+    return Finding(OK, f"{len(RUN_TOOLS) + len(BUILD_TOOLS)} found")
 
 
 def _missing(state: str, missing: list[tuple[str, str]]) -> Finding:
@@ -77,9 +79,8 @@ def _missing(state: str, missing: list[tuple[str, str]]) -> Finding:
     why = "" if state == BAD else " (needed to build images only)"
     packages = " ".join(sorted({package for _, package in missing}))
     return Finding(
-        name="tools",
-        state=state,
-        what=f"missing: {names}{why}",
+        state,
+        f"missing: {names}{why}",
         hint=f"'make setup', or: apt-get install {packages}",
     )
 
@@ -90,7 +91,7 @@ def check_qemu() -> Finding:
     try:
         version, devices, has_svm = ask_qemu(Deadline.after(PROBE_S, "QEMU to answer"))
     except LiveUpdateError as error:
-        return Finding(name="qemu", state=BAD, what=error.message, hint=hint)
+        return Finding(BAD, error.message, hint)
     missing = [name for name in DEVICES if name not in devices]
     if not has_svm:
         missing.append("nested SVM under TCG")
@@ -98,15 +99,12 @@ def check_qemu() -> Finding:
         what = f"{version} lacks {', '.join(missing)}"
         # igb is for passthrough; without it a plain run still works
         state = WARN if missing == ["igb"] else BAD
-        return Finding(name="qemu", state=state, what=what, hint=hint)
-    return Finding(name="qemu", state=OK, what=f"{version}, igb, nested SVM under TCG")
+        return Finding(state, what, hint)
+    return Finding(OK, f"{version}, igb, nested SVM under TCG")
 
 
 def ask_qemu(deadline: Deadline) -> tuple[str, frozenset[str], bool]:
     """Start a QEMU without a guest and ask for its version, device types, and SVM under TCG."""
-    from liveupdate.core import proc
-    from liveupdate.transport.qmp import Qmp
-
     with tempfile.TemporaryDirectory(prefix="lu-") as directory:
         path = Path(directory) / "qmp"
         log = Path(directory) / "log"
@@ -144,91 +142,70 @@ def _dig(value: object, *keys: str) -> object:
     return value
 
 
-def _version(greeting: object) -> str:
-    """Version of a QMP greeting, whichever of its levels was handed on."""
-    for path in (("qemu",), ("version", "qemu"), ("QMP", "version", "qemu")):
-        found = _dig(greeting, *path)
-        if isinstance(found, dict):
-            return ".".join(str(found.get(part, "?")) for part in ("major", "minor", "micro"))
-    return "unknown version"
+def _version(greeting: Mapping[str, object]) -> str:
+    """Version of QEMU in what :meth:`Qmp.connect` returns."""
+    found = greeting.get("qemu")
+    if not isinstance(found, dict):
+        return "unknown version"
+    return ".".join(str(found.get(part, "?")) for part in ("major", "minor", "micro"))
 
 
 def check_accel() -> Finding:
     """Find out with a probe guest whether KVM works; an open ``/dev/kvm`` proves nothing."""
-    from liveupdate.cli.prepare_run import choose_accel
-    from liveupdate.images import catalogue
-
     try:
         images = catalogue.resolve(None, None)
     except LiveUpdateError:
-        return Finding(name="accel", state=WARN, what="not tested: build the images first")
+        return Finding(WARN, "not tested: build the images first")
     try:
-        accel, reason = choose_accel("auto", images, use_cache=False)
+        accel, reason = prepare_run.choose_accel("auto", images, use_cache=False)
     except LiveUpdateError as error:
-        return Finding(name="accel", state=BAD, what=error.message, hint=error.hint or "")
+        return Finding(BAD, error.message, error.hint or "")
     if accel == "kvm":
-        return Finding(name="accel", state=OK, what=f"kvm: {reason}")
-    return Finding(
-        name="accel",
-        state=WARN if Path("/dev/kvm").exists() else OK,
-        what=f"{accel}: {reason}",
-    )
+        return Finding(OK, f"kvm: {reason}")
+    return Finding(WARN if Path("/dev/kvm").exists() else OK, f"{accel}: {reason}")
 
 
 def check_images() -> Finding:
     """Find the built images; a run builds those that are missing, if there is a compiler."""
-    from liveupdate.images import catalogue
-
     hint = "liveupdate images build"
     try:
         missing = catalogue.find_missing(catalogue.needed(None, None))
         if missing:
             catalogue.need_compiler()
             what = f"not built yet: {', '.join(missing)}; a run builds them first"
-            return Finding(name="images", state=WARN, what=what, hint=hint)
+            return Finding(WARN, what, hint)
         images = catalogue.resolve(None, None)
     except LiveUpdateError as error:
-        return Finding(name="images", state=BAD, what=error.message, hint=error.hint or hint)
+        return Finding(BAD, error.message, error.hint or hint)
     what = f"outgoing {images.outgoing.release}, incoming {images.incoming.release}"
-    return Finding(name="images", state=OK, what=what)
+    return Finding(OK, what)
 
 
 def check_memory() -> Finding:
     """Compare the memory that is available with what the default scenario needs."""
-    from liveupdate.cli.prepare_run import available_memory
-
-    free = available_memory()
+    free = prepare_run.available_memory()
     what = f"{format_size(free)} available, {format_size(RUN_RAM_BYTES)} needed by default"
     if free < RUN_RAM_BYTES:
-        return Finding(name="memory", state=BAD, what=what, hint="end other programs, or add RAM")
-    return Finding(name="memory", state=OK, what=what)
+        return Finding(BAD, what, "end other programs, or add RAM")
+    return Finding(OK, what)
 
 
 def check_disk() -> Finding:
     """Check the free space of the image cache and of the working directory."""
-    from liveupdate.core.paths import cache_dir, results_dir
-
-    cache, runs = (_nearest(path) for path in (cache_dir(), results_dir()))
+    cache, runs = (prepare_run.find_existing(path) for path in (cache_dir(), results_dir()))
     for path, needed, what in ((runs, RUN_BYTES, "runs"), (cache, BUILD_BYTES, "building images")):
         free = shutil.disk_usage(path).free
         if free < needed or not os.access(path, os.W_OK):
             return Finding(
-                name="disk",
-                state=BAD if what == "runs" else WARN,
+                BAD if what == "runs" else WARN,
                 what=f"'{path}' has {format_size(free)} free; {what} need {format_size(needed)}",
                 hint="free some space, or set XDG_CACHE_HOME or --results",
             )
-    return Finding(name="disk", state=OK, what=f"{format_size(shutil.disk_usage(cache).free)} free")
-
-
-def _nearest(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())
+    return Finding(OK, f"{format_size(shutil.disk_usage(cache).free)} free")
 
 
 def check_shared_memory() -> Finding:
     """Check that a memfd can be as large as the host's RAM, which QEMU and this process map."""
-    import mmap
-
     try:
         descriptor = os.memfd_create("lu-doctor", os.MFD_CLOEXEC)
         try:
@@ -238,57 +215,50 @@ def check_shared_memory() -> Finding:
         finally:
             os.close(descriptor)
     except OSError as error:
-        return Finding(
-            name="shm", state=BAD, what=f"memfd of {format_size(RUN_RAM_BYTES)}: {error.strerror}",
-            hint="raise the limits on shared memory and address space (ulimit -v)",
-        )  # fmt: skip
-    return Finding(name="shm", state=OK, what=f"memfd of {format_size(RUN_RAM_BYTES)}")
+        what = f"memfd of {format_size(RUN_RAM_BYTES)}: {error.strerror}"
+        return Finding(BAD, what, "raise the limits on shared memory and address space (ulimit -v)")
+    return Finding(OK, f"memfd of {format_size(RUN_RAM_BYTES)}")
 
 
 def check_user_namespaces() -> Finding:
     """Check for user namespaces, which building the root disk needs unless it is done by root."""
     if os.geteuid() == 0:
-        return Finding(name="userns", state=OK, what="not needed: this is root")
-    from liveupdate.core import proc
-
+        return Finding(OK, "not needed: this is root")
     try:
         proc.run(["unshare", "-Ur", "true"], deadline=Deadline.after(PROBE_S, "unshare"))
     except LiveUpdateError as error:
         return Finding(
-            name="userns",
-            state=WARN,
-            what=f"no user namespaces: {error.message}",
+            WARN,
+            f"no user namespaces: {error.message}",
             hint="sysctl kernel.unprivileged_userns_clone=1, or build images as root",
         )
-    return Finding(name="userns", state=OK, what="user namespaces work")
+    return Finding(OK, "user namespaces work")
 
 
 def check_runtime() -> Finding:
     """Check that the paths of a run's sockets are short enough for ``sun_path``."""
-    from liveupdate.core.paths import SUN_PATH_BYTES, runtime_dir
-
     try:
         path = runtime_dir()
     except (LiveUpdateError, OSError) as error:
-        return Finding(name="runtime", state=BAD, what=str(error), hint="set XDG_RUNTIME_DIR")
+        return Finding(BAD, str(error), "set XDG_RUNTIME_DIR")
     # a run's sockets are RUNTIME/RUN-ID/NAME.sock
     room = SUN_PATH_BYTES - len(os.fsencode(path))
     if room < 32:
-        return Finding(name="runtime", state=BAD, what=f"'{path}' is too long for sockets",
-                       hint="set XDG_RUNTIME_DIR to a shorter path")  # fmt: skip
-    return Finding(name="runtime", state=OK, what=str(path))
+        what = f"'{path}' is too long for sockets"
+        return Finding(BAD, what, "set XDG_RUNTIME_DIR to a shorter path")
+    return Finding(OK, str(path))
 
 
-CHECKS: tuple[Callable[[], Finding], ...] = (
-    check_python,
-    check_tools,
-    check_qemu,
-    check_accel,
-    check_images,
-    check_memory,
-    check_disk,
-    check_shared_memory,
-    check_user_namespaces,
-    check_runtime,
-)
-"""In the order in which doctor shows them; each stands alone."""
+CHECKS: Mapping[str, Callable[[], Finding]] = {
+    "python": check_python,
+    "tools": check_tools,
+    "qemu": check_qemu,
+    "accel": check_accel,
+    "images": check_images,
+    "memory": check_memory,
+    "disk": check_disk,
+    "shm": check_shared_memory,
+    "userns": check_user_namespaces,
+    "runtime": check_runtime,
+}
+"""By name, in the order in which doctor shows them; each stands alone."""

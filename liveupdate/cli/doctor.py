@@ -18,18 +18,16 @@ def doctor(app: App, *, as_json: bool) -> int:
     """Check this machine and list what is missing; exit 3 when a run cannot work here."""
     from liveupdate.cli.checks import BAD, CHECKS, Finding
 
-    findings: list[Finding] = []
-    for check in CHECKS:
-        finding = check()
-        findings.append(finding)
+    findings: dict[str, Finding] = {}
+    for name, check in CHECKS.items():
+        findings[name] = finding = check()
         if not as_json:
-            say(f"{finding.state:<5} {finding.name:<8} {one_line(finding.what)}")
+            say(f"{finding.state:<5} {name:<8} {one_line(finding.what)}")
             if finding.hint:
                 say(f"{'':<14} -> {finding.hint}")
-    bad = [finding.name for finding in findings if finding.state == BAD]
+    bad = [name for name, finding in findings.items() if finding.state == BAD]
     if as_json:
-        fields = ("name", "state", "what", "hint")
-        rows = [{field: getattr(finding, field) for field in fields} for finding in findings]
+        rows = [{"name": name, **finding._asdict()} for name, finding in findings.items()]
         say_json({"ok": not bad, "checks": rows})
     elif bad:
         say(f"a run cannot work here: {', '.join(bad)}")

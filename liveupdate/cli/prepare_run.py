@@ -154,11 +154,10 @@ def check_report(path: Path) -> None:
 
 def machine_facts(scenario: Scenario, directory: Path) -> MachineFacts:
     """Collect the free memory and disk space of this machine; ``accel`` is still as requested."""
-    existing = next(path for path in (directory, *directory.parents) if path.is_dir())
     return MachineFacts(
         accel=scenario.accel,
         ram_available_bytes=available_memory(),
-        run_free_bytes=shutil.disk_usage(existing).free,
+        run_free_bytes=shutil.disk_usage(find_existing(directory)).free,
         image_bytes={
             guest.image: image_size(Path(guest.image), scenario.origins.get(
                 f"guest.{guest.name}.image", guest.image))
@@ -166,6 +165,11 @@ def machine_facts(scenario: Scenario, directory: Path) -> MachineFacts:
             if guest.image is not None
         },
     )  # fmt: skip
+
+
+def find_existing(path: Path) -> Path:
+    """Return the directory, or the nearest of its parents that exists."""
+    return next(each for each in (path, *path.parents) if each.is_dir())
 
 
 def find_target(scenario: Scenario, machine: MachineFacts) -> MachineFacts:

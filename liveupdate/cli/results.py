@@ -5,21 +5,28 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from liveupdate.cli.app import App
 from liveupdate.cli.output import log, one_line, printable, say, wants_color, write_file
-from liveupdate.model.verdict import ExitCode
+from liveupdate.evidence import RunDir, StoreError
+from liveupdate.judging.judge import judge
+from liveupdate.judging.require import VARIABLE, apply_required, parse_required
+from liveupdate.model import slots
+from liveupdate.model.evidence import Evidence
+from liveupdate.model.plan import Plan
+from liveupdate.model.verdict import ExitCode, Verdict
+from liveupdate.model.verdict import Outcome as Status
+from liveupdate.report.html import render_html
+from liveupdate.report.json_result import render_json
+from liveupdate.report.junit import render_junit
+from liveupdate.report.ktap import render_ktap
+from liveupdate.report.text import render_text
 
-if TYPE_CHECKING:
-    from liveupdate.cli.app import App
-    from liveupdate.model.evidence import Evidence
-    from liveupdate.model.plan import Plan
-    from liveupdate.model.verdict import Verdict
-
-FORMATS = ("text", "json", "junit", "ktap", "html")
 #: SGR parameters: green, bold red, yellow, bold magenta
 STATUS_COLORS = {"PASS": "32", "FAIL": "1;31", "SKIP": "33", "ERROR": "1;35"}
 #: how much of the console is shown when a run went wrong
@@ -38,8 +45,6 @@ class Outcome:
 
 def required_checks(env: Mapping[str, str] = os.environ) -> frozenset[str]:
     """Return the checks that LIVEUPDATE_REQUIRE forbids to skip; read before anything starts."""
-    from liveupdate.judging.require import VARIABLE, parse_required
-
     return parse_required(env.get(VARIABLE, ""))
 
 
@@ -48,10 +53,6 @@ def judge_directory(path: Path, required: frozenset[str]) -> Outcome:
 
     :raises EvidenceError: this is no run directory, or its plan cannot be used.
     """
-    from liveupdate.evidence import RunDir
-    from liveupdate.judging.judge import judge
-    from liveupdate.judging.require import apply_required
-
     record = RunDir.open(path)
     plan = record.load_plan()
     evidence = record.load_evidence()
@@ -60,27 +61,17 @@ def judge_directory(path: Path, required: frozenset[str]) -> Outcome:
 
 
 def render(outcome: Outcome, kind: str, *, color: bool = False) -> str:
-    """Render a report in one of :data:`FORMATS`; ``color`` is for text only."""
+    """Render a report in text, json, junit, ktap or html; ``color`` is for text only."""
     arguments = (outcome.plan, outcome.evidence, outcome.verdict)
-    if kind == "json":
-        from liveupdate.evidence import RunDir
-        from liveupdate.report.json_result import render_json
-
-        return render_json(*arguments, RunDir.open(outcome.run_dir).artifacts())
-    if kind == "junit":
-        from liveupdate.report.junit import render_junit
-
-        return render_junit(*arguments)
-    if kind == "ktap":
-        from liveupdate.report.ktap import render_ktap
-
-        return render_ktap(*arguments)
-    if kind == "html":
-        from liveupdate.report.html import render_html
-
-        return render_html(*arguments)
-    from liveupdate.report.text import render_text
-
+    match kind:
+        case "json":
+            return render_json(*arguments, RunDir.open(outcome.run_dir).artifacts())
+        case "junit":
+            return render_junit(*arguments)
+        case "ktap":
+            return render_ktap(*arguments)
+        case "html":
+            return render_html(*arguments)
     text = render_text(*arguments)
     return paint(text) if color else text
 
@@ -106,12 +97,6 @@ def store_reports(outcome: Outcome) -> Outcome:
 
     A pass whose result cannot be stored is no pass: the returned outcome is then an error.
     """
-    from dataclasses import replace
-
-    from liveupdate.evidence import RunDir, StoreError
-    from liveupdate.model import slots
-    from liveupdate.model.verdict import Outcome as Status
-
     reports = (("json", slots.RESULT), ("junit", slots.JUNIT), ("html", slots.REPORT))
     try:
         record = RunDir.open(outcome.run_dir)
@@ -127,8 +112,6 @@ def store_reports(outcome: Outcome) -> Outcome:
 
 def show(outcome: Outcome, app: App, *, as_json: bool) -> int:
     """Print the result and return the exit status."""
-    import sys
-
     color = wants_color(app.color, os.environ, is_tty=sys.stdout.isatty())
     say(render(outcome, "json") if as_json else render(outcome, "text", color=color))
     return ExitCode(outcome.verdict.exit_code)
@@ -136,8 +119,6 @@ def show(outcome: Outcome, app: App, *, as_json: bool) -> int:
 
 def explain_failure(outcome: Outcome, argv: Iterable[str], console: Iterable[str] = ()) -> None:
     """Print what a person needs next: reason, console, directory, and how to reproduce it."""
-    import shlex
-
     verdict = outcome.verdict
     log(f"liveupdate: {verdict.outcome.value}: {one_line(verdict.reason or 'no reason given')}")
     lines = tuple(console) or last_console_lines(outcome.run_dir)
