@@ -27,7 +27,7 @@ def judge(app: App, *, run_dir: Path, as_json: bool, junit: Path | None, ktap: P
     import tempfile
 
     from liveupdate.cli import results
-    from liveupdate.cli.prepare_run import check_report
+    from liveupdate.cli.output import check_report
     from liveupdate.operate.bundle import is_bundle, unpack
 
     for path in filter(None, (junit, ktap)):

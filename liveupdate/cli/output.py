@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,13 @@ def one_line(text: str) -> str:
 def printable(text: str) -> str:
     """Make control characters visible that a terminal would act upon."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def check_report(path: Path) -> None:
+    """Check that a report can be written at the end of the run."""
+    parent = path.absolute().parent
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ScenarioError("cannot be written there", where=str(path))
 
 
 def write_file(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from msgspec import structs
 
 from liveupdate.cli.app import App
 from liveupdate.cli.options import ScenarioArgs
-from liveupdate.cli.output import log
+from liveupdate.cli.output import check_report, log
 from liveupdate.cli.view import show_steps
 from liveupdate.core.errors import BuildError, PlanError, ScenarioError
 from liveupdate.core.paths import results_dir, scenarios_dir
@@ -143,13 +143,6 @@ def check_results(directory: Path) -> None:
             where="--results",
             hint="choose another directory with --results",
         ) from error
-
-
-def check_report(path: Path) -> None:
-    """Check that a report can be written at the end of the run."""
-    parent = path.absolute().parent
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ScenarioError("cannot be written there", where=str(path))
 
 
 def machine_facts(scenario: Scenario, directory: Path) -> MachineFacts:
