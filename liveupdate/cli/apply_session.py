@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import tomllib
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,9 +34,9 @@ from liveupdate.evidence import RunDir
 from liveupdate.formats.kernelimage import KernelImageError, read_kernel_image
 from liveupdate.model.codec import CodecError
 from liveupdate.model.plan import KernelImage, Plan
-from liveupdate.model.verdict import ExitCode, Verdict
+from liveupdate.model.verdict import ExitCode
 from liveupdate.operate.bundle import Bundle, make_bundle
-from liveupdate.operate.drive import Driver, Ended, Refused, Stopped, reset_host
+from liveupdate.operate.drive import Driver, Ended, Refused, Stopped
 from liveupdate.operate.hostside import HostSide
 from liveupdate.operate.journal import HostView, status_view
 from liveupdate.operate.preflight import Finding, Local
@@ -244,17 +244,12 @@ class Session:
 
         :param reset: reset the host first.
         """
-        steps = Steps()
-        steps.subscribe(self.record.log_step)
-        driver = self._driver(steps)
         # questions are asked on the terminal that would show the steps
-        view: AbstractContextManager[object] = (
-            nullcontext() if self.by_step else show_steps(steps, self.app, os.environ)
-        )
+        view = nullcontext(Steps()) if self.by_step else show_steps(self.app)
         try:
-            with closing(driver.host), view:
+            with view as steps, closing(self._driver(steps)) as driver:
                 if reset:
-                    reset_host(self.journal, driver.host, driver.say)
+                    driver.reset_host()
                 ended = driver.run("abort" if self.verb == "abort" else "resume")
         except LiveUpdateError as error:
             is_late = isinstance(error, DeadlineExceeded)
@@ -273,6 +268,7 @@ class Session:
         return self._finish(ended)
 
     def _driver(self, steps: Steps) -> Driver:
+        steps.subscribe(self.record.log_step)
         record = self.record
         update = str((self.journal.state.begin or {}).get("update"))
         # each process has console logs of its own
@@ -299,21 +295,13 @@ class Session:
                 host=host,
                 argv=self.app.command_line,
             ),
-            steps=steps,
             say=lambda text: log(f"liveupdate: {one_line(text)}"),
             may=ask_before if self.by_step else lambda _step: True,
-            conclude=self._conclude,
+            conclude=lambda: (
+                results.store_reports(results.judge_record(record, self.plan, frozenset())).verdict
+            ),
             patience_s=self.patience_s,
         )
-
-    def _conclude(self, verdict: Verdict) -> Verdict:
-        outcome = results.Outcome(
-            plan=self.plan,
-            evidence=self.record.load_evidence(),
-            verdict=verdict,
-            run_dir=self.record.path,
-        )
-        return results.store_reports(outcome).verdict
 
     def _finish(self, ended: Ended) -> int:
         """Seal the bundle, print the outcome of the update, and return the exit status."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,14 +33,12 @@ def build(app: App, *, names: tuple[str, ...], tests: bool, kernel_tree: Path | 
     """Build the images that are not in the cache, and print their paths."""
     from liveupdate.cli.view import show_steps
     from liveupdate.core.errors import ScenarioError
-    from liveupdate.core.steps import Steps
     from liveupdate.images import catalogue
 
     if kernel_tree is not None and not (kernel_tree / "Kbuild").is_file():
         raise ScenarioError(f"'{kernel_tree}' is no kernel source tree", where="--kernel-tree")
     which = [*names, *([] if names else catalogue.DEFAULT), *(catalogue.TESTS if tests else ())]
-    steps = Steps()
-    with show_steps(steps, app, os.environ):
+    with show_steps(app) as steps:
         built = catalogue.build(which, kernel_tree=kernel_tree, steps=steps)
     for path in built:
         say(str(path))

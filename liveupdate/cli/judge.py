@@ -55,16 +55,11 @@ def judge(app: App, *, run_dir: Path, as_json: bool, junit: Path | None, ktap: P
 @common
 def report(app: App, *, run_dir: Path, kind: str, output: Path | None) -> int:
     """Report on the run directory RUN; exits 0 whatever the verdict (see `judge`)."""
-    import os
-    import sys
-
     from liveupdate.cli import results
-    from liveupdate.cli.output import say, wants_color, write_file
+    from liveupdate.cli.output import say, write_file
 
     outcome = results.judge_directory(run_dir, results.required_checks())
-    on_terminal = kind == "text" and output is None
-    color = on_terminal and wants_color(app.color, os.environ, is_tty=sys.stdout.isatty())
-    text = results.render(outcome, kind, color=color)
+    text = results.render(outcome, kind, color=output is None and results.has_color(app))
     if output is not None:
         write_file(output, text)
     else:

@@ -7,7 +7,6 @@ probe guest that tests the accelerator. That comes last, when everything else is
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,6 @@ from liveupdate.cli.output import check_report, log
 from liveupdate.cli.view import show_steps
 from liveupdate.core.errors import BuildError, PlanError, ScenarioError
 from liveupdate.core.paths import results_dir, scenarios_dir
-from liveupdate.core.steps import Steps
 from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import KIB
 from liveupdate.faults.base import DEFAULT
@@ -274,8 +272,7 @@ def build_missing(app: App, purpose: str, names: Sequence[str]) -> None:
         ) from error
     if app.verbosity >= 0:
         log(f"liveupdate: {purpose} needs {listed}, not built yet: building now")
-    steps = Steps()
-    with show_steps(steps, app, os.environ):
+    with show_steps(app) as steps:
         catalogue.build(names, steps=steps)
 
 

@@ -54,7 +54,11 @@ def judge_directory(path: Path, required: frozenset[str]) -> Outcome:
     :raises EvidenceError: this is no run directory, or its plan cannot be used.
     """
     record = RunDir.open(path)
-    plan = record.load_plan()
+    return judge_record(record, record.load_plan(), required)
+
+
+def judge_record(record: RunDir, plan: Plan, required: frozenset[str]) -> Outcome:
+    """Judge what a run has stored, and what it could not store."""
     evidence = record.load_evidence()
     verdict = apply_required(judge(plan, evidence), required)
     return Outcome(plan=plan, evidence=evidence, verdict=verdict, run_dir=record.path)
@@ -112,9 +116,13 @@ def store_reports(outcome: Outcome) -> Outcome:
 
 def show(outcome: Outcome, app: App, *, as_json: bool) -> int:
     """Print the result and return the exit status."""
-    color = wants_color(app.color, os.environ, is_tty=sys.stdout.isatty())
-    say(render(outcome, "json") if as_json else render(outcome, "text", color=color))
+    say(render(outcome, "json") if as_json else render(outcome, "text", color=has_color(app)))
     return ExitCode(outcome.verdict.exit_code)
+
+
+def has_color(app: App) -> bool:
+    """Whether what goes to stdout is coloured."""
+    return wants_color(app.color, os.environ, is_tty=sys.stdout.isatty())
 
 
 def explain_failure(outcome: Outcome, argv: Iterable[str], console: Iterable[str] = ()) -> None:

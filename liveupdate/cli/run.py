@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,12 +63,10 @@ def carry_out(
     """Run the plan under the view; return the outcome and the console's last lines."""
     from liveupdate.cli.results import Outcome, store_reports
     from liveupdate.cli.view import show_steps
-    from liveupdate.core.steps import Steps
     from liveupdate.judging.require import apply_required
     from liveupdate.run import runner
 
-    steps = Steps()
-    with show_steps(steps, app, os.environ):
+    with show_steps(app) as steps:
         steps.note("accelerator", accel=prepared.plan.machine.accel, reason=prepared.accel_reason)
         done = runner.run(
             prepared.plan,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,15 +44,13 @@ def log_in(app: App, prepared: Prepared, directory: Path, command: str | None) -
 
     from liveupdate.cli.view import show_steps
     from liveupdate.core.deadline import Deadline
-    from liveupdate.core.steps import Steps
     from liveupdate.images.catalogue import make_kit
     from liveupdate.run.bringup import make_host
 
     plan = prepared.plan
     host = make_host(plan, secrets.token_hex(3), directory, make_kit(plan.images))
-    steps = Steps()
     with host:
-        with show_steps(steps, app, os.environ), steps.step("boot"):
+        with show_steps(app) as steps, steps.step("boot"):
             deadline = Deadline.after(plan.timeouts.boot_s, "sshd on the host under update")
             ssh = host.ssh(deadline)
         with ssh:

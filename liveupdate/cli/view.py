@@ -6,6 +6,7 @@ Both write to stderr only. Must not know what the steps mean.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -124,12 +125,13 @@ class LiveView:
 
 
 @contextmanager
-def show_steps(steps: Steps, app: App, env: Mapping[str, str]) -> Iterator[None]:
-    """Show ``steps`` on stderr while the block runs: a moving display on a terminal, else lines."""
+def show_steps(app: App, env: Mapping[str, str] = os.environ) -> Iterator[Steps]:
+    """Yield steps, and show them on stderr: a moving display on a terminal, else lines."""
+    steps = Steps()
     is_tty = sys.stderr.isatty()
     if app.verbosity < 0 or not wants_live(env, is_tty=is_tty):
         steps.subscribe(PlainView(app.verbosity))
-        yield
+        yield steps
         return
     from rich.console import Console
 
@@ -137,4 +139,4 @@ def show_steps(steps: Steps, app: App, env: Mapping[str, str]) -> Iterator[None]
     view = LiveView(Console(stderr=True, no_color=not color, highlight=False))
     steps.subscribe(view)
     with view.live:
-        yield
+        yield steps

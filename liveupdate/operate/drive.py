@@ -23,9 +23,7 @@ from liveupdate.core.errors import (
     OutcomeUnknown,
     RemoteError,
 )
-from liveupdate.core.steps import Steps
 from liveupdate.evidence.files import StoreError
-from liveupdate.judging.judge import judge
 from liveupdate.model.codec import CodecError
 from liveupdate.model.verdict import ExitCode, Outcome, Verdict
 from liveupdate.operate.held import HeldHop, control_boot_id
@@ -86,13 +84,12 @@ class Driver:
 
     journal: Wal
     host: HostSide
-    steps: Steps
     #: tells the operator something that matters
     say: Callable[[str], None]
     #: asked before each step
     may: Callable[[Step], bool]
-    #: called by the judge step: stores reports, gives what the update came to
-    conclude: Callable[[Verdict], Verdict]
+    #: called by the judge step: judges, stores reports, gives what the update came to
+    conclude: Callable[[], Verdict]
     #: how long a host may be unreachable
     patience_s: float = 120.0
     _losses: int = 0
@@ -121,6 +118,22 @@ class Driver:
             else:
                 self._walk(BY_NAME[move.step], view)
 
+    def reset_host(self) -> None:
+        """Reset the host by its power command, at the operator's request: its memory is lost.
+
+        :raises LaunchError: the power command failed; nothing was changed.
+        """
+        self.journal.append("note", text="the operator resets the host")
+        self.say("resetting the host: guests that are still frozen in its memory are lost")
+        try:
+            self.host.power_reset()
+        except DeadlineExceeded as error:
+            raise LaunchError(f"the power command does not end: {error}") from error
+
+    def close(self) -> None:
+        """Disconnect; the host stays locked."""
+        self.host.close()
+
     # --- one step
 
     def _walk(self, step: Step, view: HostView) -> None:
@@ -131,7 +144,7 @@ class Driver:
         if step.name == NO_RETURN:
             self.say(NO_RETURN_TEXT)
         try:
-            with self.steps.step(step.name):
+            with self.host.steps.step(step.name):
                 facts = self._do(step.name, view)
         except (WrongHostKey, HostLocked, StoreError):
             raise
@@ -203,8 +216,7 @@ class Driver:
 
     def _judge(self) -> Mapping[str, object]:
         self.host.record.close()
-        verdict = judge(self.host.plan, self.host.record.load_evidence())
-        verdict = self.conclude(verdict)
+        verdict = self.conclude()
         return {
             "outcome": outcome_of(self.journal.state.path, verdict),
             "exit_code": int(verdict.exit_code),
@@ -293,16 +305,3 @@ class Driver:
             exit_code=state.exit_code if state.exit_code is not None else int(ExitCode.ERROR),
             why=str(last.data.get("why", "")) or state.why,
         )
-
-
-def reset_host(journal: Wal, host: HostSide, say: Callable[[str], None]) -> None:
-    """Reset the host by its power command, at the operator's request: its memory is lost.
-
-    :raises LaunchError: the power command failed; nothing was changed.
-    """
-    journal.append("note", text="the operator resets the host")
-    say("resetting the host: guests that are still frozen in its memory are lost")
-    try:
-        host.power_reset()
-    except DeadlineExceeded as error:
-        raise LaunchError(f"the power command does not end: {error}") from error

@@ -25,7 +25,7 @@ from liveupdate.model.plan import KernelImage, Plan
 from liveupdate.model.scenario import Budget, Observation, Timeouts
 from liveupdate.model.verdict import Outcome, Verdict
 from liveupdate.operate.bundle import make_bundle, unpack
-from liveupdate.operate.drive import Driver, Ended, Refused, StepFailed, Stopped, reset_host
+from liveupdate.operate.drive import Driver, Ended, Refused, StepFailed, Stopped
 from liveupdate.operate.hostside import HostSide
 from liveupdate.operate.plan import plan_update
 from liveupdate.operate.preflight import Local
@@ -127,19 +127,14 @@ class Bench:
             driver = Driver(
                 journal=wal,
                 host=side,
-                steps=steps,
                 say=self.said.append,
                 may=may,
-                conclude=self._conclude,
+                conclude=lambda: judge(self.plan, record.load_evidence()),
                 patience_s=patience_s,
             )
             if reset:
-                reset_host(wal, side, self.said.append)
+                driver.reset_host()
             return driver.run(verb)
-
-    def _conclude(self, verdict: Verdict) -> Verdict:
-        self.verdict = verdict
-        return verdict
 
     @property
     def journal(self) -> list[str]:

@@ -73,9 +73,8 @@ def test_live_view_scrolls_what_ended_and_keeps_what_runs() -> None:
 def test_without_a_terminal_lines_go_to_stderr(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps = Steps()
     assert not sys.stderr.isatty()
-    with show_steps(steps, App(), {"TERM": "xterm"}):
+    with show_steps(App(), {"TERM": "xterm"}) as steps:
         walk(steps)
     captured = capsys.readouterr()
     assert captured.out == ""
