@@ -24,30 +24,27 @@ from liveupdate.model.verdict import ExitCode
 
 COMPLETION_VARIABLE = "_LIVEUPDATE_COMPLETE"
 
-#: verb: (module:command, one line of help); in the order of --help
+#: verb: (module of this room:command, one line of help); in the order of --help
 VERBS = {
-    "setup": ("liveupdate.cli.setup:setup", "Install what is needed and build the images."),
-    "doctor": ("liveupdate.cli.doctor:doctor", "Check this machine and list what is missing."),
-    "run": ("liveupdate.cli.run:run", "Update a host under its guests; judge the result."),
-    "matrix": ("liveupdate.cli.matrix:matrix", "Compare mechanisms over guest sizes."),
-    "plan": ("liveupdate.cli.plan:plan", "Show what a run would do; change nothing."),
-    "apply": ("liveupdate.cli.apply:apply", "Update the kernel of a host whose guests matter."),
-    "status": ("liveupdate.cli.apply:status", "Show how far an update of a host has got."),
-    "resume": ("liveupdate.cli.apply:resume", "Continue an interrupted update."),
-    "abort": ("liveupdate.cli.apply:abort", "Roll an update back before it jumps."),
-    "guests": ("liveupdate.cli.guests:guests", "List and start the guests of a host."),
-    "judge": ("liveupdate.cli.judge:judge", "Judge a run directory again; needs no machine."),
-    "report": ("liveupdate.cli.judge:report", "Report on a run directory in another format."),
-    "images": ("liveupdate.cli.images:images", "Build, list and trim kernels and root disks."),
-    "faults": ("liveupdate.cli.faults:faults", "List the faults a run can inject."),
-    "schema": ("liveupdate.cli.schema:schema", "Print a JSON Schema, such as an editor needs."),
-    "ps": (
-        "liveupdate.cli.machines:ps",
-        "List the machines that liveupdate started and that still run.",
-    ),
-    "gc": ("liveupdate.cli.machines:gc", "End machines whose run is gone; remove their files."),
-    "shell": ("liveupdate.cli.shell:shell", "Boot a host under update and log in."),
-    "completion": ("liveupdate.cli.completion:completion", "Print a shell's completion script."),
+    "setup": ("setup:setup", "Install what is needed and build the images."),
+    "doctor": ("doctor:doctor", "Check this machine and list what is missing."),
+    "run": ("run:run", "Update a host under its guests; judge the result."),
+    "matrix": ("matrix:matrix", "Compare mechanisms over guest sizes."),
+    "plan": ("plan:plan", "Show what a run would do; change nothing."),
+    "apply": ("apply:apply", "Update the kernel of a host whose guests matter."),
+    "status": ("apply:status", "Show how far an update of a host has got."),
+    "resume": ("apply:resume", "Continue an interrupted update."),
+    "abort": ("apply:abort", "Roll an update back before it jumps."),
+    "guests": ("guests:guests", "List and start the guests of a host."),
+    "judge": ("judge:judge", "Judge a run directory again; needs no machine."),
+    "report": ("judge:report", "Report on a run directory in another format."),
+    "images": ("images:images", "Build, list and trim kernels and root disks."),
+    "faults": ("faults:faults", "List the faults a run can inject."),
+    "schema": ("schema:schema", "Print a JSON Schema, such as an editor needs."),
+    "ps": ("machines:ps", "List the machines that liveupdate started and that still run."),
+    "gc": ("machines:gc", "End machines whose run is gone; remove their files."),
+    "shell": ("shell:shell", "Boot a host under update and log in."),
+    "completion": ("completion:completion", "Print a shell's completion script."),
 }
 
 
@@ -81,7 +78,7 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         module, _, name = VERBS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), name)
+        command = getattr(importlib.import_module(f"liveupdate.cli.{module}"), name)
         if not isinstance(command, click.Command):
             raise TypeError(f"{VERBS[cmd_name][0]} is not a command")
         return command

@@ -96,7 +96,7 @@ def apply(
     from liveupdate.core.paths import results_dir
     from liveupdate.evidence import RunDir
     from liveupdate.images.catalogue import read_kernel
-    from liveupdate.model.scenario import Budget, Observation, Timeouts
+    from liveupdate.model.scenario import Budget, Observation
     from liveupdate.operate.plan import plan_update
     from liveupdate.operate.preflight import check, refusals
     from liveupdate.operate.wal import Wal
@@ -128,7 +128,6 @@ def apply(
         host_key=place.machine.host_key,
         key=place.machine.key,
         observe=Observation(before_s=observe_s, after_s=observe_s, memory=digests),
-        timeouts=Timeouts(),
         budget=Budget(blackout_s=blackout_s),
     )
     if not as_json:

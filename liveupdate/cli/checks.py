@@ -128,26 +128,21 @@ def ask_qemu(deadline: Deadline) -> tuple[str, frozenset[str], bool]:
                     {"type": "full", "model": {"name": "max"}},
                     deadline,
                 )
-    props = _dig(model, "model", "props")
-    names = {item.get("name") for item in types if isinstance(item, dict)} if isinstance(
-        types, list
-    ) else set()  # fmt: skip
-    has_svm = isinstance(props, dict) and props.get("svm") is True and props.get("npt") is True
-    return _version(greeting), frozenset(map(str, names)), has_svm
-
-
-def _dig(value: object, *keys: str) -> object:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+    names = {str(item.get("name")) for item in types} if isinstance(types, list) else set()
+    match model:
+        case {"model": {"props": {"svm": True, "npt": True}}}:
+            has_svm = True
+        case _:
+            has_svm = False
+    return _version(greeting), frozenset(names), has_svm
 
 
 def _version(greeting: Mapping[str, object]) -> str:
     """Version of QEMU in what :meth:`Qmp.connect` returns."""
-    found = greeting.get("qemu")
-    if not isinstance(found, dict):
-        return "unknown version"
-    return ".".join(str(found.get(part, "?")) for part in ("major", "minor", "micro"))
+    match greeting:
+        case {"qemu": {"major": major, "minor": minor, "micro": micro}}:
+            return f"{major}.{minor}.{micro}"
+    return "unknown version"
 
 
 def check_accel() -> Finding:

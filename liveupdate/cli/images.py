@@ -11,6 +11,10 @@ import click
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option
 from liveupdate.cli.output import say, say_json
+from liveupdate.cli.view import show_steps
+from liveupdate.core.errors import ScenarioError
+from liveupdate.core.units import format_size
+from liveupdate.images import catalogue
 from liveupdate.model.verdict import ExitCode
 
 
@@ -31,10 +35,6 @@ def images() -> None:
 @common
 def build(app: App, *, names: tuple[str, ...], tests: bool, kernel_tree: Path | None) -> int:
     """Build the images that are not in the cache, and print their paths."""
-    from liveupdate.cli.view import show_steps
-    from liveupdate.core.errors import ScenarioError
-    from liveupdate.images import catalogue
-
     if kernel_tree is not None and not (kernel_tree / "Kbuild").is_file():
         raise ScenarioError(f"'{kernel_tree}' is no kernel source tree", where="--kernel-tree")
     which = [*names, *([] if names else catalogue.DEFAULT), *(catalogue.TESTS if tests else ())]
@@ -50,9 +50,6 @@ def build(app: App, *, names: tuple[str, ...], tests: bool, kernel_tree: Path | 
 @common
 def list_images(app: App, *, as_json: bool) -> int:
     """List the cache; `*` marks the images that a run would use now."""
-    from liveupdate.core.units import format_size
-    from liveupdate.images import catalogue
-
     found = catalogue.listing()
     if as_json:
         say_json(
@@ -91,9 +88,6 @@ def list_images(app: App, *, as_json: bool) -> int:
 @common
 def gc(app: App, *, days: float | None, everything: bool, as_json: bool) -> int:
     """Remove images that no run has used for a while; current ones stay."""
-    from liveupdate.core.units import format_size
-    from liveupdate.images import catalogue
-
     keep = catalogue.KEEP_DAYS if days is None else days
     done = catalogue.gc(keep_days=keep, everything=everything)
     if as_json:

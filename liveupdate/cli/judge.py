@@ -28,12 +28,12 @@ def judge(app: App, *, run_dir: Path, as_json: bool, junit: Path | None, ktap: P
 
     from liveupdate.cli import results
     from liveupdate.cli.output import check_report
-    from liveupdate.operate.bundle import is_bundle, unpack
+    from liveupdate.operate.bundle import unpack
 
     for path in filter(None, (junit, ktap)):
         check_report(path)
     with tempfile.TemporaryDirectory(prefix="liveupdate-") as scratch:
-        if is_bundle(run_dir):
+        if run_dir.is_file():
             run_dir = unpack(run_dir, Path(scratch))
         outcome = results.judge_directory(run_dir, results.required_checks())
         results.write_reports(outcome, junit, ktap)

@@ -11,13 +11,11 @@ import click
 
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option
-from liveupdate.cli.output import say, write_file
+from liveupdate.cli.output import say
 from liveupdate.core.errors import ScenarioError
-from liveupdate.model.verdict import ExitCode
 
 if TYPE_CHECKING:
     from liveupdate.planning.matrix import Cell, Row
-    from liveupdate.report.matrix import Mechanisms
 
 
 def _listed(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -95,7 +93,7 @@ def matrix(
     An interrupted matrix continues where it stopped. Writes matrix.json, matrix.md and plots
     beside the runs.
     """
-    from liveupdate.cli.matrix_jobs import Runs, summarise
+    from liveupdate.cli.matrix_jobs import Runs, describe, exit_code, summarise, write_products
     from liveupdate.planning import matrix as cells
     from liveupdate.report import matrix as report
     from liveupdate.scenario.load import set_override
@@ -167,37 +165,3 @@ def _find_kernels(wanted: str | None) -> tuple[str, ...]:
     if not found:
         raise ScenarioError("an empty list", where="--next-kernels")
     return tuple("" if item == "built" else str(Path(item).absolute()) for item in found)
-
-
-def describe(names: Iterable[str]) -> Mechanisms:
-    """Return what is known of mechanisms without a run; their kernel code is counted now."""
-    from liveupdate.core.paths import guest_images_dir
-    from liveupdate.images.codelines import count_lines
-    from liveupdate.planning.mechanisms import MECHANISMS
-    from liveupdate.report.matrix import Mechanism
-
-    found = {}
-    for name in names:
-        traits = MECHANISMS[name].traits
-        lines = count_lines(guest_images_dir(), traits.kernel_code) if traits.kernel_code else 0
-        found[name] = Mechanism(traits=traits, code_lines=lines)
-    return found
-
-
-def write_products(rows: Sequence[Row], known: Mechanisms, results: Path) -> None:
-    """Write table, document and plots; after each run: a matrix takes hours."""
-    from liveupdate.report import matrix as report
-    from liveupdate.report.matrix_svg import render_plots
-
-    write_file(results / "matrix.json", report.render_json(rows, known))
-    write_file(results / "matrix.md", report.render_table(rows, known))
-    for name, text in render_plots(rows).items():
-        write_file(results / name, text)
-
-
-def exit_code(rows: Sequence[Row]) -> ExitCode:
-    """Return the worst that any cell came to; a cell without a run is an error."""
-    outcomes = {outcome for row in rows for outcome, _ in row.runs}
-    if "ERROR" in outcomes or any(not row.runs for row in rows):
-        return ExitCode.ERROR
-    return ExitCode.FAIL if "FAIL" in outcomes else ExitCode.PASS

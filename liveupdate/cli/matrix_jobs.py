@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runs of a matrix: one after the other in this process, or several at a time as children."""
+"""The runs of a matrix, in this process or as children, and what is written of them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from liveupdate.cli import prepare_run, run
 from liveupdate.cli.app import App
 from liveupdate.cli.options import ScenarioArgs
-from liveupdate.cli.output import log
+from liveupdate.cli.output import last_lines, log, write_file
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, PlanError, ScenarioError
+from liveupdate.core.paths import guest_images_dir
+from liveupdate.images.codelines import count_lines
 from liveupdate.model import slots
 from liveupdate.model.verdict import ExitCode
 from liveupdate.planning import matrix
 from liveupdate.planning.matrix import Cell, Document, Row, is_observed
+from liveupdate.planning.mechanisms import MECHANISMS
+from liveupdate.report import matrix as matrix_report
+from liveupdate.report.matrix import Mechanism, Mechanisms
+from liveupdate.report.matrix_svg import render_plots
 from liveupdate.scenario.load import Override
 
 #: a child keeps to its scenario's own deadlines, whose sum is not known here
@@ -44,7 +50,7 @@ _ENV_KEPT = (
 class _Job:
     cell: Cell
     child: proc.Child
-    log: IO[bytes]
+    log: BinaryIO
     ends: float
 
 
@@ -185,9 +191,7 @@ def _collect(job: _Job) -> str:
     if job.child.returncode in (ExitCode.PASS, ExitCode.FAIL, ExitCode.SKIP):
         return ""
     job.log.flush()
-    size = job.log.seek(0, os.SEEK_END)
-    job.log.seek(max(0, size - _LOG_BYTES))
-    lines = job.log.read().decode("utf-8", "replace").splitlines()
+    lines = last_lines(job.log, _LOG_BYTES)
     said = [line.partition("error: ")[2] for line in lines if "liveupdate: error: " in line]
     return said[-1] if said else f"exit status {job.child.returncode}, see {job.log.name}"
 
@@ -215,3 +219,29 @@ def read_results(directory: Path) -> list[tuple[str, Document]]:
             continue
         found.append((str(path.parent), document))
     return found
+
+
+def describe(names: Iterable[str]) -> Mechanisms:
+    """Return what is known of mechanisms without a run; their kernel code is counted now."""
+    found = {}
+    for name in names:
+        traits = MECHANISMS[name].traits
+        lines = count_lines(guest_images_dir(), traits.kernel_code) if traits.kernel_code else 0
+        found[name] = Mechanism(traits=traits, code_lines=lines)
+    return found
+
+
+def write_products(rows: Sequence[Row], known: Mechanisms, results: Path) -> None:
+    """Write table, document and plots; after each run: a matrix takes hours."""
+    write_file(results / "matrix.json", matrix_report.render_json(rows, known))
+    write_file(results / "matrix.md", matrix_report.render_table(rows, known))
+    for name, text in render_plots(rows).items():
+        write_file(results / name, text)
+
+
+def exit_code(rows: Sequence[Row]) -> ExitCode:
+    """Return the worst that any cell came to; a cell without a run is an error."""
+    outcomes = {outcome for row in rows for outcome, _ in row.runs}
+    if "ERROR" in outcomes or any(not row.runs for row in rows):
+        return ExitCode.ERROR
+    return ExitCode.FAIL if "FAIL" in outcomes else ExitCode.PASS

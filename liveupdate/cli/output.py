@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from liveupdate.core.atomic_write import atomic_write
 from liveupdate.core.errors import LiveUpdateError, ScenarioError
@@ -79,6 +80,16 @@ def check_report(path: Path) -> None:
     parent = path.absolute().parent
     if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ScenarioError("cannot be written there", where=str(path))
+
+
+def last_lines(file: BinaryIO, limit: int) -> list[str]:
+    """Return the lines in the last ``limit`` bytes of an open file.
+
+    :raises OSError: it cannot be read.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - limit))
+    return file.read().decode(errors="replace").splitlines()
 
 
 def write_file(path: Path, text: str) -> None:

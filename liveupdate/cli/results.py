@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from liveupdate.cli.app import App
-from liveupdate.cli.output import log, one_line, printable, say, wants_color, write_file
+from liveupdate.cli.output import last_lines, log, one_line, printable, say, wants_color, write_file
 from liveupdate.evidence import RunDir, StoreError
 from liveupdate.judging.judge import judge
 from liveupdate.judging.require import VARIABLE, apply_required, parse_required
@@ -147,12 +147,9 @@ def last_console_lines(run_dir: Path, count: int = CONSOLE_LINES) -> tuple[str, 
     for path in reversed(boots):
         try:
             with path.open("rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - 16384))
-                lines = file.read().decode(errors="replace").splitlines()
+                kept = [line.rstrip() for line in last_lines(file, 16384) if line.strip()]
         except OSError:
             continue
-        kept = [line.rstrip() for line in lines if line.strip()]
         if kept:
             return tuple(kept[-count:])
     return ()

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +13,6 @@ from liveupdate.cli.app import App
 from liveupdate.cli.options import ScenarioArgs, common, scenario_options
 from liveupdate.cli.output import log
 from liveupdate.model.verdict import ExitCode
-
-if TYPE_CHECKING:
-    from liveupdate.cli.prepare_run import Prepared
 
 #: opening a session on a host whose agent has already answered
 LOGIN_S = 30.0
@@ -31,29 +28,21 @@ def shell(app: App, *, scenario_args: ScenarioArgs, command: str | None) -> int:
     The exit status is that of the remote shell or command, as with ssh.
     """
     from liveupdate.cli.prepare_run import prepare
-
-    with tempfile.TemporaryDirectory(prefix="liveupdate-shell-") as directory:
-        prepared = prepare(app, scenario_args, Path(directory))
-        log(f"liveupdate: accelerator {prepared.plan.machine.accel}: {prepared.accel_reason}")
-        return log_in(app, prepared, Path(directory), command)
-
-
-def log_in(app: App, prepared: Prepared, directory: Path, command: str | None) -> int:
-    """Boot in ``directory``, connect the terminal, and return the remote status."""
-    import secrets
-
     from liveupdate.cli.view import show_steps
     from liveupdate.core.deadline import Deadline
     from liveupdate.images.catalogue import make_kit
     from liveupdate.run.bringup import make_host
 
-    plan = prepared.plan
-    host = make_host(plan, secrets.token_hex(3), directory, make_kit(plan.images))
-    with host:
-        with show_steps(app) as steps, steps.step("boot"):
-            deadline = Deadline.after(plan.timeouts.boot_s, "sshd on the host under update")
-            ssh = host.ssh(deadline)
-        with ssh:
-            opening = Deadline.after(LOGIN_S, "a session on the host under update")
-            status = ssh.shell(opening, ("sh", "-c", command) if command else ())
+    with tempfile.TemporaryDirectory(prefix="liveupdate-shell-") as name:
+        directory = Path(name)
+        prepared = prepare(app, scenario_args, directory)
+        plan = prepared.plan
+        log(f"liveupdate: accelerator {plan.machine.accel}: {prepared.accel_reason}")
+        with make_host(plan, secrets.token_hex(3), directory, make_kit(plan.images)) as host:
+            with show_steps(app) as steps, steps.step("boot"):
+                deadline = Deadline.after(plan.timeouts.boot_s, "sshd on the host under update")
+                ssh = host.ssh(deadline)
+            with ssh:
+                opening = Deadline.after(LOGIN_S, "a session on the host under update")
+                status = ssh.shell(opening, ("sh", "-c", command) if command else ())
     return ExitCode.ERROR if status == 255 else status

@@ -38,22 +38,12 @@ class Bundle:
     files: int
 
 
-def bundle_path(run_dir: Path) -> Path:
-    """Return the path of a run's bundle: beside the run directory."""
-    return run_dir.with_name(run_dir.name + SUFFIX)
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether a path is a bundle and not a run directory."""
-    return path.is_file()
-
-
 def make_bundle(run_dir: Path) -> Bundle:
     """Write the bundle of a run directory beside it.
 
     :raises StoreError: it cannot be written, or a file cannot be read.
     """
-    path = bundle_path(run_dir)
+    path = run_dir.with_name(run_dir.name + SUFFIX)
     try:
         names = sorted(
             each.relative_to(run_dir).as_posix()

@@ -11,7 +11,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from liveupdate.formats import tickpage
+from liveupdate.model import codec
 from liveupdate.model.evidence import AgentPing, Tick, Watched
 from liveupdate.transport.agent_link import AgentEvent
 
@@ -58,14 +61,9 @@ def _take(
     row: dict[str, object], offset: int, number: int, told: HostRecord, looked: list[Watched]
 ) -> None:
     if "watched" in row:
-        found = _object(row["watched"])
-        looked.append(
-            Watched(
-                began_ns=_integer(found["began_ns"]) + offset,
-                ended_ns=_integer(found["ended_ns"]) + offset,
-                longest_hole_ns=_integer(found["longest_hole_ns"]),
-            )
-        )
+        found = codec.decode(Watched, row["watched"])
+        began, ended = found.began_ns + offset, found.ended_ns + offset
+        looked.append(replace(found, began_ns=began, ended_ns=ended))
         return
     if "dropped" in row:
         told.lost += _integer(row["dropped"])

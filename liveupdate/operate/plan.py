@@ -12,7 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from liveupdate.model.plan import ImageSet, KernelImage, Plan
-from liveupdate.model.scenario import Budget, GuestSpec, HostSpec, Observation, Scenario, Timeouts
+from liveupdate.model.scenario import Budget, GuestSpec, Observation, Scenario, Timeouts
 from liveupdate.operate.preflight import Local
 from liveupdate.operate.survey import GuestFacts, Survey
 from liveupdate.planning.planner import MachineFacts, make_plan
@@ -29,8 +29,8 @@ def plan_update(
     host_key: Path,
     key: Path,
     observe: Observation,
-    timeouts: Timeouts,
     budget: Budget,
+    timeouts: Timeouts = Timeouts(),
 ) -> Plan:
     """Make the plan.
 
@@ -42,7 +42,6 @@ def plan_update(
         name=NAME,
         target=f"ssh:{place}",
         guests=tuple(_guest(guest) for _, guest in sorted(survey.guests.items())),
-        host=HostSpec(),
         observe=observe,
         timeouts=timeouts,
         budget=budget,

@@ -144,16 +144,11 @@ def _frame(title: str, height: float, body: Sequence[str]) -> str:
     return svg.picture(title, _WIDTH, height, "#222", [ground, heading, *body]) + "\n"
 
 
-#: name of a file beside the table: what is in it
-PLOTS = ("matrix-blackout.svg", "matrix-restore.svg", "matrix-allocate.svg")
-
-
 def render_plots(rows: Sequence[Row]) -> dict[str, str]:
     """Render the plots of a matrix, by file name."""
     whole = [row for row in rows if not row.cell.fragment]
-    drawn = (
-        render_bars(whole, "blackout"),
-        render_lines(whole, "restore"),
-        render_bars(rows, "allocate"),
-    )
-    return dict(zip(PLOTS, drawn, strict=True))
+    return {
+        "matrix-blackout.svg": render_bars(whole, "blackout"),
+        "matrix-restore.svg": render_lines(whole, "restore"),
+        "matrix-allocate.svg": render_bars(rows, "allocate"),
+    }

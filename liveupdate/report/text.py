@@ -63,14 +63,12 @@ def _say_run(plan: Plan, evidence: Evidence) -> str:
     return clean(f"{said}; {target}{start}, run {provenance.run_id}")
 
 
-def _wrap(text: str, margin: str, first: str | None = None) -> list[str]:
-    return textwrap.wrap(
-        text,
-        _WIDTH,
-        initial_indent=margin if first is None else first,
-        subsequent_indent=margin,
-        break_on_hyphens=False,
-    ) or [margin if first is None else first]
+def _wrap(text: str, margin: str, first: str = "") -> list[str]:
+    first = first or margin
+    lines = textwrap.wrap(
+        text, _WIDTH, initial_indent=first, subsequent_indent=margin, break_on_hyphens=False
+    )
+    return lines or [first]
 
 
 def _render_hop(plan: Plan, hop: HopEvidence, verdict: Verdict) -> Iterator[str]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from liveupdate.cli import matrix as verb
 from liveupdate.cli import matrix_jobs, prepare_run
 from liveupdate.cli import run as run_verb
 from liveupdate.cli.app import main
@@ -215,7 +214,7 @@ def test_what_cannot_be_measured_of_a_mechanism_is_said_with_a_reason(name: str)
     for trait in (traits.grows, traits.kernel_users, traits.userspace_users):
         assert trait.answer in ("yes", "no", "partly")
         assert len(trait.reason) > 10
-    assert verb.describe([name])[name].code_lines >= 0
+    assert matrix_jobs.describe([name])[name].code_lines >= 0
 
 
 def test_kernel_code_is_counted_without_comments_and_tests(tmp_path: Path) -> None:
