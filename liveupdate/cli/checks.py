@@ -128,7 +128,8 @@ def ask_qemu(deadline: Deadline) -> tuple[str, frozenset[str], bool]:
                     {"type": "full", "model": {"name": "max"}},
                     deadline,
                 )
-    names = {str(item.get("name")) for item in types} if isinstance(types, list) else set()
+    listed = types if isinstance(types, list) else []
+    names = {str(item.get("name")) for item in listed if isinstance(item, dict)}
     match model:
         case {"model": {"props": {"svm": True, "npt": True}}}:
             has_svm = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +12,6 @@ from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option
 from liveupdate.cli.output import say
 from liveupdate.core.errors import ScenarioError
-
-if TYPE_CHECKING:
-    from liveupdate.planning.matrix import Cell, Row
 
 
 def _listed(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -93,7 +89,7 @@ def matrix(
     An interrupted matrix continues where it stopped. Writes matrix.json, matrix.md and plots
     beside the runs.
     """
-    from liveupdate.cli.matrix_jobs import Runs, describe, exit_code, summarise, write_products
+    from liveupdate.cli.matrix_jobs import Runs, describe, exit_code
     from liveupdate.planning import matrix as cells
     from liveupdate.report import matrix as report
     from liveupdate.scenario.load import set_override
@@ -115,19 +111,10 @@ def matrix(
             raise ScenarioError("the matrix sets this key itself", where=each.option)
     results.mkdir(parents=True, exist_ok=True)
     wanted = {cell: (fragment_runs or runs) if cell.fragment else runs for cell in planned}
-    refused: dict[Cell, str] = {}
-
-    def show() -> list[Row]:
-        rows = [summarise(cell, results, refused.get(cell, "")) for cell in planned]
-        write_products(rows, known, results)
-        return rows
-
+    made = Runs(app=app, scenario=scenario, wanted=wanted, known=known, more=more, results=results)
     if not dry_run:
-        runs_of = Runs(
-            app=app, scenario=scenario, more=more, results=results, refused=refused, done=show
-        )
-        runs_of.make(wanted, jobs)
-    rows = show()
+        made.make(jobs)
+    rows = made.show()
     text = report.render_json(rows, known) if as_json else report.render_table(rows, known)
     say(text)
     return exit_code(rows)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,35 +56,44 @@ class _Job:
 
 @dataclass(slots=True, kw_only=True)
 class Runs:
-    """The runs of a matrix that are still to be made.
+    """The runs of a matrix: those that lie in ``results``, and those still to be made.
 
+    :ivar wanted: how many runs each cell must have.
+    :ivar known: what is known of its mechanisms without a run.
     :ivar more: what every cell sets in its scenario, beside its own.
-    :ivar refused: gets the reason for each cell of which a run could not be made.
-    :ivar done: called after each run.
     """
 
     app: App
     scenario: str | None
+    wanted: Mapping[Cell, int]
+    known: Mechanisms
     more: Sequence[Override]
     results: Path
-    refused: dict[Cell, str]
-    done: Callable[[], object]
+    #: why a run of a cell could not be made
+    _refused: dict[Cell, str] = field(default_factory=dict)
     _impossible: set[Cell] = field(default_factory=set)
 
-    def make(self, wanted: Mapping[Cell, int], jobs: int) -> None:
+    def show(self) -> list[Row]:
+        """Reduce what is on disk of each cell, and write table, document and plots of it."""
+        rows = [summarise(cell, self.results, self._refused.get(cell, "")) for cell in self.wanted]
+        write_file(self.results / "matrix.json", matrix_report.render_json(rows, self.known))
+        write_file(self.results / "matrix.md", matrix_report.render_table(rows, self.known))
+        for name, text in render_plots(rows).items():
+            write_file(self.results / name, text)
+        return rows
+
+    def make(self, jobs: int) -> None:
         """Make all missing runs, in rounds of one run for each cell.
 
         A disturbance of the machine then affects all cells alike, and an interrupted matrix has
         some results for each cell.
 
-        :param wanted: how many runs each cell must have.
         :param jobs: 1: in this process; more: so many children at a time.
         """
-        missing = {
-            cell: runs
-            - sum(is_observed(each) for _, each in read_results(self.results / cell.name))
-            for cell, runs in wanted.items()
-        }
+        missing = {}
+        for cell, runs in self.wanted.items():
+            found = read_results(self.results / cell.name)
+            missing[cell] = runs - sum(is_observed(document) for _, document in found)
         queue = [
             cell
             for number in range(max(missing.values(), default=0))
@@ -98,37 +107,31 @@ class Runs:
             if cell in self._impossible:
                 continue
             log(f"matrix: run {at} of {len(queue)}: {cell.name}")
-            is_possible, reason = True, ""
+            reason, is_possible = "", True
             try:
-                reason = self._make_here(cell)
-            except (PlanError, ScenarioError) as error:
-                is_possible, reason = False, str(error)
+                self._make_here(cell)
+            except LiveUpdateError as error:
+                reason, is_possible = str(error), not isinstance(error, PlanError | ScenarioError)
             self._end(cell, reason, is_possible=is_possible)
 
-    def _make_here(self, cell: Cell) -> str:
-        """Make one run of a cell in this process; return why it could not be made, or "".
-
-        :raises PlanError, ScenarioError: this combination cannot be, however often it is tried.
-        """
+    def _make_here(self, cell: Cell) -> None:
+        """Make one run of a cell in this process."""
         overrides = (*cell.overrides(), *self.more)
         scenario_args = ScenarioArgs(scenario=self.scenario, overrides=overrides)
-        try:
-            prepared = prepare_run.prepare(self.app, scenario_args, self.results / cell.name)
-            run.carry_out(self.app, prepared, frozenset())
-        except (PlanError, ScenarioError):
-            raise
-        except LiveUpdateError as error:
-            return str(error)
-        return ""
+        prepared = prepare_run.prepare(self.app, scenario_args, self.results / cell.name)
+        run.carry_out(self.app, prepared, frozenset())
 
     def _end(self, cell: Cell, reason: str, *, is_possible: bool) -> None:
-        """Note a run. ``is_possible``: this combination can be; the others may in any case."""
+        """Note a run, and show what there is: a matrix takes hours.
+
+        :param is_possible: this combination can be, if it is tried again.
+        """
         if reason:
-            self.refused[cell] = reason
+            self._refused[cell] = reason
             log(f"matrix: {cell.name}: {reason}")
         if not is_possible:
             self._impossible.add(cell)
-        self.done()
+        self.show()
 
     def _make_with_children(self, queue: Sequence[Cell], jobs: int) -> None:
         """Keep ``jobs`` children at work. They end with this process, however it ends."""
@@ -229,14 +232,6 @@ def describe(names: Iterable[str]) -> Mechanisms:
         lines = count_lines(guest_images_dir(), traits.kernel_code) if traits.kernel_code else 0
         found[name] = Mechanism(traits=traits, code_lines=lines)
     return found
-
-
-def write_products(rows: Sequence[Row], known: Mechanisms, results: Path) -> None:
-    """Write table, document and plots; after each run: a matrix takes hours."""
-    write_file(results / "matrix.json", matrix_report.render_json(rows, known))
-    write_file(results / "matrix.md", matrix_report.render_table(rows, known))
-    for name, text in render_plots(rows).items():
-        write_file(results / name, text)
 
 
 def exit_code(rows: Sequence[Row]) -> ExitCode:

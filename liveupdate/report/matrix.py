@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -80,6 +80,10 @@ def _group(cell: Cell) -> Cell:
     return replace(cell, mechanism="", fragment=0.0)
 
 
+def _by_group(rows: Iterable[Row]) -> dict[tuple[str, Cell], Row]:
+    return {(row.cell.mechanism, _group(row.cell)): row for row in rows}
+
+
 class _Table:
     """Rows of a matrix, by mechanism and group."""
 
@@ -87,14 +91,8 @@ class _Table:
         self.mechanisms = mechanisms
         self.names = tuple(dict.fromkeys(row.cell.mechanism for row in rows))
         self.groups = tuple(dict.fromkeys(_group(row.cell) for row in rows))
-        self._whole, self._spoilt = (
-            {
-                (row.cell.mechanism, _group(row.cell)): row
-                for row in rows
-                if bool(row.cell.fragment) is fragmented
-            }
-            for fragmented in (False, True)
-        )
+        self._whole = _by_group(row for row in rows if not row.cell.fragment)
+        self._spoilt = _by_group(row for row in rows if row.cell.fragment)
         self.notes = Notes()
 
     def lines(self) -> Iterator[list[str]]:
@@ -164,19 +162,14 @@ class _Table:
             for name in self.names:
                 rows = [self._whole[name, g] for g in groups if (name, g) in self._whole]
                 slope = fit_slope(rows, key)
-                line.append(
-                    _say_slope(slope, column.unit)
-                    if slope
-                    else self._empty("fewer than two sizes have this figure")
-                )
+                why = "fewer than two sizes have this figure"
+                line.append(_say_slope(slope, column.unit) if slope else self._empty(why))
             yield line
 
     def _trait(self, title: str, pick: Callable[[Traits], Trait]) -> list[str]:
-        line = [title, "any"]
-        for name in self.names:
-            trait = pick(self.mechanisms[name].traits)
-            line.append(f"{trait.answer} {self.notes.mark(f'{name}: {trait.reason}')}")
-        return line
+        traits = {name: pick(self.mechanisms[name].traits) for name in self.names}
+        notes = {name: self.notes.mark(f"{name}: {each.reason}") for name, each in traits.items()}
+        return [title, "any", *(f"{each.answer} {notes[name]}" for name, each in traits.items())]
 
 
 def _say_check(check: str, row: Row) -> str:

@@ -23,6 +23,7 @@ from liveupdate.report.common import (
 
 _WIDTH = 100
 _ID_WIDTH = 22
+_FRAMES = {"sent": "sent", "received": "received", "landed": "landed in the blackout"}
 
 
 def render_text(plan: Plan, evidence: Evidence, verdict: Verdict) -> str:
@@ -94,13 +95,11 @@ def _render_hop(plan: Plan, hop: HopEvidence, verdict: Verdict) -> Iterator[str]
 def _render_devices(hop: HopEvidence, verdict: Verdict) -> Iterator[str]:
     for device in hop.devices:
         labels = {"hop": str(hop.number), "device": device}
-        counts = {
-            name: metric.value
-            for name in ("sent", "received", "landed")
+        said = [
+            f"{metric.value:.0f} {what}"
+            for name, what in _FRAMES.items()
             for metric in find_metrics(verdict, f"frames.{name}", **labels)
-        }
-        landed = {"landed": "landed in the blackout"}
-        said = [f"{value:.0f} {landed.get(name, name)}" for name, value in counts.items()]
+        ]
         gap = [say_metric(metric) for metric in find_metrics(verdict, "gap.device", **labels)]
         facts = hop.devices[device].facts
         how = "left alone" if facts is None or facts.use is None else "DMA stopped"
