@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from msgspec import structs
@@ -36,8 +35,6 @@ from liveupdate.target import accel
 from liveupdate.target.base import find_entry
 
 QCOW2_MAGIC = b"QFI\xfb"
-Build = Callable[[str, Sequence[str]], None]
-"""Called with what needs images, for people, and the names of those that are missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +72,7 @@ def prepare(
     machine = machine_facts(scenario, directory)
     # a build takes minutes: errors that need no image are reported before it
     check_scenario(scenario)
-    images = find_images(scenario, None if dry else partial(build_missing, app))
+    images = find_images(scenario, None if dry else app)
     # all that can be refused is refused before the probe guest is started
     make_plan(scenario, images, machine)
     machine = find_target(scenario, machine)
@@ -212,10 +209,10 @@ def image_size(path: Path, where: str) -> int:
     return size
 
 
-def find_images(scenario: Scenario, build: Build | None = None) -> ImageSet:
+def find_images(scenario: Scenario, app: App | None = None) -> ImageSet:
     """Find the built images, with the user's own kernels in their place.
 
-    :param build: builds images that are missing; None: they are an error.
+    :param app: builds images that are missing, and shows it; None: they are an error.
     :raises PlanError: images have not been built, or a kernel of the user is not a kernel. This is
         no error of the scenario: while bisecting, a commit whose kernel did not build must be
         skipped.
@@ -231,12 +228,10 @@ def find_images(scenario: Scenario, build: Build | None = None) -> ImageSet:
                 place = scenario.origins.get(key, key)
                 raise PlanError(f"{place}: {error.message}", hint=error.hint) from error
     swapped = fault_kernels(scenario)
-    if build is not None:
-        needed = catalogue.needed(paths["kernel"], paths["next_kernel"])
-        build("a run", catalogue.find_missing(needed))
+    if app is not None:
+        build_missing(app, "a run", catalogue.needed(paths["kernel"], paths["next_kernel"]))
         if swapped:
-            names = tuple(dict.fromkeys(swapped.values()))
-            build(f"fault '{scenario.fault}'", catalogue.find_missing(names))
+            build_missing(app, f"fault '{scenario.fault}'", tuple(dict.fromkeys(swapped.values())))
     images = catalogue.resolve(paths["kernel"], paths["next_kernel"])
     kernels = {side: catalogue.find_kernel(name) for side, name in swapped.items()}
     return structs.replace(
@@ -258,12 +253,13 @@ def build_missing(app: App, purpose: str, names: Sequence[str]) -> None:
     """Build images and show it on stderr.
 
     :param purpose: what needs them, for people.
-    :param names: images that are not in the cache; none: nothing is to do.
+    :param names: images; those that are in the cache are left as they are.
     :raises BuildError: they cannot be built here.
     """
-    if not names:
+    missing = catalogue.find_missing(names)
+    if not missing:
         return
-    listed = ", ".join(names)
+    listed = ", ".join(missing)
     try:
         catalogue.need_compiler()
     except BuildError as error:
@@ -273,7 +269,7 @@ def build_missing(app: App, purpose: str, names: Sequence[str]) -> None:
     if app.verbosity >= 0:
         log(f"liveupdate: {purpose} needs {listed}, not built yet: building now")
     with show_steps(app) as steps:
-        catalogue.build(names, steps=steps)
+        catalogue.build(missing, steps=steps)
 
 
 def choose_accel(requested: str, images: ImageSet, *, use_cache: bool = True) -> tuple[str, str]:

@@ -201,7 +201,7 @@ class Driver:
             last = f"boot {found.boot_id[:8]}, {found.handover}"
             if found.boot_id != state.host_boot_id:
                 return found if found.restored or not found.recovered else None
-            return found if found.handover not in ("prepared",) else None
+            return found if found.handover != "prepared" else None
 
         try:
             view = wait_until(look, deadline, interval_s=_POLL_S, describe=lambda: last)

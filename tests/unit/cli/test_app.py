@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from liveupdate import __version__
 from liveupdate.cli import app as cli_app
 from liveupdate.cli import main, prepare_run
-from liveupdate.cli.app import VERBS, Verbs, for_bisect
+from liveupdate.cli.app import VERBS, App, Verbs, for_bisect
 from liveupdate.cli.output import one_line, wants_color, wants_live, write_file
 from liveupdate.cli.signals import Interrupted, handle_signals
 from liveupdate.core import errors
@@ -216,7 +216,7 @@ def test_faults_are_listed_with_what_they_must_come_to(
     assert "flip-bit" in capsys.readouterr().out
 
 
-def images_for(scenario: Scenario, build: prepare_run.Build | None = None) -> ImageSet:
+def images_for(scenario: Scenario, app: App | None = None) -> ImageSet:
     """Built images, with the kernel in place that a fault of kernels needs."""
     built = replace(
         IMAGES,
@@ -280,7 +280,7 @@ def test_expected_error_is_one_line_without_traceback(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(scenario: Scenario, build: prepare_run.Build | None) -> ImageSet:
+    def fail(scenario: Scenario, app: App | None) -> ImageSet:
         raise error
 
     monkeypatch.setattr(prepare_run, "find_images", fail)
@@ -295,7 +295,7 @@ def test_expected_error_is_one_line_without_traceback(
 def test_unexpected_error_is_a_traceback_and_three(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(scenario: Scenario, build: prepare_run.Build | None) -> ImageSet:
+    def fail(scenario: Scenario, app: App | None) -> ImageSet:
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(prepare_run, "find_images", fail)
@@ -311,7 +311,7 @@ def test_signal_unwinds_once_and_gives_its_status(
 ) -> None:
     cleaned = []
 
-    def wait(scenario: Scenario, build: prepare_run.Build | None) -> ImageSet:
+    def wait(scenario: Scenario, app: App | None) -> ImageSet:
         try:
             os.kill(os.getpid(), number)
             raise AssertionError("the signal came too late")
