@@ -275,20 +275,13 @@ class Driver:
         )
 
     def _end(self, view: HostView) -> None:
-        facts = next(
-            (
-                self.journal.state.facts[name]
-                for name in ("judge-lost", "judge-back", "judge")
-                if name in self.journal.state.done
-            ),
-            {},
-        )
-        begin = self.journal.state.begin or {}
-        if view.update and view.update == begin.get("update"):
+        state = self.journal.state
+        judged = [name for name in ("judge-lost", "judge-back", "judge") if name in state.done]
+        facts = state.facts[judged[0]] if judged else {}
+        if view.update and view.update == (state.begin or {}).get("update"):
             # connecting has taken it once more
             self._do("release", view)
-        code = facts.get("exit_code")
-        state, reason = self.journal.state, str(facts.get("reason", ""))
+        code, reason = facts.get("exit_code"), str(facts.get("reason", ""))
         self.journal.append(
             "end",
             outcome=str(facts.get("outcome", "unknown")),
