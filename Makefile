@@ -10,11 +10,13 @@ PYTEST	?=
 BASE	?=
 # one part of `make nightly`, such as PART=fleet; empty: all of them
 PART	?=
+# how many tests with the mark side_by_side run at a time (docs/testing.md)
+VM_JOBS	?= 1
 PY	:= $(VENV)/bin/python
 SHELLS	:= liveupdate/setup.sh .ci/run ci/lab-job.sh ci/examples/nightly.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check nightly lint unit component vm bench images tools kernel-check modules-check clean
+.PHONY: help setup run test check nightly lint unit component vm vm-shared vm-alone bench images tools kernel-check modules-check clean
 
 help: ## list all targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -28,7 +30,7 @@ run: setup ## set up, then take a guest through a kexec; RUN='...' gives argumen
 test: ## set up for tests, then lint and all tests but the nightly ones; 25 minutes on 2 CPUs
 	liveupdate/setup.sh --tests
 	$(MAKE) --no-print-directory check
-	$(PY) -m pytest -m 'vm and not nightly' $(PYTEST)
+	$(MAKE) --no-print-directory -j1 -k vm-shared vm-alone
 
 # Component tests mostly wait, and what they wait for has deadlines: what only computes lets them go first.
 check: tools ## lint, unit and component tests, in 3 minutes; needs no root, network or images
@@ -63,7 +65,18 @@ component: tools ## a local sshd, fake peers, a QEMU without a guest
 	$(PY) -m pytest -m component -n 4 --dist worksteal $(PYTEST)
 
 vm: tools images ## tests that boot hosts with guests
-	$(PY) -m pytest -m 'vm and not nightly' $(PYTEST)
+	$(MAKE) --no-print-directory -j1 -k vm-shared vm-alone
+
+# 5: no test was selected, such as by PYTEST='-k NAME'
+NONE_IS_FINE = $(if $(PYTEST),|| [ $$? -eq 5 ])
+
+# What these say does not depend on how busy the machine is.
+vm-shared:
+	$(PY) -m pytest -m 'vm and not nightly and side_by_side' -n $(VM_JOBS) --dist loadgroup $(PYTEST) $(NONE_IS_FINE)
+
+# Runs that must pass: clocks and silences of guests are measured in them.
+vm-alone:
+	$(PY) -m pytest -m 'vm and not nightly and not side_by_side' $(PYTEST) $(NONE_IS_FINE)
 
 bench: tools images ## measure the budgets and print their table; BASE=COMMIT: against that commit
 	$(PY) -m tests.bench $(if $(BASE),--base $(BASE))

@@ -15,6 +15,8 @@ from liveupdate.faults.base import Fault, Part
 from liveupdate.faults.table import FAULTS
 from tests.support.vm import cli, nightly
 
+pytestmark = pytest.mark.side_by_side
+
 #: a hang is only known by its deadline: shorter ones here than a user would want
 _HANGS = ("--set", "timeouts.jump=15s", "--set", "timeouts.incoming=10s")
 _SLOW = ("--set", "device.*.rate=200")

@@ -24,6 +24,8 @@ from liveupdate.run.bringup import make_host
 from liveupdate.transport.ssh import Ssh
 from tests.support.ktap import find_wrong
 
+pytestmark = pytest.mark.side_by_side
+
 BOOT_S = 90.0
 CALL_S = 30.0
 #: under TCG the guest takes 9 s

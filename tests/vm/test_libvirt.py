@@ -43,6 +43,7 @@ def test_the_same_scenario_passes_and_skips_nothing_more(tmp_path: Path) -> None
     assert judged.returncode == 0, judged.explain()
 
 
+@pytest.mark.side_by_side
 @pytest.mark.parametrize(
     "fault",
     [

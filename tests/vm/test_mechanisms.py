@@ -56,6 +56,7 @@ def test_guest_survives_three_hops(mechanism: str, tmp_path: Path) -> None:
     _assert_survived(cli.run(tmp_path, "--mechanism", mechanism, "--hops", "3"), mechanism)
 
 
+@pytest.mark.side_by_side
 @pytest.mark.parametrize(
     ("mechanism", "fault"),
     [

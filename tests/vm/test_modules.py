@@ -28,7 +28,11 @@ from liveupdate.run.bringup import make_host
 from liveupdate.scenario.load import Override
 from liveupdate.transport.ssh import Ssh
 from tests.support.ktap import find_wrong
+from tests.support.vm import nightly
 from tests.support.vm.moduletests import MEMORY, ROWS, Row
+
+#: in one process: they share the machine
+pytestmark = [pytest.mark.side_by_side, pytest.mark.xdist_group("modules")]
 
 CALL_S = 60.0
 BOOT_S = 90.0
@@ -151,6 +155,7 @@ def test_what_is_no_success_is_found(text: str) -> None:
     assert find_wrong(text)
 
 
+@nightly.part("modules")
 def test_modules_are_as_linux_wants_its_code() -> None:
     """``make modules-check``: checkpatch --strict, W=1 and sparse have nothing to say."""
     wrong = ""

@@ -90,6 +90,9 @@ def test_two_guests_and_hops_that_advance_the_generation_one_by_one(tmp_path: Pa
     assert "3" in said.check("handover.generation")["reason"]
 
 
+# in one process: each sweeps up what dead runs left, and two must not sweep the same
+@pytest.mark.xdist_group("killed")
+@pytest.mark.side_by_side
 @pytest.mark.parametrize("phase", ["bring-up", "brownout", "blackout", "observe-after"])
 def test_killed_tool_leaves_nothing(phase: str, tmp_path: Path) -> None:
     tool = subprocess.Popen(
@@ -131,6 +134,7 @@ def _run_id(results: Path) -> str:
     return os.readlink(results / "latest").partition("-")[2]
 
 
+@pytest.mark.side_by_side
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_takes_everything_down(number: signal.Signals, tmp_path: Path) -> None:
     tool = subprocess.Popen(

@@ -116,6 +116,7 @@ def test_every_kind_goes_on(tmp_path: Path) -> None:
     assert cli.machines_left(tmp_path) == []
 
 
+@pytest.mark.side_by_side
 def test_device_that_shares_its_group_is_refused(tmp_path: Path) -> None:
     said = cli.run(tmp_path, "vfio-continuous", "--set", "device.nic0.bdf=0000:00:1f.2")
     assert said.returncode == 3, said.explain()
@@ -123,7 +124,8 @@ def test_device_that_shares_its_group_is_refused(tmp_path: Path) -> None:
     assert cli.machines_left(tmp_path) == []
 
 
-@pytest.mark.parametrize("iommu", ["intel", "amd"])
+# with an Intel IOMMU, the fault guest-link-cut goes the same way by day
+@pytest.mark.parametrize("iommu", [pytest.param("intel", marks=nightly.part("devices")), "amd"])
 def test_guests_own_devices_are_used_again(iommu: str, tmp_path: Path) -> None:
     said = cli.run(tmp_path, "vfio-quiesce", "--set", f"iommu.kind={iommu}")
     assert said.returncode == 0, said.explain()

@@ -16,9 +16,10 @@ PARTS: Mapping[str, str] = MappingProxyType(
     {
         "faults": "the faults that `make test` leaves out",
         "mechanisms": "every mechanism through three hops, and with every fault on its region",
-        "devices": "DMA that continues hop after hop, and devices that stop behind an AMD IOMMU",
+        "devices": "DMA that continues hop after hop, and more ways of devices that stop",
         "apply": "updates with the cable out for a while or for good, a panic, more kills",
         "fleet": "a host that Ansible provisions twice, and rolls over three hosts",
+        "modules": "checkpatch, W=1 and sparse over the kernel modules, as `make modules-check`",
         "libvirt": "faults on a libvirt domain",
         "soak": "ten runs in a row, and one run of ten hops",
     }
