@@ -89,9 +89,9 @@ def list_images(app: App, *, as_json: bool) -> int:
 def gc(app: App, *, days: float | None, everything: bool, as_json: bool) -> int:
     """Remove images that no run has used for a while; current ones stay."""
     keep = catalogue.KEEP_DAYS if days is None else days
-    done = catalogue.gc(keep_days=keep, everything=everything)
+    removed, freed_bytes = catalogue.gc(keep_days=keep, everything=everything)
     if as_json:
-        say_json({"removed": done.removed, "freed_bytes": done.freed_bytes})
+        say_json({"removed": removed, "freed_bytes": freed_bytes})
     else:
-        say(f"removed {done.removed} images, {format_size(done.freed_bytes)}")
+        say(f"removed {removed} images, {format_size(freed_bytes)}")
     return ExitCode.PASS

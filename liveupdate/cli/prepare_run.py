@@ -279,10 +279,9 @@ def choose_accel(requested: str, images: ImageSet, *, use_cache: bool = True) ->
     :param use_cache: use the result of an earlier probe since this machine was booted.
     :raises PlanError: KVM was requested and does not work.
     """
-    chosen = accel.choose(
+    return accel.choose(
         requested,
         kernel=Path(images.guest_kernel),
         initrd=Path(images.guest_initrd),
         use_cache=use_cache,
     )
-    return chosen.accel, chosen.reason

@@ -46,14 +46,6 @@ class ImageInfo:
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collected:
-    """What :func:`gc` removed."""
-
-    removed: int
-    freed_bytes: int
-
-
 def open_cache() -> Cache:
     """Return the image cache of this user."""
     return Cache(paths.cache_dir() / "images")
@@ -285,10 +277,11 @@ def _describe(entry: Path) -> str:
     return ""
 
 
-def gc(*, keep_days: float = KEEP_DAYS, everything: bool = False) -> Collected:
+def gc(*, keep_days: float = KEEP_DAYS, everything: bool = False) -> tuple[int, int]:
     """Remove images that no run has used for ``keep_days``; current ones stay.
 
     :param everything: remove all, also current images and the kernel's build trees.
+    :return: how many were removed, and how many bytes that freed.
     """
     cache = open_cache()
     before = len(cache.entries())
@@ -302,4 +295,4 @@ def gc(*, keep_days: float = KEEP_DAYS, everything: bool = False) -> Collected:
             with cache.locked(lock):
                 freed += tree_bytes(tree)
                 shutil.rmtree(tree)
-    return Collected(removed=before - len(cache.entries()), freed_bytes=freed)
+    return before - len(cache.entries()), freed

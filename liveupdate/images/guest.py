@@ -26,11 +26,6 @@ def guest_inputs(guest_dir: Path, compiler: str) -> dict[str, str]:
     }
 
 
-def guest_argv(guest_dir: Path, objects: Path, python: str) -> tuple[str, ...]:
-    """Return the command that builds the payload and packs it."""
-    return ("make", "-C", str(guest_dir), f"O={objects}", f"PYTHON={python}")
-
-
 def build_guest(cache: Cache, guest_dir: Path, compiler: str, python: str, steps: Steps) -> Path:
     """Return the cache entry that holds :data:`IMAGE`.
 
@@ -41,7 +36,7 @@ def build_guest(cache: Cache, guest_dir: Path, compiler: str, python: str, steps
     def builder(scratch: Path) -> None:
         with steps.step("guest payload"):
             deadline = Deadline.after(BUILD_S, "the guest payload")
-            argv = guest_argv(guest_dir, scratch, python)
+            argv = ("make", "-C", str(guest_dir), f"O={scratch}", f"PYTHON={python}")
             run_tool(argv, deadline, "the guest payload does not build")
             for path in scratch.iterdir():
                 if path.name != IMAGE:

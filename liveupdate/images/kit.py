@@ -61,7 +61,9 @@ def build_kit(cache: Cache, images: ImageSet, python: Path | None) -> Path:
             AGENT_DIR, tree / "agent", ignore=shutil.ignore_patterns("__pycache__", "*.typed")
         )
         if python is not None:
-            compile_agent(tree / "agent", python)
+            argv, env = compile_argv(tree / "agent", python), {"PYTHONHOME": str(python)}
+            deadline = Deadline.after(60.0, "compilation of the agent")
+            run_tool(argv, deadline, "the agent does not compile", env=env, tree=False)
         for name, origin in (
             ("kernel-a", images.outgoing.path),
             ("kernel-b", images.incoming.path),
@@ -96,10 +98,3 @@ def compile_argv(agent: Path, python: Path) -> tuple[str, ...]:
         str(python / "bin/python3"), "-S", "-s", "-m", "compileall", "-q",
         "--invalidation-mode", "unchecked-hash", "-s", str(agent.parent), "-p", "/kit", str(agent),
     )  # fmt: skip
-
-
-def compile_agent(agent: Path, python: Path) -> None:
-    """Put ``__pycache__`` beside the agent's modules."""
-    deadline = Deadline.after(60.0, "compilation of the agent")
-    argv, env = compile_argv(agent, python), {"PYTHONHOME": str(python)}
-    run_tool(argv, deadline, "the agent does not compile", env=env, tree=False)

@@ -43,7 +43,7 @@ EXCLUDED = (
     "/usr/share/qemu/openbios-*", "/usr/share/qemu/u-boot*", "/usr/share/qemu/slof*",
     "/usr/share/qemu/skiboot*", "/usr/share/qemu/pxe-*", "/usr/share/qemu/palcode-*",
 )  # fmt: skip
-#: what the interpreter needs to run apart from its own tree, see kit.compile_agent
+#: what the interpreter needs to run apart from its own tree, see kit.compile_argv
 PYTHON_LIBRARIES = ("libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1")
 SSHD_CONFIG = """\
 # Only the pinned host key, only the pinned client key, and no look-ups that wait for a network.

@@ -40,7 +40,8 @@ class FrameSender:
         self._interval_ns = round(1e9 / rate)
         self._changed = threading.Condition()
         self._is_wanted = self._is_busy = self._is_left = False
-        self._number = 0
+        #: of the next frame to send
+        self.next_number = 0
         self._frames: list[FrameSent] = []
         self._thread = threading.Thread(target=self._run, name=f"frames-{name}", daemon=True)
 
@@ -67,12 +68,7 @@ class FrameSender:
             self._is_wanted = False
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._is_busy, timeout=2 * PATIENCE_S)
-        return self._number
-
-    @property
-    def next_number(self) -> int:
-        """The number of the next frame to send."""
-        return self._number
+        return self.next_number
 
     def take(self) -> tuple[FrameSent, ...]:
         """Return the frames that were sent since the last call."""
@@ -103,7 +99,7 @@ class FrameSender:
             ahead_ns = due_ns - time.monotonic_ns()
             if ahead_ns > 0:
                 time.sleep(ahead_ns / 1e9)
-            number = self._number
+            number = self.next_number
             frame = self._build(number)
             if number in self.lost:
                 sent_ns: int | None = time.monotonic_ns()
@@ -112,5 +108,5 @@ class FrameSender:
                 patience_s = 0.0 if sent_ns is None else PATIENCE_S
             with self._changed:
                 self._frames.append(FrameSent(number, due_ns, sent_ns))
-                self._number = number + 1
+                self.next_number = number + 1
             due_ns += self._interval_ns

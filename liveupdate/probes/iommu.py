@@ -96,11 +96,13 @@ class IommuWatcher:
         self._trace = TraceFile(monitor, trace)
         self._machine: Machine | None = None
         self._targets: list[_Target] = []
+        #: as they were found
+        self.devices: tuple[WatchedDevice, ...] = ()
         self._functions: frozenset[str] = frozenset()
         #: what was sampled; complete after :meth:`close`
         self.seen = Harvest()
         self._stack = ExitStack()
-        self._sampler = Sampler("iommu", INTERVAL_S, self._sample)
+        self.sampler = Sampler("iommu", INTERVAL_S, self._sample)
         self._began_ns = 0
         self._cpu_ns = 0
         self._looked_ns = self._hole_ns = 0
@@ -125,17 +127,16 @@ class IommuWatcher:
                 bridges=tuple(each.bdf for each in found.bridges),
             )
             self._targets.append(_Target(device, found.address))
+        self.devices = tuple(target.device for target in self._targets)
         self._functions = frozenset(
-            address
-            for target in self._targets
-            for address in (target.device.function, *target.device.bridges)
+            address for device in self.devices for address in (device.function, *device.bridges)
         )
         # The trace first: it must cover the time in which tables are walked.
         self._stack.enter_context(self._trace)
         self._stack.callback(self._read_trace)
         seen = self._walk("before")
         self._began_ns = self._looked_ns = time.monotonic_ns()
-        self._stack.enter_context(self._sampler)
+        self._stack.enter_context(self.sampler)
         return seen
 
     def end(self) -> tuple[tuple[MappingFacts, ...], tuple[ConfigFacts, ...]]:
@@ -153,19 +154,9 @@ class IommuWatcher:
         return self._began_ns > 0
 
     @property
-    def devices(self) -> tuple[WatchedDevice, ...]:
-        """The devices as they were found."""
-        return tuple(target.device for target in self._targets)
-
-    @property
     def unit(self) -> str:
         """The kind of the DMA remapping unit, as scenarios name it."""
         return self._machine.unit.kind if self._machine is not None else "intel"
-
-    @property
-    def error(self) -> BaseException | None:
-        """The exception that ended the sampling early; None: none did."""
-        return self._sampler.error
 
     def sum_up(self) -> IommuWatch:
         """Say when and how often samples were taken; call it after :meth:`close`."""

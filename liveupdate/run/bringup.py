@@ -35,7 +35,7 @@ from liveupdate.run.testbed import GuestHandle, Testbed, field_of
 from liveupdate.target.base import Host, Order, find_entry
 from liveupdate.target.machines import Registry
 from liveupdate.target.qemu.host import QemuHost
-from liveupdate.target.warm import WarmState, WarmStateError, WarmStore, make_key
+from liveupdate.target.warm import WarmMeta, WarmStateError, WarmStore, make_key
 
 #: saved states together may take this much of the cache
 WARM_BYTES = 12 * GIB
@@ -201,7 +201,7 @@ def _start_warm(
     stack: ExitStack,
     kit: Path,
     store: WarmStore,
-    state: WarmState,
+    state: WarmMeta,
 ) -> Testbed:
     """Load a saved host, set the clocks and let the guests run.
 
@@ -214,8 +214,8 @@ def _start_warm(
             host.resume(Deadline.after(_CONT_S, "the loaded host to go on"))
             bed = _testbed(plan, host, record)
             bed.start = "warm"
-            bed.agent_pid = field_of(state.meta.facts, "agent_pid", int) or 0
-            bed.guest_qemu_version = field_of(state.meta.facts, "guest_qemu", str)
+            bed.agent_pid = field_of(state.facts, "agent_pid", int) or 0
+            bed.guest_qemu_version = field_of(state.facts, "guest_qemu", str)
             set_clock_and_nonce(bed)
             bed.call("cont_guests")
             mark = host.agent.mark()
@@ -227,7 +227,7 @@ def _start_warm(
             _check_ticks(bed)
     except LiveUpdateError as error:
         host.shutdown()
-        store.discard(state.meta.key)
+        store.discard(state.key)
         if isinstance(error, WarmStateError):
             raise
         raise WarmStateError(f"the loaded host does not work: {error}") from error

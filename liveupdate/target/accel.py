@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -37,14 +36,6 @@ _MAX_CACHE_BYTES = 64 * 1024
 _TCG = "TCG with +svm,+npt"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccelChoice:
-    """``accel`` is kvm or tcg; ``reason`` is one line for people and for the record."""
-
-    accel: str
-    reason: str
-
-
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
     """Result of the probe guest; ``error`` is "" when it ran."""
 
@@ -53,21 +44,22 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     key: str
 
 
-def decide(requested: str, kvm_error: str) -> AccelChoice:
+def decide(requested: str, kvm_error: str) -> tuple[str, str]:
     """Choose an accelerator from the request and the reason why KVM cannot be used ("" when it
     can).
 
+    :return: kvm or tcg, and the reason in one line for people and for the record.
     :raises PlanError: KVM was requested and does not work.
     """
     if requested not in ("auto", "kvm", "tcg"):
         raise PlanError(f"no accelerator '{requested}'", hint="one of auto, kvm, tcg")
     if requested == "tcg":
-        return AccelChoice(accel="tcg", reason="asked for")
+        return "tcg", "asked for"
     if not kvm_error:
-        return AccelChoice(accel="kvm", reason="a probe guest ran under KVM")
+        return "kvm", "a probe guest ran under KVM"
     if requested == "kvm":
         raise PlanError(f"KVM does not work here: {kvm_error}", hint="--accel auto falls back")
-    return AccelChoice(accel="tcg", reason=f"{_TCG}, for KVM does not work here: {kvm_error}")
+    return "tcg", f"{_TCG}, for KVM does not work here: {kvm_error}"
 
 
 def choose(
@@ -77,7 +69,7 @@ def choose(
     initrd: Path,
     qemu: str = "qemu-system-x86_64",
     use_cache: bool = True,
-) -> AccelChoice:
+) -> tuple[str, str]:
     """Choose the accelerator; probes at most once per boot of this host and QEMU.
 
     :param kernel: guest kernel; :param initrd: with the payload as its init.

@@ -76,14 +76,6 @@ class WarmMeta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WarmState:
-    """A state that was found."""
-
-    path: Path
-    meta: WarmMeta
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WarmFigures:
     """Sizes of what was saved, without holes."""
 
@@ -104,7 +96,7 @@ class WarmStore:
         """:param root: ``cache_dir() / "warm"``; made when needed."""
         self.root = root
 
-    def find(self, key: str) -> WarmState | None:
+    def find(self, key: str) -> WarmMeta | None:
         """Return the state with that key; one that cannot be read is removed."""
         path = self.root / key
         try:
@@ -118,7 +110,7 @@ class WarmStore:
             log.warning("warm state '%s' cannot be used: %s", key, error)
             self.discard(key)
             return None
-        return WarmState(path=path, meta=meta)
+        return meta
 
     def save(
         self, host: QemuHost, key: str, facts: Mapping[str, object], deadline: Deadline
@@ -160,16 +152,16 @@ class WarmStore:
             state_bytes=files[0].size_bytes, ram_bytes=sum(size for _at, size in files[1].segments)
         )
 
-    def load(self, host: QemuHost, state: WarmState, deadline: Deadline) -> None:
+    def load(self, host: QemuHost, state: WarmMeta, deadline: Deadline) -> None:
         """Start a machine from a state; ``host.resume()`` lets it run.
 
         :raises WarmStateError: it did not load and was removed. The caller shuts ``host`` down.
         """
         try:
             with self._locked(exclusive=False):
-                _read(host, state, deadline)
+                _read(host, self.root / state.key, state, deadline)
         except (OSError, KeyError, ValueError, LiveUpdateError) as error:
-            self.discard(state.meta.key)
+            self.discard(state.key)
             raise WarmStateError(f"the saved state did not load: {error}") from error
 
     def discard(self, key: str) -> None:
@@ -237,22 +229,22 @@ def _write(host: QemuHost, directory: Path, deadline: Deadline) -> tuple[FileMet
     return tuple(files)
 
 
-def _read(host: QemuHost, state: WarmState, deadline: Deadline) -> None:
-    meta, files = state.meta, {item.name: item for item in state.meta.files}
+def _read(host: QemuHost, path: Path, meta: WarmMeta, deadline: Deadline) -> None:
+    files = {item.name: item for item in meta.files}
     if meta.memory_bytes != host.spec.memory_bytes:
         raise ValueError(f"it has {meta.memory_bytes} bytes of RAM")
     host.prepare()
-    _load_sparse(state.path, files["ram"], host.ram_fd)
-    for path in host.disks.values():
-        with path.open("r+b") as disk:
-            _load_sparse(state.path, files[f"disk-{path.name}"], disk.fileno())
-    if _describe(state.path / "state") != files["state"]:
+    _load_sparse(path, files["ram"], host.ram_fd)
+    for target in host.disks.values():
+        with target.open("r+b") as disk:
+            _load_sparse(path, files[f"disk-{target.name}"], disk.fileno())
+    if _describe(path / "state") != files["state"]:
         raise ValueError("'state' is not as it was saved")
     # the newest are kept longest
-    os.utime(state.path)
+    os.utime(path)
     host.start(deadline, incoming=True)
     host.qmp.execute("migrate-set-capabilities", _CAPABILITIES, deadline)
-    host.qmp.execute("migrate-incoming", {"uri": f"file:{state.path / 'state'}"}, deadline)
+    host.qmp.execute("migrate-incoming", {"uri": f"file:{path / 'state'}"}, deadline)
     _wait_migrated(host.qmp, deadline)
 
 

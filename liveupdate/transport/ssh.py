@@ -153,7 +153,10 @@ class Ssh:
         :raises CommandFailed: with ``check``, on a status other than 0.
         """
         command = tuple(argv)
-        with self._channel(deadline) as channel, _cut_off(f"'{shlex.join(command)}'"):
+        with (
+            contextlib.closing(self._open(deadline)) as channel,
+            _cut_off(f"'{shlex.join(command)}'"),
+        ):
             _exec(channel, shlex.join(command), deadline)
             sender = memoryview(stdin)
             out, err = bytearray(), bytearray()
@@ -226,7 +229,10 @@ class Ssh:
         :return: exit status of the remote side, 255 when the connection was cut.
         """
         descriptor = sys.stdin.fileno()
-        with self._channel(deadline) as channel, _raw_terminal(descriptor) as is_terminal:
+        with (
+            contextlib.closing(self._open(deadline)) as channel,
+            _raw_terminal(descriptor) as is_terminal,
+        ):
             if is_terminal:
                 size = os.get_terminal_size(descriptor)
                 channel.get_pty(os.environ.get("TERM", "dumb"), *size)
@@ -242,14 +248,6 @@ class Ssh:
                 channel.invoke_shell()
             _converse(channel, descriptor)
             return channel.recv_exit_status() if channel.exit_status_ready() else 255
-
-    @contextlib.contextmanager
-    def _channel(self, deadline: Deadline) -> Iterator[paramiko.Channel]:
-        channel = self._open(deadline)
-        try:
-            yield channel
-        finally:
-            channel.close()
 
     def _open(self, deadline: Deadline) -> paramiko.Channel:
         try:

@@ -269,7 +269,7 @@ def test_a_saved_machine_loads_twice(
         finally:
             host.shutdown()
     state = store.find("k1")
-    assert state is not None and state.meta.facts == {"tick_gpa": 4096}
+    assert state is not None and state.facts == {"tick_gpa": 4096}
     assert list(root.iterdir()) == []
 
 
@@ -280,8 +280,8 @@ def test_one_changed_byte_does_not_load_and_is_thrown_away(
     save_one(files, root, tmp_path, store, "k1")
     state = store.find("k1")
     assert state is not None
-    (meta,) = (item for item in state.meta.files if item.name == name)
-    with (state.path / name).open("r+b") as file:
+    (meta,) = (item for item in state.files if item.name == name)
+    with (store.root / "k1" / name).open("r+b") as file:
         file.seek(meta.segments[0][0] + 3)
         byte = file.read(1)
         file.seek(-1, 1)
@@ -330,7 +330,7 @@ def meta_of(**changed: object) -> str:
 def test_meta_as_it_was_written_by_hand_is_a_state(store: WarmStore) -> None:
     write_meta(store, meta_of())
     state = store.find("k1")
-    assert state is not None and state.meta.facts == {"agent_pid": 7}
+    assert state is not None and state.facts == {"agent_pid": 7}
 
 
 @pytest.mark.parametrize(

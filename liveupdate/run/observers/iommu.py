@@ -86,8 +86,8 @@ class IommuObserver:
         watcher, self._watcher = self._watcher, None
         if watcher is None:
             return
-        if watcher.error is not None:
-            self._trouble("sampling ended", watcher.error)
+        if watcher.sampler.error is not None:
+            self._trouble("sampling ended", watcher.sampler.error)
         if not watcher.is_begun:
             return
         found, record = watcher.seen, self._bed.record

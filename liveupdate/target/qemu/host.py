@@ -68,9 +68,11 @@ class QemuHost(Entered):
         self._child: Process | None = None
         self._qmp: Monitor | None = None
         self._wire: Wire | None = None
-        self._feeds: dict[str, Wire] = {}
+        #: the links to the passed-through devices, by name
+        self.feeds: dict[str, Wire] = {}
         self._ram: PhysMem | None = None
-        self._ram_fd = -1
+        #: the memfd of the RAM
+        self.ram_fd = -1
         self._prepared: MachinePaths | None = None
         self._killed = False
 
@@ -87,11 +89,6 @@ class QemuHost(Entered):
         return there(self._wire)
 
     @property
-    def feeds(self) -> Mapping[str, Wire]:
-        """The links to the passed-through devices, by name."""
-        return self._feeds
-
-    @property
     def ram(self) -> PhysMem:
         """The machine's RAM. :raises StateError: the machine is not entered."""
         return there(self._ram)
@@ -105,11 +102,6 @@ class QemuHost(Entered):
     def pid(self) -> int:
         """Process id of QEMU. :raises StateError: the machine is not entered."""
         return there(self._child).pid
-
-    @property
-    def ram_fd(self) -> int:
-        """The memfd itself, for the warm start."""
-        return self._ram_fd
 
     def ssh(self, deadline: Deadline) -> Ssh:
         """Log in as root, with the pinned host key."""
@@ -197,7 +189,7 @@ class QemuHost(Entered):
                 if kind not in FED_KINDS:
                     continue
                 feed = Wire(paths.feed_ours(number), paths.feed_qemu(number))
-                self._feeds[name] = self._stack.enter_context(feed)
+                self.feeds[name] = self._stack.enter_context(feed)
             self._child = self._launch(paths, deadline, incoming=incoming)
             self._stack.callback(self._child.close)
             self._register()
@@ -247,7 +239,7 @@ class QemuHost(Entered):
             kit=self.order.kit,
             disks=disks,
             runtime_dir=runtime,
-            ram_fd=self._ram_fd,
+            ram_fd=self.ram_fd,
             namespaces=self.namespaces,
         )
         if len(os.fsencode(paths.console)) > SUN_PATH_BYTES:
@@ -290,14 +282,14 @@ class QemuHost(Entered):
         return Qmp(paths.qmp, watch=self.death)
 
     def _make_ram(self) -> None:
-        self._ram_fd = os.memfd_create(f"liveupdate-{self.run_id}", os.MFD_CLOEXEC)
-        self._stack.callback(os.close, self._ram_fd)
-        os.ftruncate(self._ram_fd, self.spec.memory_bytes)
+        self.ram_fd = os.memfd_create(f"liveupdate-{self.run_id}", os.MFD_CLOEXEC)
+        self._stack.callback(os.close, self.ram_fd)
+        os.ftruncate(self.ram_fd, self.spec.memory_bytes)
 
     def _map_ram(self, deadline: Deadline) -> PhysMem:
         """Map the RAM. :raises ValueError: the monitor does not say where it is."""
         ranges = parse_mtree(self.qmp.hmp("info mtree -f", deadline), self._ram_id)
-        return PhysMem(self._ram_fd, self.spec.memory_bytes, ranges)
+        return PhysMem(self.ram_fd, self.spec.memory_bytes, ranges)
 
     def _describe_end(self, code: int) -> str:
         return f"signal {-code}" if code < 0 else f"exit {code}"

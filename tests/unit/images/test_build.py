@@ -17,7 +17,6 @@ from liveupdate.images import (
     check,
     debianhost,
     ext4,
-    guest,
     kernel,
     kit,
     rootfs,
@@ -362,11 +361,6 @@ def test_packages_are_read_from_dpkgs_status() -> None:
 def test_init_is_static_and_warnings_are_errors() -> None:
     argv = rootfs.init_argv(Path("/src/init.c"), Path("/out"))
     assert {"-static", "-Wall", "-Werror"} <= set(argv)
-
-
-def test_guest_is_built_outside_its_sources() -> None:
-    argv = guest.guest_argv(Path("/g"), Path("/o"), "py")
-    assert argv == ("make", "-C", "/g", "O=/o", "PYTHON=py")
 
 
 def test_agent_is_compiled_by_the_rootfs_interpreter_for_its_place() -> None:

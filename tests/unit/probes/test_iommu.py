@@ -42,7 +42,7 @@ class Bench:
 
     def finish(self) -> tuple[Harvest, tuple[MappingFacts, ...]]:
         mappings, _ = self.watcher.end()
-        assert self.watcher.error is None
+        assert self.watcher.sampler.error is None
         return self.watcher.seen, mappings
 
 
@@ -161,17 +161,17 @@ def test_trace_is_read_to_its_end_and_others_devices_are_left_out(bench: Bench) 
 def test_garbled_trace_ends_the_sampling_visibly(bench: Bench) -> None:
     bench.watcher.begin()
     bench.monitor.log("vtd_dmar_enable enable maybe")
-    bench.see(lambda: bench.watcher.error)
-    assert isinstance(bench.watcher.error, QemuTraceError)
+    bench.see(lambda: bench.watcher.sampler.error)
+    assert isinstance(bench.watcher.sampler.error, QemuTraceError)
 
 
 def test_lost_monitor_ends_the_sampling_visibly(bench: Bench) -> None:
     bench.watcher.begin()
     bench.pass_samples()
     bench.monitor.is_lost = True
-    bench.see(lambda: bench.watcher.error)
+    bench.see(lambda: bench.watcher.sampler.error)
     bench.watcher.close()
-    assert isinstance(bench.watcher.error, LostMachine)
+    assert isinstance(bench.watcher.sampler.error, LostMachine)
 
 
 @pytest.mark.parametrize(

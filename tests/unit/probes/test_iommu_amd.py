@@ -66,7 +66,7 @@ def test_amd_unit_is_found_sampled_and_walked(tmp_path: Path) -> None:
     monitor.log("amdvi_control_status MMIO_STATUS state 0x0")
     time.sleep(0.1)
     (after,), _ = watcher.end()
-    assert watcher.error is None
+    assert watcher.sampler.error is None
     harvest = watcher.seen
     assert (watcher.unit, watcher.sum_up().unit) == ("amd", "amd")
     assert before.runs == after.runs
