@@ -93,20 +93,17 @@ def check_kernels(sources: Path, steps: Steps) -> None:
                 tree.apply(directory, series[:count])
                 check_style(name, directory / name, tree.src)
                 for variant in map(kernel.find_variant, STATES):
-                    config = kernel.load_fragments(directory, variant.fragments)
                     objects = tree.root / f"check-{variant.name}"
-                    objects.mkdir(exist_ok=True)
                     # Options of later patches are not there yet: unknown ones are only noted.
-                    builder.configure(variant, config, tree.src, objects, own=count < len(series))
+                    builder.configure(variant, tree.src, objects, own=count < len(series))
                     compile_touched(name, touched_files(text, tree.src), tree.src, objects)
         for variant in kernel.VARIANTS:
             for name in variant.patches:
                 check_headers(name, (directory / name).read_text())
             with steps.step(f"configure {variant.name}"):
-                tree, config = builder.prepare(variant)
+                tree = builder.prepare(variant)
                 objects = tree.root / f"check-{variant.name}"
-                objects.mkdir(exist_ok=True)
-                builder.configure(variant, config, tree.src, objects, own=False)
+                builder.configure(variant, tree.src, objects, own=False)
 
 
 def check_style(name: str, patch: Path, src: Path) -> None:

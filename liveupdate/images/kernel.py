@@ -159,13 +159,11 @@ class KernelBuilder:
 
             def builder(scratch: Path, inputs: Mapping[str, str] = inputs) -> None:
                 with self._cache.locked(TREE_LOCK, waiting=self._say_waiting):
-                    tree, config = self.prepare(variant)
+                    tree = self.prepare(variant)
                     # The tree is built as it is now; waiting for the lock may have taken long.
                     if inputs_of(self._dir, variant, compiler) != inputs:
                         raise SourcesChanged(inputs["name"])
-                    self._make(
-                        variant, config, tree.src, tree.objects, scratch, tree.origin(), own=False
-                    )
+                    self._make(variant, tree.src, tree.objects, scratch, tree.origin(), own=False)
 
             try:
                 return self._cache.build("kernel", inputs, builder, waiting=self._say_waiting)
@@ -193,8 +191,7 @@ class KernelBuilder:
             image = work / "out"
             shutil.rmtree(image, ignore_errors=True)
             image.mkdir()
-            config = load_fragments(self._dir, variant.fragments)
-            self._make(variant, config, tree, work / "o", image, f"kernel tree {tree}", own=True)
+            self._make(variant, tree, work / "o", image, f"kernel tree {tree}", own=True)
             inputs = {
                 "name": f"tree-{variant.name}",
                 "source": str(tree.resolve()),
@@ -212,19 +209,18 @@ class KernelBuilder:
             tree.prepare(pin, say=lambda text: self._steps.note(text))
         return tree
 
-    def prepare(self, variant: Variant) -> tuple[BuildTree, kconfig.Fragment]:
-        """Return the patched tree of a variant and its options; the caller holds the tree's lock.
+    def prepare(self, variant: Variant) -> BuildTree:
+        """Return the patched tree of a variant; the caller holds the tree's lock.
 
-        :raises BuildError: naming the patch or fragment that cannot be used.
+        :raises BuildError: naming the patch that cannot be used.
         """
         tree = self.open_tree(source.read_base(self._dir / "BASE"))
         tree.apply(self._dir, (*source.read_series(self._dir / "series"), *variant.patches))
-        return tree, load_fragments(self._dir, variant.fragments)
+        return tree
 
     def _make(
         self,
         variant: Variant,
-        config: kconfig.Fragment,
         src: Path,
         objects: Path,
         target: Path,
@@ -232,9 +228,8 @@ class KernelBuilder:
         *,
         own: bool,
     ) -> None:
-        objects.mkdir(exist_ok=True)
         with self._steps.step(f"kernel {variant.name}: configure"):
-            self.configure(variant, config, src, objects, own=own)
+            self.configure(variant, src, objects, own=own)
         with self._steps.step(f"kernel {variant.name}: compile"):
             self._compile(variant, src, objects)
         shutil.copyfile(objects / "arch/x86/boot/bzImage", target / "bzImage")
@@ -248,14 +243,14 @@ class KernelBuilder:
             raise BuildError(f"built '{image.release}', wanted a release in {variant.localversion}")
         write_image_json(target / "image.json", image, origin)
 
-    def configure(
-        self, variant: Variant, config: kconfig.Fragment, src: Path, objects: Path, *, own: bool
-    ) -> None:
-        """Write ``.config`` and check that every option survived.
+    def configure(self, variant: Variant, src: Path, objects: Path, *, own: bool) -> None:
+        """Make the directory of objects, write ``.config`` and check that every option survived.
 
         :param own: ``src`` is the user's: symbols it does not know are noted, unless essential.
         :raises BuildError: naming the options that were lost.
         """
+        config = load_fragments(self._dir, variant.fragments)
+        objects.mkdir(exist_ok=True)
         allconfig = objects / "liveupdate.config"
         allconfig.write_text(config.render())
         deadline = Deadline.after(CONFIG_S, "make allnoconfig")

@@ -20,7 +20,6 @@ from liveupdate.core.steps import Steps
 from liveupdate.images import kernel
 from liveupdate.images.cache import Cache, SourcesChanged, digest_of, tree_sha256
 from liveupdate.images.tool import JOBS, run_tool
-from liveupdate.images.tree import BuildTree
 
 KIND = "modules"
 #: the variants that modules are built for
@@ -87,11 +86,10 @@ class ModulesBuilder:
 
         :raises BuildError: it is not the tree of the kernel in ``kernel_entry``.
         """
-        tree, config = self._kernels.prepare(variant)
-        objects = objects_of(tree)
-        objects.mkdir(exist_ok=True)
+        tree = self._kernels.prepare(variant)
+        objects = tree.root / "m"
         with self._steps.step(f"kernel {variant.name}: prepare for modules"):
-            self._kernels.configure(variant, config, tree.src, objects, own=False)
+            self._kernels.configure(variant, tree.src, objects, own=False)
             argv = kernel.make_argv(tree.src, objects, variant.localversion, "modules_prepare")
             self._run(argv, PREPARE_S, "the kernel tree to be ready for modules")
         # The symbols that this kernel offers; modpost refuses a module that wants another.
@@ -144,11 +142,6 @@ class ModulesBuilder:
 
     def _say_waiting(self) -> None:
         self._steps.note("waiting for another build")
-
-
-def objects_of(tree: BuildTree) -> Path:
-    """Return where a tree has the objects that modules are built with."""
-    return tree.root / "m"
 
 
 def selftests_inputs(selftests_dir: Path, modules_dir: Path, compiler: str) -> dict[str, str]:

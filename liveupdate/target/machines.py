@@ -72,7 +72,6 @@ class Listed:
 
     machine: Machine
     state: MachineState
-    file: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +139,17 @@ class Registry:
 
     def list(self) -> tuple[Listed, ...]:
         """Return every readable record with its state."""
-        return tuple(self._each())
+        found = []
+        for path in sorted(self.root.glob(f"*{_SUFFIX}")):
+            try:
+                with path.open("rb") as file:
+                    machine = msgspec.json.decode(file.read(_MAX_RECORD_BYTES), type=Machine)
+            except (OSError, ValueError, RecursionError) as error:
+                log.warning("'%s' is not a record: %s", path, error)
+                continue
+            if path.name == f"{machine.run_id}{_SUFFIX}":
+                found.append(Listed(machine=machine, state=look_at(machine)))
+        return tuple(found)
 
     def sweep(self, deadline: Deadline, *, everything: bool = False) -> GcResult:
         """Kill orphans, and remove the files of dead machines.
@@ -174,17 +183,6 @@ class Registry:
 
     def _file(self, run_id: str) -> Path:
         return self.root / f"{run_id}{_SUFFIX}"
-
-    def _each(self) -> Iterator[Listed]:
-        for path in sorted(self.root.glob(f"*{_SUFFIX}")):
-            try:
-                with path.open("rb") as file:
-                    machine = msgspec.json.decode(file.read(_MAX_RECORD_BYTES), type=Machine)
-            except (OSError, ValueError, RecursionError) as error:
-                log.warning("'%s' is not a record: %s", path, error)
-                continue
-            if path.name == f"{machine.run_id}{_SUFFIX}":
-                yield Listed(machine=machine, state=look_at(machine), file=path)
 
     def _remove_traces(self, machine: Machine) -> None:
         directory = Path(machine.runtime_dir)

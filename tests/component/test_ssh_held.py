@@ -60,7 +60,7 @@ def test_a_console_that_is_gone_is_said_and_the_host_is_taken_all_the_same(
     assert said in console_trouble(machine)
     host = make_host(root, machine)
     with host:
-        assert not host.has_console and host.no_console
+        assert not host.has_console
         assert host.death() is None
 
 

@@ -459,7 +459,6 @@ class FakeHeld:
     #: as every host that is there already, it is not seen from outside
     outside = None
     has_console = False
-    no_console = "none"
     problems: tuple[str, ...] = ()
 
     def __init__(self, host: FakeHost, update: str, owner: str) -> None:

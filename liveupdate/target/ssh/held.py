@@ -7,6 +7,7 @@ needed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,8 +57,6 @@ class HeldHost(SshHost):
         super().__init__(machine, run_id=run_id, run_dir=run_dir, registry=registry)
         self._attach = {"id": update, "owner": owner}
         self._console_dir = console_dir or run_dir
-        #: why the console is not read; "": it is read
-        self.no_console = ""
 
     @property
     def has_console(self) -> bool:
@@ -70,15 +69,11 @@ class HeldHost(SshHost):
         self._connect_agent(runtime, deadline)
 
     def _try_console(self, runtime: Path) -> None:
-        if self.machine.console == ConsoleSpec():
-            self.no_console = NO_CONSOLE
-            return
-        try:
-            self._console = self._connect_console(
-                runtime, self._console_dir, _CONSOLE_S, booted=True
-            )
-        except (LiveUpdateError, OSError) as error:
-            self.no_console = str(error)
+        if self.machine.console != ConsoleSpec():
+            with contextlib.suppress(LiveUpdateError, OSError):
+                self._console = self._connect_console(
+                    runtime, self._console_dir, _CONSOLE_S, booted=True
+                )
 
     def death(self) -> Exception | None:
         """Return None also after a panic: the machine may come back and can be asked then."""

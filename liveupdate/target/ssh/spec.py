@@ -7,7 +7,7 @@ Every key and its meaning: docs/targets.md.
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from liveupdate.core.errors import ScenarioError
@@ -77,10 +77,7 @@ def read_description(path: Path) -> LabMachine:
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else str(error)
         raise fail(f"there is no machine description: {said}", "see docs/targets.md") from error
-    known = {
-        "address", "port", "user", "host_key", "key", "console", "power", "append", "disks",
-        "labgrid",
-    }  # fmt: skip
+    known = {field.name for field in fields(LabMachine)}
     if unknown := sorted(set(value) - known):
         raise fail(f"unknown key '{unknown[0]}'", f"known: {', '.join(sorted(known))}")
 
