@@ -5,7 +5,7 @@ Registers and configuration space are read through QEMU's monitor, tables throug
 :class:`IommuWatcher` walks everything before the freeze and after the resume. Between the two it
 samples what is cheap: registers, the entries of the watched devices, and whether any byte of their
 page tables changed. This module says nothing about what ought to be.
-:mod:`liveupdate.probes.iommu_units` has the differences between VT-d and AMD-Vi.
+:mod:`liveupdate.probes.qemu_machine` has the differences between VT-d and AMD-Vi.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ from liveupdate.model.iommu_samples import (
     WatchedDevice,
 )
 from liveupdate.probes.base import Sampler
-from liveupdate.probes.iommu_units import soon
-from liveupdate.probes.qemu_machine import Machine, TraceFile
+from liveupdate.probes.qemu_machine import Machine, TraceFile, soon
 from liveupdate.transport.monitor import Commands
 
 #: 80 Hz, for 50 to be left on a busy machine: a sample that comes late is not made up for

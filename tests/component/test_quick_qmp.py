@@ -15,8 +15,7 @@ from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import DeadlineExceeded, EvidenceError, LostMachine
 from liveupdate.formats.qemu_trace import RESET
-from liveupdate.probes.iommu_units import read_physical
-from liveupdate.probes.qemu_machine import Machine, TraceFile
+from liveupdate.probes.qemu_machine import Machine, TraceFile, read_physical
 from liveupdate.transport.monitor import QmpRefused
 from liveupdate.transport.quick_qmp import QuickQmp
 from tests.support.fake_peer import Peer, greeted, serve
