@@ -8,7 +8,7 @@ these offer (:mod:`liveupdate.planning.faults`). The judge never reads any of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -135,10 +135,10 @@ def errs(check: str, exit_code: int = 3) -> Expected:
 
 def fault(
     name: str, what: str, *, at: Moment, expect: Expected, needs: Iterable[Need] = ()
-) -> Callable[[Strike], Fault]:
+) -> Callable[[Strike | None], Fault]:
     """Decorate a function that strikes; it becomes a :class:`Fault`."""
 
-    def make(strike: Strike) -> Fault:
+    def make(strike: Strike | None) -> Fault:
         return Fault(
             name=name, what=what, at=at, expected=expect, needs=frozenset(needs), strike=strike
         )
@@ -150,14 +150,8 @@ def planned_fault(
     name: str, what: str, change: HopChange, *, expect: Expected, needs: Iterable[Need] = ()
 ) -> Fault:
     """Return a fault that changes the plan of the first hop."""
-    return Fault(
-        name=name,
-        what=what,
-        at=Moment.PLAN,
-        expected=expect,
-        needs=frozenset(needs),
-        change=change,
-    )
+    row = fault(name, what, at=Moment.PLAN, expect=expect, needs=needs)
+    return replace(row(None), change=change)
 
 
 def ask_agent(bed: Testbed, name: str, **details: object) -> None:

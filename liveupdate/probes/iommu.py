@@ -102,7 +102,8 @@ class IommuWatcher:
         self.seen = Harvest()
         self._stack = ExitStack()
         self.sampler = Sampler("iommu", INTERVAL_S, self._sample)
-        self._began_ns = 0
+        #: when sampling started; 0: it has not
+        self.began_ns = 0
         self._cpu_ns = 0
         self._looked_ns = self._hole_ns = 0
 
@@ -134,7 +135,7 @@ class IommuWatcher:
         self._stack.enter_context(self._trace)
         self._stack.callback(self._read_trace)
         seen = self._walk("before")
-        self._began_ns = self._looked_ns = time.monotonic_ns()
+        self.began_ns = self._looked_ns = time.monotonic_ns()
         self._stack.enter_context(self.sampler)
         return seen
 
@@ -148,11 +149,6 @@ class IommuWatcher:
         self._stack.close()
 
     @property
-    def is_begun(self) -> bool:
-        """Whether sampling has ever started."""
-        return self._began_ns > 0
-
-    @property
     def unit(self) -> str:
         """The kind of the DMA remapping unit, as scenarios name it."""
         return self._machine.unit.kind if self._machine is not None else "intel"
@@ -161,7 +157,7 @@ class IommuWatcher:
         """Say when and how often samples were taken; call it after :meth:`close`."""
         return IommuWatch(
             samples=len(self.seen.samples),
-            began_ns=self._began_ns,
+            began_ns=self.began_ns,
             ended_ns=self._looked_ns,
             longest_hole_ns=self._hole_ns,
             interval_ns=round(INTERVAL_S * 1e9),

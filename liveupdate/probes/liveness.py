@@ -163,7 +163,9 @@ class EchoWatcher:
         self._own_mac = own_mac
         self._lock = threading.Lock()
         self._seq = 0
-        self._sent: dict[str, dict[int, Echo]] = {guest: {} for guest in (*macs, *addresses)}
+        #: the guests that are asked
+        self.guests = (*macs, *addresses)
+        self._sent: dict[str, dict[int, Echo]] = {guest: {} for guest in self.guests}
         self._guest_of = {mac.lower(): guest for guest, mac in macs.items()}
         self._guest_at = {address: guest for guest, address in addresses.items()}
         self.sender = Sampler("echo-send", interval_s, self._send)
@@ -219,11 +221,6 @@ class EchoWatcher:
             asked = self._sent[guest].get(seq)
             if asked is not None and asked.received_ns is None:
                 self._sent[guest][seq] = replace(asked, received_ns=at_ns, boot=boot)
-
-    @property
-    def guests(self) -> tuple[str, ...]:
-        """The guests that are asked."""
-        return tuple(self._sent)
 
     def take(self, guest: str) -> tuple[Echo, ...]:
         """Return the requests to ``guest`` since the last call, answered or not."""

@@ -7,11 +7,12 @@ Must not know any concrete machine.
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import LiveUpdateError, StateError
@@ -93,7 +94,7 @@ class Host(Protocol):
         """Return why waiting for this machine is useless, or None."""
 
 
-class Entered:
+class Entered(ABC):
     """What hosts have in common: they are entered, have a console and an agent, and are left."""
 
     def __init__(self, *, run_id: str, run_dir: Path, registry: Registry) -> None:
@@ -118,8 +119,20 @@ class Entered:
         """The agent's channel. :raises StateError: the machine is not entered."""
         return there(self._agent)
 
+    def __enter__(self) -> Self:
+        try:
+            self._enter()
+        except BaseException:
+            self.shutdown()
+            raise
+        return self
+
     def __exit__(self, *_exc: object) -> None:
         self.shutdown()
+
+    @abstractmethod
+    def _enter(self) -> None:
+        """Start the machine, or take it, and connect; what was begun is left by the caller."""
 
     def shutdown(self) -> tuple[str, ...]:
         """Leave the machine and clean up; return all errors on the way. Idempotent."""
@@ -140,7 +153,7 @@ class Entered:
         self.problems += tuple(problems)
         return tuple(problems)
 
-    def _end(self, problems: list[str]) -> None:
+    def _end(self, problems: list[str]) -> None:  # noqa: B027
         """End the machine; nothing by default: it stays switched on."""
 
     def _make_runtime_dir(self) -> Path:

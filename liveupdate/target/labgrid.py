@@ -50,7 +50,8 @@ class Place:
         self.env = {name: text for name, text in os.environ.items() if name.startswith("LG_")}
         self._stack = ExitStack()
         self._said: queue.Queue[dict[str, object]] = queue.Queue()
-        self._lost: PlaceLost | None = None
+        #: why the place is no longer held, or None
+        self.lost: PlaceLost | None = None
         self._held = False
         self._leaving = False
 
@@ -59,18 +60,14 @@ class Place:
         """Command whose output is the console of the place."""
         return (sys.executable, "-m", _PEER, "console", self.coordinator, self.spec.place)
 
-    def lost(self) -> PlaceLost | None:
-        """Return why the place is no longer held, or None."""
-        return self._lost
-
     def reset(self, deadline: Deadline) -> None:
         """Cycle the power.
 
         :raises PlaceLost: the place is no longer held.
         :raises CommandFailed: labgrid failed.
         """
-        if self._lost is not None:
-            raise self._lost
+        if self.lost is not None:
+            raise self.lost
         argv = ("-x", self.coordinator, "-p", self.spec.place, "power", "cycle")
         proc.run((sys.executable, "-m", _CLIENT, *argv), deadline=deadline, env=self.env)
 
@@ -147,14 +144,14 @@ class Place:
                 continue
             held = held or said.get("event") == "held"
             if said.get("event") == "lost" and not self._leaving:
-                self._lost = PlaceLost(str(said.get("reason")))
+                self.lost = PlaceLost(str(said.get("reason")))
             self._said.put(said)
         size = os.fstat(log.fileno()).st_size
         tail = os.pread(log.fileno(), _TAIL_BYTES, max(0, size - _TAIL_BYTES))
         lines = tail.decode(errors="replace").strip().splitlines()
         reason = lines[-1] if lines else "it said nothing"
-        if held and not self._leaving and self._lost is None:
-            self._lost = PlaceLost(
+        if held and not self._leaving and self.lost is None:
+            self.lost = PlaceLost(
                 f"place '{self.spec.place}': its peer process has ended: {reason}"
             )
         self._said.put({"event": "ended", "reason": reason})
@@ -170,7 +167,7 @@ class Place:
             child.wait(deadline)
         except DeadlineExceeded:
             last = {"event": "late"}
-        if self._held and self._lost is None and last.get("event") != "released":
+        if self._held and self.lost is None and last.get("event") != "released":
             raise LaunchError(
                 f"place '{self.spec.place}' may not have been given back"
                 f" ({last.get('reason', last.get('event'))})",

@@ -10,7 +10,6 @@ events mean, except ``hello``.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import select
@@ -24,7 +23,7 @@ from typing import TypeVar
 
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LostMachine, OutcomeUnknown, RemoteError
-from liveupdate.transport.unix import Watch, check_watch, connect_unix
+from liveupdate.transport.unix import SocketReader, Watch, check_watch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -129,20 +128,19 @@ def parse_line(line: bytes) -> Reply | AgentEvent | Garbled | None:
             return Garbled(why="neither reply nor event", head=line[:80])
 
 
-class AgentLink:
-    """The connection, its reader thread, and what arrived. Safe to use from several threads."""
+class AgentLink(SocketReader):
+    """The connection, its reader thread, and what arrived. Safe to use from several threads.
+
+    It is to QEMU's end. That it is there says nothing about the agent: wait for ``hello`` for that.
+    """
 
     def __init__(self, path: Path, *, watch: Watch | None = None) -> None:
         """
         :param path: unix socket of the virtio-serial port.
         :param watch: asked while waiting; what it returns is raised (machine ended, panic).
         """
-        self.path = path
-        self._watch = watch
-        self._changed = threading.Condition()
+        super().__init__(path, watch)
         self._sending = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._thread: threading.Thread | None = None
         self._seq = 0
         #: calls under way: None until answered; an exception when a hello cut them off
         self._pending: dict[int, Reply | OutcomeUnknown | None] = {}
@@ -154,36 +152,11 @@ class AgentLink:
         #: lines not understood
         self.garbled_lines = 0
 
-    def __enter__(self) -> AgentLink:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-    def connect(self, deadline: Deadline) -> None:
-        """Connect to QEMU's end. This says nothing about the agent: wait for ``hello`` for that.
-
-        :raises LostMachine: what ``watch`` said, or the socket cannot be used.
-        :raises DeadlineExceeded: no process listens.
-        """
-        self._socket = connect_unix(self.path, deadline, self._watch)
-        self._socket.setblocking(False)
-        self._thread = threading.Thread(
-            target=self._read, args=(self._socket,), name="agent", daemon=True
-        )
-        self._thread.start()
-
     def close(self) -> None:
         """Disconnect; pending calls fail. Idempotent."""
         self._end("closed on this side")
         with self._sending:
-            link, self._socket = self._socket, None
-        if link is not None:
-            with contextlib.suppress(OSError):
-                link.shutdown(socket.SHUT_RDWR)
-            if self._thread is not None:
-                self._thread.join()
-            link.close()
+            super().close()
 
     # --- calls
 
@@ -286,10 +259,6 @@ class AgentLink:
 
     # --- inside
 
-    def _sleep(self, seconds: float) -> None:
-        with self._changed:
-            self._changed.wait(seconds)
-
     def _send(self, line: bytes, deadline: Deadline, name: str) -> None:
         """Write a whole line or raise; a dead guest stops reading at some point."""
         with self._sending:
@@ -303,7 +272,7 @@ class AgentLink:
                         f"the agent's channel ended; wanted '{name}'", how="no-answer"
                     )
                 try:
-                    data = data[link.send(data) :]
+                    data = data[link.send(data, socket.MSG_DONTWAIT) :]
                 except BlockingIOError:
                     select.select([], [link], [], min(0.05, deadline.remaining_s))
                 except OSError as error:
@@ -321,11 +290,8 @@ class AgentLink:
         why = "QEMU closed it"
         while True:
             try:
-                select.select([link], [], [])
                 data = link.recv(_READ_BYTES)
-            except BlockingIOError:
-                continue
-            except (OSError, ValueError) as error:
+            except OSError as error:
                 why = str(error)
                 break
             at_ns = time.monotonic_ns()

@@ -155,7 +155,8 @@ class Bridge:
                     if not data:
                         return True
                     far.sendall(data)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, ValueError) as error:
+                # ValueError: a file that was closed meanwhile
                 log.debug("bridge '%s': %s", self.path, error)
                 return False
         return True

@@ -9,10 +9,8 @@ Must not know why a kernel was started.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +21,7 @@ from typing import IO, TypeVar
 
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LostMachine
-from liveupdate.transport.unix import Watch, check_watch, connect_unix
+from liveupdate.transport.unix import SocketReader, Watch, check_watch
 
 T = TypeVar("T")
 
@@ -146,7 +144,7 @@ class _BootLogs:
         self._stack.close()
 
 
-class Console:
+class Console(SocketReader):
     """The reader thread and what it has read. Logs are complete once it is closed."""
 
     def __init__(
@@ -157,47 +155,15 @@ class Console:
         :param booted: as of :class:`LineSplitter`.
         :param watch: called while waiting; what it returns is raised.
         """
-        self.path = path
+        super().__init__(path, watch)
         self.run_dir = run_dir
-        self._watch = watch
         self._splitter = LineSplitter(booted=booted)
-        self._changed = threading.Condition()
         self._lines: deque[ConsoleLine] = deque(maxlen=_LINES_KEPT)
         self._count = 0
         self._boots: list[ConsoleLine] = []
         self._panic: ConsoleLine | None = None
         self._error: OSError | None = None
         self._ended = False
-        self._socket: socket.socket | None = None
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> Console:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-    def connect(self, deadline: Deadline) -> None:
-        """Connect and start to read.
-
-        :raises LostMachine: what ``watch`` said, or the socket cannot be used.
-        :raises DeadlineExceeded: no process listens.
-        """
-        self._socket = connect_unix(self.path, deadline, self._watch)
-        self._thread = threading.Thread(
-            target=self._read, args=(self._socket,), name="console", daemon=True
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop reading and complete the logs. Idempotent. See :attr:`write_error` afterwards."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            if self._thread is not None:
-                self._thread.join()
-            self._socket.close()
-            self._socket = None
 
     def drain(self, deadline: Deadline) -> None:
         """Read to the end of a console whose machine has ended.
@@ -293,10 +259,6 @@ class Console:
         return wait_until(
             probe, deadline, describe=lambda: (self.tail(1) or ("silence",))[0], sleep=self._sleep
         )
-
-    def _sleep(self, seconds: float) -> None:
-        with self._changed:
-            self._changed.wait(seconds)
 
     # --- the thread
 

@@ -89,7 +89,7 @@ class Qmp(Monitor):
         self._socket = connect_unix(self.path, deadline, self._watch)
         self._socket.setblocking(False)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run_loop, name="qmp", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
         try:
             self._call(self._connect(self._socket), deadline, "QMP greeting")
@@ -126,20 +126,17 @@ class Qmp(Monitor):
             )
         except ExecuteError as error:
             raise QmpRefused(command, error.error_class, str(error)) from error
-        except ExecInterruptedError as error:
+        except (ExecInterruptedError, StateError) as error:
             self._note_lost("the peer closed the connection")
             if command == "quit":
                 # QEMU may close before the answer is on the wire; it did what it was asked
                 return {}
+            if isinstance(error, StateError):
+                raise LostMachine(f"QMP is gone; wanted '{command}'", how="no-answer") from error
             raise OutcomeUnknown(
                 f"QMP ended while '{command}' was under way",
                 hint="check in QEMU whether it was carried out",
             ) from error
-        except StateError as error:
-            self._note_lost("the peer closed the connection")
-            if command == "quit":
-                return {}
-            raise LostMachine(f"QMP is gone; wanted '{command}'", how="no-answer") from error
         except QMPError as error:
             self._note_lost(f"nonsense from the peer: {error}")
             raise LostMachine(
@@ -162,6 +159,8 @@ class Qmp(Monitor):
                 )
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_GRACE_S)
+            if not self._thread.is_alive():
+                self._loop.close()
         self._loop = None
         if self._socket is not None:
             self._socket.close()
@@ -169,14 +168,6 @@ class Qmp(Monitor):
         self._note_lost("closed on this side")
 
     # --- the asyncio side
-
-    def _run_loop(self) -> None:
-        assert self._loop is not None
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.close()
 
     def _call(self, coroutine: Coroutine[object, object, T], deadline: Deadline, what: str) -> T:
         if self._loop is None:

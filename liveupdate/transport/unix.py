@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connecting to a unix socket that QEMU may not have made yet."""
+"""Unix sockets that QEMU may not have made yet, and reading one in a thread."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import LostMachine
@@ -42,3 +46,54 @@ def connect_unix(path: Path, deadline: Deadline, watch: Watch | None = None) -> 
         return link
 
     return wait_until(attempt, deadline, describe=lambda: f"no process listens on '{path}'")
+
+
+class SocketReader(ABC):
+    """A connection that a thread reads; others wait for what it has read.
+
+    A context manager that connects nothing by itself but always closes.
+    """
+
+    def __init__(self, path: Path, watch: Watch | None) -> None:
+        """:param watch: called while waiting; what it returns is raised (machine ended, panic)."""
+        self.path = path
+        self._watch = watch
+        #: guards what was read, and is notified of more
+        self._changed = threading.Condition()
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def connect(self, deadline: Deadline) -> None:
+        """Connect and start to read.
+
+        :raises LostMachine: what ``watch`` said, or the socket cannot be used.
+        :raises DeadlineExceeded: no process listens.
+        """
+        link = self._socket = connect_unix(self.path, deadline, self._watch)
+        name = type(self).__name__
+        self._thread = threading.Thread(target=self._read, args=(link,), name=name, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Disconnect and wait for the end of the thread. Idempotent."""
+        link, self._socket = self._socket, None
+        if link is not None:
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+            if self._thread is not None:
+                self._thread.join()
+            link.close()
+
+    @abstractmethod
+    def _read(self, link: socket.socket) -> None:
+        """Read to the end of the connection; runs in the thread."""
+
+    def _sleep(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait(seconds)

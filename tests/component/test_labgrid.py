@@ -168,7 +168,7 @@ def test_a_place_that_lets_us_in_is_used_and_left_to_its_holder(machine: Machine
     machine.lab.client("-p", PLACE, "acquire", who=labgrid.OTHER)
     machine.lab.client("-p", PLACE, "allow", "desk/me", who=labgrid.OTHER)
     with Place(machine.spec) as place:
-        assert place.lost() is None
+        assert place.lost is None
     assert machine.lab.holder(PLACE) == "far/somebody"
 
 
@@ -204,5 +204,5 @@ def test_a_coordinator_that_restarts_has_forgotten_the_lock(machine: Machine) ->
     with Place(machine.spec) as place:
         machine.lab.stop_coordinator()
         machine.lab.start_coordinator()
-        wait_until(lambda: place.lost() is not None, Deadline.after(30.0, "the loss to be seen"))
-        assert "it is free now" in str(place.lost())
+        wait_until(lambda: place.lost is not None, Deadline.after(30.0, "the loss to be seen"))
+        assert "it is free now" in str(place.lost)

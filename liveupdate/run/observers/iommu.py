@@ -69,7 +69,7 @@ class IommuObserver:
 
     def end(self) -> None:
         """Stop, and walk all tables again."""
-        if self._watcher is None or not self._watcher.is_begun:
+        if self._watcher is None or not self._watcher.began_ns:
             return
         try:
             mappings, configs = self._watcher.end()
@@ -88,7 +88,7 @@ class IommuObserver:
             return
         if watcher.sampler.error is not None:
             self._trouble("sampling ended", watcher.sampler.error)
-        if not watcher.is_begun:
+        if not watcher.began_ns:
             return
         found, record = watcher.seen, self._bed.record
         record.put(slots.DEVICES, watcher.devices, self._hop)

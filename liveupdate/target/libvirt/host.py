@@ -46,25 +46,21 @@ class DomainProcess:
         self._link = link
         self._pidfd = os.pidfd_open(pid)
         self.start_time = read_start_time(pid) or 0
-        self._ended = False
 
     @property
     def returncode(self) -> int | None:
         """0 once the process has ended; None while it runs."""
-        if not self._ended and self._is_over(0):
-            self._ended = True
-        return 0 if self._ended else None
+        return 0 if self._is_over(0) else None
 
     def wait(self, deadline: Deadline) -> int:
         """Wait until it ends. :raises DeadlineExceeded: it still runs."""
-        if not self._ended and not self._is_over(deadline.remaining_s):
+        if not self._is_over(deadline.remaining_s):
             raise deadline.exceeded(f"pid {self.pid} still runs")
-        self._ended = True
         return 0
 
     def crash(self) -> None:
         """Kill it without libvirt; for the fault tests."""
-        if not self._ended:
+        if self.returncode is None:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             self.wait(Deadline.after(_KILL_TIMEOUT_S, "QEMU to be killed"))
 
@@ -86,6 +82,9 @@ class DomainProcess:
             self._pidfd = -1
 
     def _is_over(self, timeout_s: float) -> bool:
+        if self._pidfd < 0:
+            # closed, which ends the process
+            return True
         poller = select.poll()
         poller.register(self._pidfd, select.POLLIN)
         return bool(poller.poll(timeout_s * 1000))

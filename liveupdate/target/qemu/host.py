@@ -164,15 +164,10 @@ class QemuHost(Entered):
 
     # --- lifetime
 
-    def __enter__(self) -> QemuHost:
+    def _enter(self) -> None:
         deadline = Deadline.after(LAUNCH_TIMEOUT_S, "QEMU to start")
-        try:
-            self.start(deadline)
-            self.resume(deadline)
-        except BaseException:
-            self.shutdown()
-            raise
-        return self
+        self.start(deadline)
+        self.resume(deadline)
 
     def start(self, deadline: Deadline, *, incoming: bool = False) -> None:
         """Start QEMU and connect everything; the machine stays paused until :meth:`resume`.

@@ -63,7 +63,7 @@ class HeldHost(SshHost):
         """Whether the console is being read."""
         return self._console is not None
 
-    def _enter(self, deadline: Deadline) -> None:
+    def _reach(self, deadline: Deadline) -> None:
         runtime = self._make_runtime_dir()
         self._try_console(runtime)
         self._connect_agent(runtime, deadline)

@@ -9,12 +9,12 @@ it stays switched on afterwards. Must not know what the machine is for.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import logging
 import os
 import socket
 import termios
-import threading
 import tty
 from collections.abc import Mapping
 from pathlib import Path
@@ -143,27 +143,22 @@ class SshHost(Entered):
         """
         if self._stopping:
             return None
-        if self._place is not None and self._place.lost() is not None:
-            return self._place.lost()
+        if self._place is not None and self._place.lost is not None:
+            return self._place.lost
         if self._refusal is not None:
             return self._refusal
         return self._console.death() if self._console else None
 
-    def __enter__(self) -> SshHost:
-        deadline = Deadline.after(_CONNECT_TIMEOUT_S + POWER_TIMEOUT_S, "the machine to be taken")
-        try:
-            self._enter(deadline)
-        except OSError as error:
-            self.shutdown()
-            raise LaunchError(f"the machine cannot be taken: {error}") from error
-        except BaseException:
-            self.shutdown()
-            raise
-        return self
-
     # --- inside
 
-    def _enter(self, deadline: Deadline) -> None:
+    def _enter(self) -> None:
+        deadline = Deadline.after(_CONNECT_TIMEOUT_S + POWER_TIMEOUT_S, "the machine to be taken")
+        try:
+            self._reach(deadline)
+        except OSError as error:
+            raise LaunchError(f"the machine cannot be taken: {error}") from error
+
+    def _reach(self, deadline: Deadline) -> None:
         self._take()
         if self.machine.labgrid is not None:
             self._place = self._stack.enter_context(Place(self.machine.labgrid))
@@ -286,37 +281,27 @@ class _OwningStream:
         self._owner.close()
 
 
-class _TtyStream:
+class _TtyStream(io.FileIO):
     """A serial device at 115200 baud, raw."""
 
     def __init__(self, device: str) -> None:
         """:raises OSError: it cannot be opened, or is no tty."""
-        self._fd = os.open(device, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        super().__init__(os.open(device, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC), "r+")
         try:
-            tty.setraw(self._fd)
-            attributes = termios.tcgetattr(self._fd)
+            tty.setraw(self.fileno())
+            attributes = termios.tcgetattr(self)
             attributes[4] = attributes[5] = termios.B115200
-            termios.tcsetattr(self._fd, termios.TCSANOW, attributes)
+            termios.tcsetattr(self, termios.TCSANOW, attributes)
         except (termios.error, OSError) as error:
-            os.close(self._fd)
+            self.close()
             raise OSError(f"'{device}' is no serial line: {error}") from error
-        self._lock = threading.Lock()
-
-    def fileno(self) -> int:
-        return self._fd
 
     def recv(self, size: int) -> bytes:
-        return os.read(self._fd, size)
+        return self.read(size)
 
     def sendall(self, data: bytes) -> None:
         while data:
-            data = data[os.write(self._fd, data) :]
-
-    def close(self) -> None:
-        with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            data = data[self.write(data) :]
 
 
 def _run_console(argv: tuple[str, ...], env: Mapping[str, str] | None = None) -> Stream:
