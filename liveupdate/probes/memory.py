@@ -82,8 +82,7 @@ class DigestJob:
         self.result: DigestPass | None = None
         self.error: Exception | None = None
         self._pages = pages
-        name = f"digest-{moment}-{guest}"
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"digest-{guest}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:

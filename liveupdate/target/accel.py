@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 #: what guest-images/guest/payload.c prints when `lu.probe` is on its command line
 PROBE_OK = "liveupdate-guest: probe ok"
+QEMU = "qemu-system-x86_64"
 #: under TCG, on a machine with four times too much to do, it comes up in four seconds
 PROBE_TIMEOUT_S = 10.0
 _MAX_CACHE_BYTES = 64 * 1024
-_TCG = "TCG with +svm,+npt"
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,16 +59,11 @@ def decide(requested: str, kvm_error: str) -> tuple[str, str]:
         return "kvm", "a probe guest ran under KVM"
     if requested == "kvm":
         raise PlanError(f"KVM does not work here: {kvm_error}", hint="--accel auto falls back")
-    return "tcg", f"{_TCG}, for KVM does not work here: {kvm_error}"
+    return "tcg", f"TCG with +svm,+npt, for KVM does not work here: {kvm_error}"
 
 
 def choose(
-    requested: str,
-    *,
-    kernel: Path,
-    initrd: Path,
-    qemu: str = "qemu-system-x86_64",
-    use_cache: bool = True,
+    requested: str, *, kernel: Path, initrd: Path, use_cache: bool = True
 ) -> tuple[str, str]:
     """Choose the accelerator; probes at most once per boot of this host and QEMU.
 
@@ -77,7 +72,7 @@ def choose(
     """
     if requested == "tcg":
         return decide(requested, "")
-    return decide(requested, find_kvm_error(kernel, initrd, qemu, use_cache=use_cache))
+    return decide(requested, find_kvm_error(kernel, initrd, QEMU, use_cache=use_cache))
 
 
 def find_kvm_error(kernel: Path, initrd: Path, qemu: str, *, use_cache: bool = True) -> str:

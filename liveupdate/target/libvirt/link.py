@@ -109,7 +109,8 @@ class Link:
         self._connection = connection
         self._domain: Any = None
         self._lock = threading.Lock()
-        self._lost: str | None = None
+        #: why the connection is gone, or None while it lives
+        self.lost: str | None = None
         #: how the domain stopped, as libvirt tells it
         self.stopped: str | None = None
         connection.registerCloseCallback(self._closed, None)
@@ -130,11 +131,6 @@ class Link:
                 f"no libvirt at '{uri}': {_say(error)}",
                 hint="start libvirtd, or name another one: --target libvirt:URI",
             ) from error
-
-    @property
-    def lost(self) -> str | None:
-        """Why the connection is gone, or None while it lives."""
-        return self._lost
 
     def create(self, xml: str, deadline: Deadline) -> str:
         """Start a transient domain, paused; return its UUID. It ends with this connection.
@@ -169,8 +165,8 @@ class Link:
         :raises LostMachine: the domain, or libvirtd, is gone.
         :raises OutcomeUnknown: it went away before it answered.
         """
-        if self._lost is not None:
-            raise LostMachine(f"libvirt is gone: {self._lost}; wanted {what}", how="no-answer")
+        if self.lost is not None:
+            raise LostMachine(f"libvirt is gone: {self.lost}; wanted {what}", how="no-answer")
         try:
             answer = bounded(
                 lambda: self._libvirt_qemu.qemuMonitorCommand(self._domain, command, 0),
@@ -225,7 +221,7 @@ class Link:
             connection, self._connection = self._connection, None
         if connection is None:
             return
-        self._note_lost("closed on this side")
+        self.lost = self.lost or "closed on this side"
         try:
             bounded(
                 connection.close,
@@ -237,10 +233,8 @@ class Link:
 
     def _closed(self, _connection: object, reason: int, _opaque: object) -> None:
         names = ("error", "end of file", "keepalive", "client")
-        self._note_lost(names[reason] if 0 <= reason < len(names) else str(reason))
-
-    def _note_lost(self, why: str) -> None:
-        self._lost = self._lost or why
+        why = names[reason] if 0 <= reason < len(names) else str(reason)
+        self.lost = self.lost or why
 
     def _lifecycle(self, _c: object, _d: object, event: int, detail: int, _o: object) -> None:
         if event == self._libvirt.VIR_DOMAIN_EVENT_STOPPED:
