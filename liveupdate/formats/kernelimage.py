@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bzImage says of itself: release, GNU build id, KHO/LUO ABI strings, its config.
+"""What a kernel image says of itself: release, GNU build id, KHO/LUO ABI strings, its config.
 
-Implements Documentation/arch/x86/boot.rst (setup header), the payload compressions that
-arch/x86/boot/compressed knows, and ELF notes (elf(5)). Works on bytes, so any kernel can be asked
-with no machine. Every length in the image is checked before it is used.
+Reads bzImage (Documentation/arch/x86/boot.rst) with every payload compression that
+arch/x86/boot/compressed knows, vmlinux (elf(5)) and arm64's Image
+(Documentation/arch/arm64/booting.rst), plain, compressed or as EFI zboot
+(drivers/firmware/efi/libstub/zboot-header.S). Works on bytes, so any kernel can be asked with no
+machine. Every length in the image is checked before it is used.
 """
 
 from __future__ import annotations
@@ -14,17 +16,45 @@ import lzma
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from liveupdate.formats import kconfig, lz4legacy
+import lz4.block
+
+from liveupdate.formats import kconfig
 
 #: No vmlinux comes near this; it bounds what a hostile image can make us allocate.
 MAX_VMLINUX_BYTES = 512 << 20
+_LIMIT = MAX_VMLINUX_BYTES + 1
 _SECTOR = 512
 _MAGIC = b"HdrS"
 _BUILD_ID_NOTE = struct.pack("<III4s", 4, 20, 3, b"GNU\0")
-_ABI = re.compile(rb"(?<![A-Za-z0-9_,.-])((?:kho|luo|memfd|memblock|reserve-mem)-v\d{1,3})\0")
+#: of a block of LZ4's legacy frame, doc/lz4_Frame_format.md of the LZ4 project
+_LZ4_MAGIC = b"\x02\x21\x4c\x18"
+LZ4_BLOCK_BYTES = 8 << 20
+LZO_MAGIC = b"\x89LZO\0\r\n\x1a\n"
+#: who has a compatible string: KHO, its users, file handlers of LUO, and our own record
+_OWNERS = (
+    "kho", "luo", "memfd", "memblock", "reserve-mem", "guest-memfd", "vfio-pci", "iommufd",
+    "keep-dma",
+)  # fmt: skip
+#: One pattern for each owner, since a pattern that begins with a literal is found much faster. What
+#: follows ";" are strings of its parts (KHO_SUB_COMPAT(), "kho: introduce compatibility helpers").
+_ABI = tuple(
+    re.compile(rb"%s-v\d{1,3}(?:;[a-z][a-z-]*-v\d{1,3})*\0" % owner.encode()) for owner in _OWNERS
+)
+_IN_NAME = frozenset(b"0123456789_,.;-" + bytes(range(65, 91)) + bytes(range(97, 123)))
 _RELEASE = re.compile(rb"[ -~]{1,255}")
+_BANNER = re.compile(rb"Linux version ([!-~]{1,255}) ")
+FEATURES = {
+    "kho_scratch=": b"\0kho_scratch\0",
+    "kho_bootmem=": b"\0kho_bootmem\0",
+    "debugfs scratch_phys": b"scratch_phys\0",
+    "debugfs bootmem_phys": b"bootmem_phys\0",
+    "keep-dma": b"liveupdate_keep_dma\0",
+    "exit_on_inject": b"exit_on_inject\0",
+}
+"""What only some kernels have (parameters, files, our options), and a string that is in those."""
 
 
 class KernelImageError(ValueError):
@@ -43,11 +73,17 @@ class SetupHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFacts:
-    """What the image says of itself. ``config`` is None when it was built without IKCONFIG."""
+    """What the image says of itself. ``config`` is None when it was built without IKCONFIG.
 
+    ``kind`` names format and compression, such as "bzImage, lz4"; ``features`` are keys of
+    :data:`FEATURES`.
+    """
+
+    kind: str
     release: str
     build_id: str
     abi: tuple[str, ...]
+    features: tuple[str, ...]
     config: kconfig.Fragment | None
 
 
@@ -80,58 +116,115 @@ def parse_setup_header(image: bytes) -> SetupHeader:
     )
 
 
-def extract_vmlinux(image: bytes) -> bytes:
-    """Decompress the payload of a bzImage.
+Unpack = Callable[[bytes], bytes]
+"""Unpacks a whole LZO file, which no library here can."""
 
+
+def _no_lzo(_: bytes) -> bytes:
+    raise KernelImageError("the payload is packed with LZO")
+
+
+def unpack(image: bytes, lzo: Unpack = _no_lzo) -> tuple[str, str, bytes]:
+    """Return kind, release and the kernel as it runs (ELF, or arm64's Image) of an image.
+
+    :raises KernelImageError: no kernel, unknown compression or damaged data.
+    """
+    if image[0x202:0x206] == _MAGIC:
+        header = parse_setup_header(image)
+        payload = image[header.payload_offset : header.payload_offset + header.payload_bytes]
+        name, body = _decompress(payload, lzo, trailer=True)
+        if body[:4] != b"\x7fELF":
+            raise KernelImageError("the payload is not an ELF file")
+        return f"bzImage, {name}", header.release, body
+    packed, body = "", image
+    if image[:2] == b"MZ" and image[4:8] == b"zimg":
+        start, size = struct.unpack_from("<II", image.ljust(16, b"\0"), 8)
+        packed, body = _decompress(image[start : start + size], lzo, trailer=False)
+        packed = f", zboot, {packed}"
+    elif not _is_plain(image):
+        try:
+            packed, body = _decompress(image, lzo, trailer=False)
+        except UnknownCompression as error:
+            raise KernelImageError("no bzImage, vmlinux or arm64 Image") from error
+        packed = f", {packed}"
+    if not _is_plain(body):
+        raise KernelImageError("no bzImage, vmlinux or arm64 Image")
+    banner = _BANNER.search(body)
+    if banner is None:
+        raise KernelImageError("the image names no release ('Linux version')")
+    kind = "vmlinux" if body[:4] == b"\x7fELF" else "arm64 Image"
+    return kind + packed, banner[1].decode("ascii"), body
+
+
+def _is_plain(data: bytes) -> bool:
+    return data[:4] == b"\x7fELF" or data[0x38:0x3C] == b"ARM\x64"
+
+
+class UnknownCompression(KernelImageError):
+    """The data begin like nothing that kernels are packed with."""
+
+
+def _decompress(payload: bytes, lzo: Unpack, *, trailer: bool) -> tuple[str, bytes]:
+    """Decompress by magic.
+
+    :param trailer: all but ELF and gzip carry the unpacked length in the last four bytes.
     :raises KernelImageError: unknown compression or damaged data.
     """
-    header = parse_setup_header(image)
-    payload = image[header.payload_offset : header.payload_offset + header.payload_bytes]
+    body = payload[:-4] if trailer else payload
     try:
-        vmlinux = _decompress(payload)
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise KernelImageError(f"the payload cannot be unpacked: {error}") from error
-    if vmlinux[:4] != b"\x7fELF":
-        raise KernelImageError("the payload is not an ELF file")
-    return vmlinux
+        if payload[:4] == b"\x7fELF":
+            return "uncompressed", payload
+        if payload[:2] == b"\x1f\x8b":
+            name, data = "gzip", zlib.decompressobj(wbits=31).decompress(payload, _LIMIT)
+        elif body[:4] == _LZ4_MAGIC:
+            name, data = "lz4", _unpack_lz4(body)
+        elif body[:4] == b"\x28\xb5\x2f\xfd":
+            # Only distributions' kernels are packed so; ours need not wait for the import.
+            import zstandard
 
-
-def _decompress(payload: bytes) -> bytes:
-    """Decompress by magic; all but ELF carry the unpacked length in the last four bytes."""
-    if payload[:4] == b"\x7fELF":
-        return payload
-    if payload[:2] == b"\x1f\x8b":
-        return _bounded(zlib.decompressobj(wbits=31).decompress(payload, MAX_VMLINUX_BYTES + 1))
-    body = payload[:-4]
-    if body[:4] == lz4legacy.MAGIC:
-        return lz4legacy.decode(body, limit_bytes=MAX_VMLINUX_BYTES)
-    if body[:4] == b"\x28\xb5\x2f\xfd":
-        # Only distributions' kernels are packed so; ours need not wait for the import.
-        import zstandard
-
-        try:
             with zstandard.ZstdDecompressor().stream_reader(body) as reader:
-                return _bounded(reader.read(MAX_VMLINUX_BYTES + 1))
-        except zstandard.ZstdError as error:
-            raise KernelImageError(f"the payload cannot be unpacked: {error}") from error
-    if body[:6] == b"\xfd7zXZ\0" or body[:3] == b"\x5d\0\0":
-        return _bounded(lzma.LZMADecompressor().decompress(body, MAX_VMLINUX_BYTES + 1))
-    if body[:3] == b"BZh":
-        return _bounded(bz2.BZ2Decompressor().decompress(body, MAX_VMLINUX_BYTES + 1))
-    raise KernelImageError(f"unknown compression of the payload, it begins {payload[:6].hex()}")
-
-
-def _bounded(data: bytes) -> bytes:
+                name, data = "zstd", reader.read(_LIMIT)
+        elif body[:6] == b"\xfd7zXZ\0" or body[:3] == b"\x5d\0\0":
+            name = "xz" if body[0] == 0xFD else "lzma"
+            data = lzma.LZMADecompressor().decompress(body, _LIMIT)
+        elif body[:3] == b"BZh":
+            name, data = "bzip2", bz2.BZ2Decompressor().decompress(body, _LIMIT)
+        elif body[:9] == LZO_MAGIC:
+            name, data = "lzo", lzo(body)
+        else:
+            raise UnknownCompression(f"unknown compression, it begins {payload[:6].hex()}")
+    except KernelImageError:
+        raise
+    except Exception as error:  # each library has errors of its own
+        raise KernelImageError(f"the payload cannot be unpacked: {error}") from error
     if len(data) > MAX_VMLINUX_BYTES:
         raise KernelImageError(f"the payload unpacks to more than {MAX_VMLINUX_BYTES} bytes")
-    return data
+    return name, data
+
+
+def _unpack_lz4(frame: bytes) -> bytes:
+    """Unpack a legacy frame: the magic, then blocks, each behind its length; one of 0 ends it."""
+    parts: list[bytes] = []
+    at = 4
+    while at < len(frame) and len(parts) * LZ4_BLOCK_BYTES <= MAX_VMLINUX_BYTES:
+        (size,) = struct.unpack_from("<I", frame, at)
+        if size == 0:
+            break
+        block = frame[at + 4 : at + 4 + size]
+        parts.append(lz4.block.decompress(block, uncompressed_size=LZ4_BLOCK_BYTES))
+        at += 4 + size
+    return b"".join(parts)
 
 
 def find_build_id(vmlinux: bytes) -> str:
-    """Return the GNU build id from the ELF's PT_NOTE segments, hex, or "" when there is none.
+    """Return the GNU build id, hex, or "" when there is none: from the ELF's PT_NOTE segments, or
+    for arm64's Image, which has no table of them, from where the note is.
 
     :raises KernelImageError: the program headers lead out of the file.
     """
+    if vmlinux[:4] != b"\x7fELF":
+        at = vmlinux.find(_BUILD_ID_NOTE)
+        return vmlinux[at + 16 : at + 36].hex() if at >= 0 else ""
     if len(vmlinux) < 64 or vmlinux[4:6] != b"\x02\x01":
         raise KernelImageError("the vmlinux is not a 64-bit little-endian ELF file")
     (table,) = struct.unpack_from("<Q", vmlinux, 0x20)
@@ -152,7 +245,13 @@ def find_build_id(vmlinux: bytes) -> str:
 
 def find_abi(vmlinux: bytes) -> tuple[str, ...]:
     """Return the compatible strings of KHO, LUO and their users, sorted."""
-    return tuple(sorted({match.decode() for match in _ABI.findall(vmlinux)}))
+    found = {
+        match[0][:-1].decode()
+        for abi in _ABI
+        for match in abi.finditer(vmlinux)
+        if match.start() == 0 or vmlinux[match.start() - 1] not in _IN_NAME
+    }
+    return tuple(sorted(found))
 
 
 def find_config(vmlinux: bytes) -> kconfig.Fragment | None:
@@ -171,16 +270,18 @@ def find_config(vmlinux: bytes) -> kconfig.Fragment | None:
         raise KernelImageError(f"the embedded config cannot be read: {error}") from error
 
 
-def read_kernel_image(image: bytes) -> KernelFacts:
-    """Read all that a bzImage says of itself.
+def read_kernel_image(image: bytes, lzo: Unpack = _no_lzo) -> KernelFacts:
+    """Read all that a kernel image says of itself.
 
+    :param lzo: unpacks LZO.
     :raises KernelImageError: it is none, or damaged.
     """
-    header = parse_setup_header(image)
-    vmlinux = extract_vmlinux(image)
+    kind, release, vmlinux = unpack(image, lzo)
     return KernelFacts(
-        release=header.release,
+        kind=kind,
+        release=release,
         build_id=find_build_id(vmlinux),
         abi=find_abi(vmlinux),
+        features=tuple(name for name, text in FEATURES.items() if text in vmlinux),
         config=find_config(vmlinux),
     )

@@ -12,20 +12,22 @@ import lzma
 import struct
 from collections.abc import Callable
 
+import lz4.block
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liveupdate.formats import lz4legacy
 from liveupdate.formats.kernelimage import (
+    LZ4_BLOCK_BYTES,
+    LZO_MAGIC,
     KernelImageError,
-    extract_vmlinux,
     find_abi,
     find_build_id,
     find_config,
     parse_setup_header,
     read_kernel_image,
+    unpack,
 )
 
 BUILD_ID = bytes(range(20))
@@ -46,19 +48,11 @@ def make_vmlinux(extra: bytes = b"") -> bytes:
     return header + load + note + notes + rodata + extra
 
 
-def make_block(data: bytes) -> bytes:
-    """An LZ4 block of literals only, which any encoder may write."""
-    length = len(data)
-    head = bytes([min(length, 15) << 4])
-    if length >= 15:
-        head += b"\xff" * ((length - 15) // 255) + bytes([(length - 15) % 255])
-    return head + data
-
-
 def pack_lz4(data: bytes) -> bytes:
-    out = lz4legacy.MAGIC
-    for at in range(0, len(data), lz4legacy.BLOCK_BYTES):
-        block = make_block(data[at : at + lz4legacy.BLOCK_BYTES])
+    """The legacy frame, which `lz4 -l` and the kernel's build write."""
+    out = b"\x02\x21\x4c\x18"
+    for at in range(0, len(data), LZ4_BLOCK_BYTES):
+        block = lz4.block.compress(data[at : at + LZ4_BLOCK_BYTES], store_size=False)
         out += struct.pack("<I", len(block)) + block
     return out
 
@@ -106,6 +100,55 @@ def test_every_compression_of_the_kernel_is_read(pack: Callable[[bytes], bytes])
     assert facts.abi == ("kho-v4", "luo-v5", "memfd-v2")
     assert facts.config is not None
     assert facts.config.get("LIVEUPDATE") == "y"
+    assert facts.kind.startswith("bzImage, ")
+
+
+BANNER = b"\0Linux version 7.4.0-rc1 (x@y) #1 SMP\0"
+ARM64 = bytes(0x38) + b"ARM\x64" + BANNER + b"\0luo-v6;block-v1\0" + struct.pack(
+    "<III4s20s", 4, 20, 3, b"GNU\0", BUILD_ID
+)  # fmt: skip
+
+
+def make_zboot(payload: bytes) -> bytes:
+    return b"MZ\0\0zimg" + struct.pack("<II", 64, len(payload)) + bytes(48) + payload
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (make_vmlinux(BANNER), "vmlinux"),
+        (gzip.compress(make_vmlinux(BANNER)), "vmlinux, gzip"),
+        (ARM64, "arm64 Image"),
+        (gzip.compress(ARM64), "arm64 Image, gzip"),
+        (make_zboot(gzip.compress(ARM64)), "arm64 Image, zboot, gzip"),
+    ],
+)
+def test_images_without_a_setup_header_name_their_release_in_the_banner(
+    image: bytes, kind: str
+) -> None:
+    facts = read_kernel_image(image)
+    assert (facts.kind, facts.release, facts.build_id) == (kind, "7.4.0-rc1", BUILD_ID.hex())
+
+
+def test_lzo_is_the_callers_to_unpack() -> None:
+    image = make_image(LZO_MAGIC + b"packed" + bytes(4))
+    with pytest.raises(KernelImageError, match="LZO"):
+        read_kernel_image(image)
+    facts = read_kernel_image(image, lambda data: make_vmlinux() if b"packed" in data else b"")
+    assert facts.kind == "bzImage, lzo"
+
+
+def test_composite_strings_are_read_whole_and_names_that_moved_are_features() -> None:
+    facts = read_kernel_image(ARM64 + b"\0kho_bootmem\0bootmem_phys\0")
+    assert facts.abi == ("luo-v6;block-v1",)
+    assert facts.features == ("kho_bootmem=", "debugfs bootmem_phys")
+
+
+def test_lz4_bomb_is_stopped() -> None:
+    block = lz4.block.compress(bytes(LZ4_BLOCK_BYTES), store_size=False)
+    frame = b"\x02\x21\x4c\x18" + (struct.pack("<I", len(block)) + block) * 66
+    with pytest.raises(KernelImageError, match="unpacks to more than"):
+        unpack(make_image(frame + bytes(4)))
 
 
 def test_kernel_without_kho_config_or_notes_says_so() -> None:
@@ -120,7 +163,10 @@ def test_kernel_without_kho_config_or_notes_says_so() -> None:
     ("data", "message"),
     [
         (b"", "no bzImage"),
-        (b"\x7fELF" + bytes(4096), "no bzImage"),
+        (b"\x7fELF" + bytes(4096), "names no release"),
+        (bytes(4096), "no bzImage, vmlinux or arm64 Image"),
+        (bz2.compress(b"no kernel"), "no bzImage, vmlinux or arm64 Image"),
+        (b"MZ\0\0zimg", "unknown compression"),
         (IMAGE[:0x240], "no bzImage"),
         (IMAGE[:-64], "cut short"),
         (IMAGE[:0x206] + b"\x05\x02" + IMAGE[0x208:], "older than 2.08"),
@@ -169,78 +215,7 @@ def test_damage_anywhere_is_survived(junk: bytes, at: int) -> None:
 def test_truncation_anywhere_is_refused_or_harmless(length: int) -> None:
     try:
         parse_setup_header(IMAGE[:length])
-        extract_vmlinux(IMAGE[:length])
+        unpack(IMAGE[:length])
     except KernelImageError:
         return
     assert length >= len(IMAGE) - 32
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=3000))
-def test_lz4_literals_round_trip(data: bytes) -> None:
-    assert lz4legacy.decode(pack_lz4(data), limit_bytes=1 << 20) == data
-
-
-@st.composite
-def lz4_sequences(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """An LZ4 block with matches, and what it has to unpack to, made side by side."""
-    block = b""
-    plain = b""
-
-    def length_bytes(value: int) -> bytes:
-        return b"\xff" * ((value - 15) // 255) + bytes([(value - 15) % 255]) if value >= 15 else b""
-
-    for _ in range(draw(st.integers(0, 6))):
-        literals = draw(st.binary(max_size=40))
-        if not plain and not literals:
-            literals = b"x"
-        plain += literals
-        match = draw(st.integers(4, 600))
-        offset = draw(st.integers(1, min(len(plain), 65535)))
-        for _ in range(match):
-            plain += plain[-offset : len(plain) - offset + 1]
-        token = min(len(literals), 15) << 4 | min(match - 4, 15)
-        block += bytes([token]) + length_bytes(len(literals)) + literals
-        block += struct.pack("<H", offset) + length_bytes(match - 4)
-    last = draw(st.binary(max_size=30))
-    return block + make_block(last), plain + last
-
-
-@settings(deadline=None)
-@given(lz4_sequences())
-def test_lz4_matches_even_overlapping_ones_unpack(sequences: tuple[bytes, bytes]) -> None:
-    block, plain = sequences
-    assert lz4legacy.decode_block(block) == plain
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=300))
-def test_lz4_junk_is_refused_or_bounded(data: bytes) -> None:
-    try:
-        assert len(lz4legacy.decode_block(data, limit_bytes=4096)) <= 4096
-    except lz4legacy.Lz4Error as error:
-        assert str(error)
-
-
-@pytest.mark.parametrize(
-    ("frame", "message"),
-    [
-        (b"\x04\x22\x4d\x18", "wrong magic"),
-        (lz4legacy.MAGIC + b"\x01\x00", "block length"),
-        (lz4legacy.MAGIC + b"\xff\xff\xff\xff", "leads out of the frame"),
-        (lz4legacy.MAGIC + b"\x03\x00\x00\x00\x10a\x00", "in the middle"),
-        (lz4legacy.MAGIC + b"\x04\x00\x00\x00\x10a\x05\x00", "offset 5"),
-        (lz4legacy.MAGIC + b"\x04\x00\x00\x00\x10a\x00\x00", "offset 0"),
-        (lz4legacy.MAGIC + b"\x02\x00\x00\x00\x50a", "literals"),
-    ],
-)
-def test_lz4_damage_is_named(frame: bytes, message: str) -> None:
-    with pytest.raises(lz4legacy.Lz4Error, match=message):
-        lz4legacy.decode(frame, limit_bytes=1 << 20)
-
-
-def test_lz4_bomb_is_stopped() -> None:
-    bomb = b"\x1fa\x01\x00" + b"\xff" * 100_000 + b"\x00" + b"\x00"
-    frame = lz4legacy.MAGIC + struct.pack("<I", len(bomb)) + bomb
-    with pytest.raises(lz4legacy.Lz4Error, match="more than"):
-        lz4legacy.decode(frame, limit_bytes=1 << 30)
