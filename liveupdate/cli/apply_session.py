@@ -22,6 +22,7 @@ from liveupdate.cli.prepare_run import find_existing
 from liveupdate.cli.view import show_steps
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import (
+    BuildError,
     DeadlineExceeded,
     LiveUpdateError,
     LostMachine,
@@ -31,7 +32,7 @@ from liveupdate.core.errors import (
 from liveupdate.core.paths import config_dir, runtime_dir
 from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir
-from liveupdate.formats.kernelimage import KernelImageError, read_kernel_image
+from liveupdate.images.kernel_facts import read_facts
 from liveupdate.model.codec import CodecError
 from liveupdate.model.plan import KernelImage, Plan
 from liveupdate.model.verdict import ExitCode
@@ -193,15 +194,14 @@ def local_facts(
     :raises PlanError: the image cannot be read.
     """
     try:
-        data = Path(incoming.path).read_bytes()
-        config = read_kernel_image(data).config
-    except (OSError, KernelImageError) as error:
-        raise PlanError(f"kernel '{incoming.path}': {error}") from error
+        config = read_facts(Path(incoming.path)).config
+    except BuildError as error:
+        raise PlanError(error.message) from error
     mechanism = MECHANISMS["luo-memfd"]
     options = None if config is None else {name: config.get(name) for name in mechanism.kconfig}
     return Local(
         incoming=incoming,
-        incoming_bytes=len(data),
+        incoming_bytes=Path(incoming.path).stat().st_size,
         incoming_options=options,
         outgoing=outgoing,
         run_free_bytes=shutil.disk_usage(find_existing(directory)).free,

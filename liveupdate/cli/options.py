@@ -72,8 +72,9 @@ def scenario_options(function: F) -> F:
 
         values = ((key, kwargs.pop(_parameter(opt)), opt) for opt, key, _, _ in OVERRIDES)
         overrides = [Override(*each) for each in values if each[1] is not None]
-        if kwargs.pop("cold"):
-            overrides.append(Override("cold", "true", "--cold"))
+        for flag in ("cold", "jump_anyway"):
+            if kwargs.pop(flag):
+                overrides.append(Override(flag, "true", "--" + flag.replace("_", "-")))
         overrides += map(set_override, kwargs.pop("sets"))
         scenario_args = ScenarioArgs(scenario=kwargs.pop("scenario"), overrides=tuple(overrides))
         return function(*args, scenario_args=scenario_args, **kwargs)
@@ -85,6 +86,9 @@ def scenario_options(function: F) -> F:
         metavar="KEY=VALUE",
         help="Override any key of the scenario.",
     )(wrapper)
+    decorated = click.option(
+        "--jump-anyway", is_flag=True, help="Run it even if `compat` says that guests are lost."
+    )(decorated)
     decorated = click.option(
         "--cold", is_flag=True, help="Boot the host; do not load a saved one."
     )(decorated)

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from liveupdate.core import paths
 from liveupdate.core.errors import BuildError, PlanError
 from liveupdate.core.steps import Steps
-from liveupdate.images import debianhost, guest, kernel, kit, modules, rootfs
+from liveupdate.images import debianhost, guest, kernel, kernel_facts, kit, modules, rootfs
 from liveupdate.images.cache import Cache, Entry, digest_of, file_sha256, tree_bytes
 from liveupdate.model.plan import ImageSet, KernelImage
 
@@ -161,7 +161,7 @@ def find_image(name: str) -> Path:
 
 def find_kernel(name: str) -> KernelImage:
     """Return a built kernel by name, such as "kernel-nokho"; errors as :func:`find_image`."""
-    return kernel.read_image_json(find_image(name))
+    return kernel_facts.read_image_json(find_image(name))
 
 
 def needed(outgoing: Path | None, incoming: Path | None) -> tuple[str, ...]:
@@ -182,8 +182,22 @@ def find_missing(names: Sequence[str]) -> tuple[str, ...]:
 
 def _with_modules(entries: dict[str, Path], variant: str) -> KernelImage:
     """Return a built kernel together with the modules for it."""
-    image = kernel.read_image_json(entries[f"kernel-{variant}"])
+    image = kernel_facts.read_image_json(entries[f"kernel-{variant}"])
     return replace(image, modules=str(entries[f"modules-{variant}"]))
+
+
+def name_or_read(kernel_or_path: str) -> KernelImage:
+    """Return a built kernel by its name, such as "kernel-a", with the modules for it; or an image.
+
+    :raises PlanError: it has not been built, or is no kernel.
+    """
+    digests = current_digests()
+    if kernel_or_path not in digests or Path(kernel_or_path).exists():
+        return read_kernel(Path(kernel_or_path))
+    image = find_kernel(kernel_or_path)
+    modules_of = digests.get(kernel_or_path.replace("kernel-", "modules-"))
+    found = modules_of and open_cache().find(*modules_of)
+    return replace(image, modules=str(found)) if found else image
 
 
 def read_kernel(path: Path) -> KernelImage:
@@ -192,17 +206,24 @@ def read_kernel(path: Path) -> KernelImage:
     :raises PlanError: the file cannot be read or is no kernel.
     """
     try:
-        inputs = {"name": "facts", "image": file_sha256(path), "recipe": "1"}
+        config = kernel_facts.config_beside(path, "")
+        inputs = {
+            "name": "facts",
+            "image": file_sha256(path),
+            "config": file_sha256(config) if config else "",
+            "recipe": "2",
+        }
 
         def builder(scratch: Path) -> None:
-            kernel.write_image_json(scratch / "image.json", kernel.read_image(path), str(path))
+            image = kernel_facts.read_image(path)
+            kernel_facts.write_image_json(scratch / "image.json", image, str(path))
 
         entry = open_cache().build("facts", inputs, builder)
     except OSError as error:
         raise PlanError(f"cannot read kernel '{path}': {error.strerror}") from error
     except BuildError as error:
         raise PlanError(error.message) from error
-    return replace(kernel.read_image_json(entry), path=str(path.resolve()))
+    return replace(kernel_facts.read_image_json(entry), path=str(path.resolve()))
 
 
 def resolve(outgoing: Path | None, incoming: Path | None) -> ImageSet:
@@ -265,7 +286,7 @@ def listing() -> tuple[ImageInfo, ...]:
 
 def _describe(entry: Path) -> str:
     if (entry / "bzImage").exists():
-        image = kernel.read_image_json(entry)
+        image = kernel_facts.read_image_json(entry)
         return f"{image.release}, build id {image.build_id[:12]}, {' '.join(image.abi) or 'no KHO'}"
     if (entry / "release").exists():
         count = len(list(entry.glob("*.ko")))

@@ -19,19 +19,16 @@ from functools import partial
 from pathlib import Path
 from shutil import copytree
 
-import msgspec
-
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import BuildError
 from liveupdate.core.steps import Steps
 from liveupdate.formats import kconfig
-from liveupdate.formats.kernelimage import KernelImageError, read_kernel_image
 from liveupdate.images import source
 from liveupdate.images.cache import Cache, SourcesChanged, file_sha256
+from liveupdate.images.kernel_facts import read_image, write_image_json
 from liveupdate.images.tool import JOBS, run_tool
 from liveupdate.images.tree import BuildTree
-from liveupdate.model.plan import KernelImage
 
 BUILD_S = 3600.0
 CONFIG_S = 300.0
@@ -313,36 +310,3 @@ def _defined_symbols(src: Path) -> frozenset[str]:
         if path.is_file():
             found.update(pattern.findall(path.read_text(errors="replace")))
     return frozenset(found)
-
-
-def read_image(path: Path) -> KernelImage:
-    """Read a bzImage's facts from its bytes.
-
-    :raises BuildError: it is no bzImage, or cannot be decoded.
-    """
-    try:
-        facts = read_kernel_image(path.read_bytes())
-    except OSError as error:
-        raise BuildError(f"cannot read kernel '{path}': {error.strerror}") from error
-    except KernelImageError as error:
-        raise BuildError(f"'{path}' is not a kernel that can be used: {error}") from error
-    return KernelImage(
-        path=str(path),
-        sha256=file_sha256(path),
-        release=facts.release,
-        build_id=facts.build_id,
-        abi=facts.abi,
-    )
-
-
-def write_image_json(path: Path, image: KernelImage, origin: str) -> None:
-    """Write the facts beside an image, so that later readers need not unpack it."""
-    facts = {key: value for key, value in msgspec.structs.asdict(image).items() if key != "path"}
-    path.write_text(json.dumps({**facts, "origin": origin}, indent=1))
-
-
-def read_image_json(entry: Path) -> KernelImage:
-    """Return the facts of a cache entry that :class:`KernelBuilder` made."""
-    facts = json.loads((entry / "image.json").read_text())
-    del facts["origin"]
-    return msgspec.convert({**facts, "path": str(entry / "bzImage")}, KernelImage)

@@ -19,6 +19,7 @@ from liveupdate.core.errors import BuildError, CommandFailed
 from liveupdate.core.steps import Steps
 from liveupdate.images import kernel
 from liveupdate.images.cache import Cache, SourcesChanged, digest_of, tree_sha256
+from liveupdate.images.kernel_facts import read_image_json
 from liveupdate.images.tool import JOBS, run_tool
 
 KIND = "modules"
@@ -74,7 +75,7 @@ class ModulesBuilder:
                 for module in sorted((scratch / "o").rglob("*.ko")):
                     shutil.copyfile(module, scratch / module.name)
                 shutil.rmtree(scratch / "o")
-                (scratch / "release").write_text(kernel.read_image_json(kernel_entry).release)
+                (scratch / "release").write_text(read_image_json(kernel_entry).release)
 
             try:
                 return self._cache.build(KIND, inputs, builder, waiting=self._say_waiting)
@@ -101,7 +102,7 @@ class ModulesBuilder:
                 f"kernel {variant.name} was built without a list of its symbols: a module that"
                 " wants one it lacks is only found out when it is loaded"
             )
-        release = kernel.read_image_json(kernel_entry).release
+        release = read_image_json(kernel_entry).release
         found = (objects / "include/config/kernel.release").read_text().strip()
         if found != release:
             raise BuildError(f"the tree is of kernel '{found}', the image is '{release}'")

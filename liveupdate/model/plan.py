@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET, UnsetType
+
 from liveupdate.model.base import Value
 from liveupdate.model.scenario import Budget, DeviceSpec, GuestSpec, Observation, Timeouts
 from liveupdate.model.targets import TARGETS, Capability
@@ -23,8 +25,16 @@ class KernelImage(Value, frozen=True, kw_only=True):
     build_id: str
     #: compatible strings found in it, such as ("kho-v4", "luo-v5", "memfd-v2")
     abi: tuple[str, ...] = ()
+    #: what the testbed needs and its configuration lacks, such as "VIRTIO_BLK=m"
+    lacks: tuple[str, ...] | UnsetType = UNSET
+    #: keys of :data:`liveupdate.formats.kernelimage.FEATURES`
+    features: tuple[str, ...] | UnsetType = UNSET
     #: directory with our modules for it; "": there are none, as for a kernel of the user's
     modules: str = ""
+
+    def has_feature(self, name: str) -> bool:
+        """Return whether the image is known to have a feature."""
+        return self.features is not UNSET and name in self.features
 
 
 class ImageSet(Value, frozen=True, kw_only=True):

@@ -131,6 +131,8 @@ class Scenario(Value, frozen=True, kw_only=True):
     calibration: bool = True
     fault: str | None = None
     cold: bool = False
+    #: run it even if the guests would be lost between these kernels
+    jump_anyway: bool = False
     timeouts: Timeouts = Timeouts()
     observe: Observation = Observation()
     budget: Budget = Budget()

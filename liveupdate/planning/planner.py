@@ -107,7 +107,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
     :raises PlanError: the kernels or the control host cannot do it.
     """
     mechanism, target, fault = check_scenario(scenario)
-    check_kernels(scenario, images, mechanism, fault)
+    check_kernels(scenario, images, mechanism, fault, testbed=target.has(Capability.MADE))
     memory_bytes = host_memory(scenario, mechanism)
     region = find_region(scenario, mechanism, memory_bytes)
     _check_target(scenario, target, mechanism, region)

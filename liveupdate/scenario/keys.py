@@ -57,6 +57,7 @@ TOP = (
     _key("calibration", "boolean", "hand the TSC calibration to the incoming kernel"),
     _key("fault", "text", "a fault to inject, see `liveupdate faults`", nullable=True),
     _key("cold", "boolean", "boot the host; do not load a saved one"),
+    _key("jump_anyway", "boolean", "run it even if `liveupdate compat` says that guests are lost"),
 )
 
 GUEST = (

@@ -25,7 +25,6 @@ from liveupdate.images import (
 )
 from liveupdate.images.cache import Cache
 from liveupdate.images.tree import BuildTree
-from liveupdate.model.plan import KernelImage
 
 ROOT = Path(__file__).parents[3]
 KERNEL_DIR = ROOT / "guest-images/kernel"
@@ -153,14 +152,6 @@ def test_make_builds_out_of_tree_with_the_variants_name() -> None:
     assert argv == ("make", "-C", "/src", "O=/o", tool.JOBS, "LOCALVERSION=-lu-b", "bzImage")
     assert kernel.config_argv(Path("/src"), Path("/o"), Path("/c"))[-1] == "allnoconfig"
     assert "KCONFIG_ALLCONFIG=/c" in kernel.config_argv(Path("/src"), Path("/o"), Path("/c"))
-
-
-def test_facts_of_an_image_go_round(tmp_path: Path) -> None:
-    image = KernelImage(
-        path=str(tmp_path / "bzImage"), sha256="0", release="7.3", build_id="1", abi=("kho-v4",)
-    )
-    kernel.write_image_json(tmp_path / "image.json", image, "somewhere")
-    assert kernel.read_image_json(tmp_path) == image
 
 
 def test_first_errors_of_a_log_are_quoted() -> None:

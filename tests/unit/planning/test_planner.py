@@ -259,9 +259,11 @@ def test_kexec_load_is_the_legacy_loader() -> None:
 
 
 def test_kernels_without_what_the_mechanism_needs_are_refused() -> None:
-    with pytest.raises(PlanError, match=r"outgoing kernel: kernel '/k/a' has no KHO.*HANDOVER=y"):
+    with pytest.raises(PlanError, match=r"outgoing kernel: with '/k/a' .* 'refused': .* no KHO"):
         plan(images=replace(IMAGES, outgoing=kernel("a", ())))
-    with pytest.raises(PlanError, match=r"incoming kernel: kernel '/k/b' has no KHO"):
+    with pytest.raises(
+        PlanError, match=r"incoming kernel: with '/k/b' .* 'memory lost': .* no KHO"
+    ):
         plan(images=NO_KHO)
     with pytest.raises(PlanError, match="has no LUO"):
         plan(images=replace(IMAGES, incoming=kernel("b", ("kho-v4",))))
@@ -269,13 +271,27 @@ def test_kernels_without_what_the_mechanism_needs_are_refused() -> None:
 
 def test_kernel_of_the_user_is_named_by_its_option() -> None:
     scenario = Scenario(next_kernel="/k/b", origins={"next_kernel": "--next-kernel"})
-    with pytest.raises(PlanError, match="--next-kernel: kernel '/k/b' has no KHO"):
+    with pytest.raises(PlanError, match="--next-kernel: with '/k/b' .*no KHO"):
         plan(scenario, NO_KHO)
 
 
 def test_incoming_kernel_of_another_abi_is_refused() -> None:
-    with pytest.raises(PlanError, match="luo-v5 -> luo-v6"):
+    with pytest.raises(PlanError, match="'panic': luo-v5 -> luo-v6"):
         plan(images=SKEWED)
+
+
+def test_jump_anyway_and_faults_of_kernels_bypass_the_refusal() -> None:
+    assert plan(Scenario(jump_anyway=True), SKEWED).hops
+    assert plan(Scenario(fault="luo-abi-skew"), SKEWED).hops
+    with pytest.raises(PlanError, match="luo-v5 -> luo-v6"):
+        plan(Scenario(fault="flip-bit"), SKEWED)
+
+
+def test_what_our_testbed_needs_is_not_asked_of_a_machine_that_boots_by_itself() -> None:
+    images = replace(IMAGES, incoming=replace(IMAGES.incoming, lacks=("VIRTIO_BLK=m",)))
+    with pytest.raises(PlanError, match="'panic': .*VIRTIO_BLK=m"):
+        plan(images=images)
+    assert make_plan(Scenario(target="ssh:box"), images, lab("scratch")).hops
 
 
 def test_faults_of_kernels_need_such_kernels() -> None:
