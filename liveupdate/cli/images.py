@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 
@@ -12,7 +11,6 @@ from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option
 from liveupdate.cli.output import say, say_json
 from liveupdate.cli.view import show_steps
-from liveupdate.core.errors import ScenarioError
 from liveupdate.core.units import format_size
 from liveupdate.images import catalogue
 from liveupdate.model.verdict import ExitCode
@@ -26,20 +24,12 @@ def images() -> None:
 @images.command()
 @click.argument("names", nargs=-1)
 @click.option("--tests", is_flag=True, help="Also build the kernels that fault tests need.")
-@click.option(
-    "--kernel-tree",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Build kernels from your own source tree.",
-)
 @common
-def build(app: App, *, names: tuple[str, ...], tests: bool, kernel_tree: Path | None) -> int:
+def build(app: App, *, names: tuple[str, ...], tests: bool) -> int:
     """Build the images that are not in the cache, and print their paths."""
-    if kernel_tree is not None and not (kernel_tree / "Kbuild").is_file():
-        raise ScenarioError(f"'{kernel_tree}' is no kernel source tree", where="--kernel-tree")
     which = [*names, *([] if names else catalogue.DEFAULT), *(catalogue.TESTS if tests else ())]
     with show_steps(app) as steps:
-        built = catalogue.build(which, kernel_tree=kernel_tree, steps=steps)
+        built = catalogue.build(which, steps=steps)
     for path in built:
         say(str(path))
     return ExitCode.PASS

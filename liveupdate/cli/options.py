@@ -33,6 +33,14 @@ OVERRIDES = (
     ("--kernel", "kernel", "PATH", "bzImage of the outgoing kernel."),
     ("--next-kernel", "next_kernel", "PATH", "bzImage of the incoming kernel."),
     (
+        "--kernel-tree",
+        "kernel_tree",
+        "DIR",
+        "Source tree, build (also O=) or linux-image package; for both kernels.",
+    ),
+    ("--next-kernel-tree", "next_kernel_tree", "DIR", "The same, for the incoming kernel."),
+    ("--config", "kernel_config", "FRAGMENT", "Kconfig fragment on top of the trees' own."),
+    (
         "--mechanism",
         "mechanism",
         "NAME",

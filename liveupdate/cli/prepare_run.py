@@ -20,12 +20,14 @@ from liveupdate.cli.options import ScenarioArgs
 from liveupdate.cli.output import check_report, log
 from liveupdate.cli.view import show_steps
 from liveupdate.core.errors import BuildError, PlanError, ScenarioError
-from liveupdate.core.paths import results_dir, scenarios_dir
+from liveupdate.core.paths import guest_images_dir, results_dir, scenarios_dir
 from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import KIB
 from liveupdate.faults.base import DEFAULT
 from liveupdate.faults.table import FAULTS
+from liveupdate.formats import kconfig
 from liveupdate.images import catalogue
+from liveupdate.images.usertree import TreeBuilder
 from liveupdate.model.plan import ImageSet, Plan
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.targets import parse_target
@@ -72,7 +74,7 @@ def prepare(
     machine = machine_facts(scenario, directory)
     # a build takes minutes: errors that need no image are reported before it
     check_scenario(scenario)
-    images = find_images(scenario, None if dry else app)
+    images = find_images(with_trees(scenario, app, may_build=not dry), None if dry else app)
     # all that can be refused is refused before the probe guest is started
     make_plan(scenario, images, machine)
     machine = find_target(scenario, machine)
@@ -207,6 +209,38 @@ def image_size(path: Path, where: str) -> int:
     if size == 0:
         raise ScenarioError(f"image '{path}' is empty", where=where)
     return size
+
+
+def with_trees(scenario: Scenario, app: App, *, may_build: bool) -> Scenario:
+    """Put the bzImages of the trees that the scenario names in its ``kernel`` and ``next_kernel``.
+
+    :raises ScenarioError: a kernel has both an image and a tree, or the fragment is no fragment.
+    :raises BuildError: as :meth:`liveupdate.images.usertree.TreeBuilder.find`.
+    """
+    trees = {"kernel": scenario.kernel_tree, "next_kernel": scenario.next_kernel_tree}
+    for key, tree in trees.items():
+        if tree is not None and getattr(scenario, key) is not None:
+            place = scenario.origins.get(f"{key}_tree", f"{key}_tree")
+            raise ScenarioError(f"'{key}' names a kernel already", where=place)
+    if scenario.next_kernel is None:
+        trees["next_kernel"] = trees["next_kernel"] or trees["kernel"]
+    if not any(trees.values()):
+        return scenario
+    path = scenario.kernel_config
+    try:
+        extra = kconfig.parse_config(Path(path).read_text() if path else "", path or "")
+    except (OSError, kconfig.KconfigError) as error:
+        place = scenario.origins.get("kernel_config", "kernel_config")
+        raise ScenarioError(f"cannot be used: {error}", where=place) from error
+    with show_steps(app) as steps:
+        builder = TreeBuilder(catalogue.open_cache(), guest_images_dir() / "kernel", steps)
+        found = {
+            tree: builder.find(Path(tree), extra, may_build=may_build)
+            for tree in dict.fromkeys(trees.values())
+            if tree is not None
+        }
+    named = {key: str(found[tree]) for key, tree in trees.items() if tree is not None}
+    return structs.replace(scenario, **named)
 
 
 def find_images(scenario: Scenario, app: App | None = None) -> ImageSet:

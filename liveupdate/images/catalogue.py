@@ -51,14 +51,10 @@ def open_cache() -> Cache:
     return Cache(paths.cache_dir() / "images")
 
 
-def build(
-    which: Sequence[str], *, kernel_tree: Path | None = None, steps: Steps
-) -> tuple[Path, ...]:
+def build(which: Sequence[str], *, steps: Steps) -> tuple[Path, ...]:
     """Build images that are not in the cache yet.
 
     :param which: names out of :data:`DEFAULT` and :data:`TESTS`; none means :data:`DEFAULT`.
-    :param kernel_tree: the user's own kernel source, used in place of Debian's; modules are not
-        built for it.
     :return: the images' files, in the order of ``which``.
     :raises BuildError: with the last lines of the tool that failed.
     """
@@ -70,14 +66,10 @@ def build(
         known = ", ".join(DEFAULT + TESTS)
         raise BuildError(f"no image '{unknown[0]}'", hint=f"known: {known}")
     compiler = need_compiler()
-    if kernel_tree is not None:
-        names = tuple(name for name in names if not name.startswith("modules-"))
     kernels = kernel.KernelBuilder(cache, sources / "kernel", steps)
     module_sets = modules.ModulesBuilder(cache, sources / "kernel", sources / "modules", steps)
 
     def build_kernel(variant: kernel.Variant) -> Path:
-        if kernel_tree is not None:
-            return kernels.build_tree(kernel_tree, variant) / "bzImage"
         return kernels.build(variant) / "bzImage"
 
     builders: dict[str, Callable[[], Path]] = {
@@ -98,7 +90,7 @@ def build(
     }
     built = {name: make() for name, make in builders.items() if name in names}
     for name, path in built.items():
-        _link(cache, f"tree-{name}" if kernel_tree and name.startswith("kernel") else name, path)
+        _link(cache, name, path)
     return tuple(built[name] for name in names)
 
 

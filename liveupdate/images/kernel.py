@@ -2,22 +2,18 @@
 """Builds the kernels: source + series + config fragments -> bzImage, cached by its inputs.
 
 Variants share one source tree and one object directory, so that all but the first are built
-incrementally. The user's own tree is built out of tree and never written to. Must not know
-scenarios or machines.
+incrementally. Must not know scenarios or machines.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from shutil import copytree
 
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
@@ -25,10 +21,11 @@ from liveupdate.core.errors import BuildError
 from liveupdate.core.steps import Steps
 from liveupdate.formats import kconfig
 from liveupdate.images import source
-from liveupdate.images.cache import Cache, SourcesChanged, file_sha256
+from liveupdate.images.cache import Cache, SourcesChanged
 from liveupdate.images.kernel_facts import read_image, write_image_json
 from liveupdate.images.tool import JOBS, run_tool
 from liveupdate.images.tree import BuildTree
+from liveupdate.model.kernel_needs import BY_SYMBOL
 
 BUILD_S = 3600.0
 CONFIG_S = 300.0
@@ -44,8 +41,6 @@ BUILD_ENV: Mapping[str, str] = {
     "KBUILD_BUILD_HOST": "liveupdate",
     "KBUILD_BUILD_VERSION": "1",
 }
-#: Without these a kernel cannot be a host under update at all.
-ESSENTIAL = ("KEXEC_FILE", "KEXEC_HANDOVER", "LIVEUPDATE", "KVM")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,41 +155,12 @@ class KernelBuilder:
                     # The tree is built as it is now; waiting for the lock may have taken long.
                     if inputs_of(self._dir, variant, compiler) != inputs:
                         raise SourcesChanged(inputs["name"])
-                    self._make(variant, tree.src, tree.objects, scratch, tree.origin(), own=False)
+                    self._make(variant, tree, scratch)
 
             try:
                 return self._cache.build("kernel", inputs, builder, waiting=self._say_waiting)
             except SourcesChanged as change:
                 self._steps.note(f"{change}, starting again")
-
-    def build_tree(self, tree: Path, variant: Variant) -> Path:
-        """Build a variant from the user's own source ``tree``, which is only read.
-
-        Its objects stay in the cache; make(1) decides what to rebuild.
-
-        :raises BuildError: it is no kernel source, contains build results, or cannot be configured.
-        """
-        if not (tree / "Kbuild").is_file() or not (tree / "arch/x86/Kconfig").is_file():
-            raise BuildError(f"'{tree}' is not the top of a kernel source tree")
-        if (tree / ".config").exists() or (tree / "include/config").exists():
-            raise BuildError(
-                f"'{tree}' contains build results, which prevent a build outside of it",
-                hint=f"run 'make -C {tree} mrproper', or give a fresh worktree",
-            )
-        name = hashlib.sha256(os.fsencode(tree.resolve())).hexdigest()[:16]
-        work = self._cache.root / "build" / f"tree-{name}"
-        with self._cache.locked(f"tree-{name}", waiting=self._say_waiting):
-            work.mkdir(parents=True, exist_ok=True)
-            image = work / "out"
-            shutil.rmtree(image, ignore_errors=True)
-            image.mkdir()
-            self._make(variant, tree, work / "o", image, f"kernel tree {tree}", own=True)
-            inputs = {
-                "name": f"tree-{variant.name}",
-                "source": str(tree.resolve()),
-                "image": file_sha256(image / "bzImage"),
-            }
-            return self._cache.build("kernel", inputs, partial(copytree, image, dirs_exist_ok=True))
 
     def open_tree(self, pin: source.Base) -> BuildTree:
         """Return the tree that all variants are built in, unpacked; the caller holds its lock."""
@@ -215,20 +181,13 @@ class KernelBuilder:
         tree.apply(self._dir, (*source.read_series(self._dir / "series"), *variant.patches))
         return tree
 
-    def _make(
-        self,
-        variant: Variant,
-        src: Path,
-        objects: Path,
-        target: Path,
-        origin: str,
-        *,
-        own: bool,
-    ) -> None:
+    def _make(self, variant: Variant, tree: BuildTree, target: Path) -> None:
+        src, objects = tree.src, tree.objects
         with self._steps.step(f"kernel {variant.name}: configure"):
-            self.configure(variant, src, objects, own=own)
-        with self._steps.step(f"kernel {variant.name}: compile"):
-            self._compile(variant, src, objects)
+            self.configure(variant, src, objects, own=False)
+        argv = make_argv(src, objects, variant.localversion, "bzImage")
+        log = objects.parent / f"build-{variant.name}.log"
+        compile_kernel(argv, f"kernel {variant.name}", log, self._steps)
         shutil.copyfile(objects / "arch/x86/boot/bzImage", target / "bzImage")
         shutil.copyfile(objects / ".config", target / "config")
         # Modules would add theirs; a kernel that loads none has no such list.
@@ -238,7 +197,7 @@ class KernelBuilder:
         image = read_image(target / "bzImage")
         if not image.release.endswith(variant.localversion):
             raise BuildError(f"built '{image.release}', wanted a release in {variant.localversion}")
-        write_image_json(target / "image.json", image, origin)
+        write_image_json(target / "image.json", image, tree.origin())
 
     def configure(self, variant: Variant, src: Path, objects: Path, *, own: bool) -> None:
         """Make the directory of objects, write ``.config`` and check that every option survived.
@@ -257,9 +216,9 @@ class KernelBuilder:
         if own and lost:
             known = _defined_symbols(src)
             for difference in lost:
-                if difference.symbol not in known and difference.symbol not in ESSENTIAL:
+                if difference.symbol not in known and difference.symbol not in BY_SYMBOL:
                     self._steps.note(f"{src} does not know CONFIG_{difference.symbol}")
-            lost = tuple(d for d in lost if d.symbol in known or d.symbol in ESSENTIAL)
+            lost = tuple(d for d in lost if d.symbol in known or d.symbol in BY_SYMBOL)
         if lost:
             raise BuildError(
                 f"kernel {variant.name}: these options did not survive configuration: "
@@ -267,33 +226,37 @@ class KernelBuilder:
                 hint="a dependency is missing in guest-images/kernel/config",
             )
 
-    def _compile(self, variant: Variant, src: Path, objects: Path) -> None:
-        argv = make_argv(src, objects, variant.localversion, "bzImage")
-        log = objects.parent / f"build-{variant.name}.log"
-        deadline = Deadline.after(BUILD_S, f"kernel {variant.name}")
-        with (
-            log.open("wb") as stream,
-            proc.spawn(argv, stdout=stream, stderr=stream, env=BUILD_ENV, tree=True) as child,
-        ):
-            due = Deadline.after(PROGRESS_S, "progress")
-
-            def probe() -> int | None:
-                nonlocal due
-                if child.returncode is None and due.expired:
-                    compiled = log.read_bytes().count(b"\n  CC ")
-                    self._steps.note(f"kernel {variant.name}: {compiled} files compiled")
-                    due = Deadline.after(PROGRESS_S, "progress")
-                return child.returncode
-
-            status = wait_until(probe, deadline, interval_s=0.5)
-        if status != 0:
-            raise BuildError(
-                f"kernel {variant.name} does not build (make exit {status}, log {log}):\n"
-                + first_errors(log.read_text(errors="replace"))
-            )
-
     def _say_waiting(self) -> None:
         self._steps.note("waiting for another build of the same")
+
+
+def compile_kernel(argv: Sequence[str], what: str, log: Path, steps: Steps) -> None:
+    """Run make, note its progress and keep what it prints in ``log``.
+
+    :raises BuildError: with the build's own errors.
+    """
+    deadline = Deadline.after(BUILD_S, what)
+    with (
+        steps.step(f"{what}: compile"),
+        log.open("wb") as stream,
+        proc.spawn(argv, stdout=stream, stderr=stream, env=BUILD_ENV, tree=True) as child,
+    ):
+        due = Deadline.after(PROGRESS_S, "progress")
+
+        def probe() -> int | None:
+            nonlocal due
+            if child.returncode is None and due.expired:
+                compiled = log.read_bytes().count(b"\n  CC ")
+                steps.note(f"{what}: {compiled} files compiled")
+                due = Deadline.after(PROGRESS_S, "progress")
+            return child.returncode
+
+        status = wait_until(probe, deadline, interval_s=0.5)
+    if status != 0:
+        raise BuildError(
+            f"{what} does not build (make exit {status}, log {log}):\n"
+            + first_errors(log.read_text(errors="replace"))
+        )
 
 
 def first_errors(log: str, limit: int = 15) -> str:

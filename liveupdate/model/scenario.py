@@ -127,6 +127,10 @@ class Scenario(Value, frozen=True, kw_only=True):
     iommu: IommuSpec = IommuSpec()
     kernel: str | None = None
     next_kernel: str | None = None
+    #: source trees, builds or packages that the kernels are made from, and a fragment for them
+    kernel_tree: str | None = None
+    next_kernel_tree: str | None = None
+    kernel_config: str | None = None
     #: hand the TSC calibration of the outgoing kernel to the incoming one
     calibration: bool = True
     fault: str | None = None

@@ -29,9 +29,15 @@ def check_kernels(
     """
     name = fault.name if fault is not None else ""
     wanted = fault.change.abi if fault is not None and fault.change is not None else "same"
+    keys = {
+        "outgoing": ("kernel", "kernel_tree"),
+        "incoming": ("next_kernel", "next_kernel_tree", "kernel_tree"),
+    }
     places = {
-        "outgoing": where(scenario, "kernel") if scenario.kernel else "outgoing kernel",
-        "incoming": where(scenario, "next_kernel") if scenario.next_kernel else "incoming kernel",
+        side: next(
+            (where(scenario, key) for key in names if getattr(scenario, key)), f"{side} kernel"
+        )
+        for side, names in keys.items()
     }
     outgoing, incoming = images.outgoing, images.incoming
     place = f"{places['incoming']}: fault '{name}' needs a kernel"

@@ -124,6 +124,17 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(verb in out for verb in VERBS)
 
 
+def test_a_kernel_is_an_image_or_a_tree_and_its_fragment_is_one(
+    lab: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--kernel", "a", "--kernel-tree", "b"]) == 2
+    assert "--kernel-tree: 'kernel' names a kernel already" in capsys.readouterr().err
+    assert main(["plan", "--kernel-tree", str(lab.parent), "--config", "gone"]) == 2
+    assert "--config: cannot be used" in capsys.readouterr().err
+    assert main(["plan", "--kernel-tree", str(lab.parent)]) == 3
+    assert "neither the top of a kernel source tree nor a build" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0

@@ -23,7 +23,6 @@ from liveupdate.images import (
     source,
     tool,
 )
-from liveupdate.images.cache import Cache
 from liveupdate.images.tree import BuildTree
 
 ROOT = Path(__file__).parents[3]
@@ -158,19 +157,6 @@ def test_first_errors_of_a_log_are_quoted() -> None:
     log = "  CC a.o\na.c:1:2: error: no\n" + "  CC b.o\n" * 50 + "make: *** [x] Error 1\n"
     assert kernel.first_errors(log) == "a.c:1:2: error: no\nmake: *** [x] Error 1"
     assert kernel.first_errors("only\nthis") == "only\nthis"
-
-
-def test_tree_of_the_user_must_be_a_clean_kernel_source(tmp_path: Path) -> None:
-    builder = kernel.KernelBuilder(Cache(tmp_path / "cache"), KERNEL_DIR, Steps())
-    tree = tmp_path / "tree"
-    (tree / "arch/x86").mkdir(parents=True)
-    with pytest.raises(BuildError, match="not the top of a kernel source"):
-        builder.build_tree(tree, kernel.find_variant("a"))
-    (tree / "Kbuild").touch()
-    (tree / "arch/x86/Kconfig").touch()
-    (tree / ".config").touch()
-    with pytest.raises(BuildError, match="mrproper"):
-        builder.build_tree(tree, kernel.find_variant("a"))
 
 
 PATCH = """\
