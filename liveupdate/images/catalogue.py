@@ -29,7 +29,9 @@ from liveupdate.model.plan import ImageSet, KernelImage
 
 DEFAULT = ("kernel-a", "kernel-b", "modules-a", "modules-b", "rootfs", "guest")
 """What a run needs; built by ``images build``."""
-TESTS = ("kernel-skew", "kernel-stock", "kernel-nokho", "selftests", "debian-host")
+TESTS = (
+    "kernel-skew", "kernel-renamed", "kernel-stock", "kernel-nokho", "selftests", "debian-host",
+)  # fmt: skip
 """What only tests need; built in addition by ``images build --tests``."""
 KEEP_DAYS = 14.0
 

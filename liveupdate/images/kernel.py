@@ -63,6 +63,12 @@ VARIANTS = (
         localversion="-lu-skew",
         patches=("debug/0001-liveupdate-announce-another-abi.patch",),
     ),
+    # for tests: names as the next release has them
+    Variant(
+        name="renamed",
+        localversion="-lu-renamed",
+        patches=("debug/0002-kho-use-the-names-of-linux-7.4.patch",),
+    ),
     # for tests: the options of our series are off, so that no DMA outlives a kexec. What is left of
     # the series are the fixes, which have no option: this kernel runs on the testbed, too
     Variant(name="stock", localversion="-lu-stock", fragments=("base", "host")),

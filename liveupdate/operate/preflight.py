@@ -337,7 +337,7 @@ def _memory(survey: Survey, local: Local) -> Iterator[Finding]:
             "scratch",
             f"KHO's scratch areas have {format_size(scratch)}, too little to boot an image of"
             f" {format_size(local.incoming_bytes)}",
-            hint="boot with a larger 'kho_scratch='",
+            hint="boot with a larger 'kho_scratch=', which 7.4 calls 'kho_bootmem='",
         )
     else:
         yield _ok("scratch", f"KHO's scratch areas have {format_size(scratch)}")

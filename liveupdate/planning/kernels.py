@@ -8,10 +8,21 @@ from msgspec.structs import replace
 from liveupdate.core.errors import PlanError
 from liveupdate.faults.base import Fault
 from liveupdate.model.mechanism import Requirements
-from liveupdate.model.plan import ImageSet
+from liveupdate.model.plan import ImageSet, KernelImage
 from liveupdate.model.scenario import Scenario
 from liveupdate.planning.compat import Outcome, abi_of, compare
 from liveupdate.scenario.load import where
+
+
+def name_for(kernel: KernelImage, append: str) -> str:
+    """Give the parameters of a command line the names that this kernel has for them.
+
+    7.4 renames kho_scratch= (8fe64603a475 "kho: rename kho_scratch= commandline parameter").
+    """
+    old, new = "kho_scratch=", "kho_bootmem="
+    if kernel.has_feature(new):
+        return append.replace(old, new)
+    return append.replace(new, old) if kernel.has_feature(old) else append
 
 
 def check_kernels(

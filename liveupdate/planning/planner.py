@@ -38,7 +38,7 @@ from liveupdate.model.targets import Capability, Target, parse_target
 from liveupdate.planning import region_place as regions
 from liveupdate.planning.devices import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
 from liveupdate.planning.faults import check_fault
-from liveupdate.planning.kernels import check_kernels
+from liveupdate.planning.kernels import check_kernels, name_for
 from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.planning.reserved_region import fill_region, find_region, piece_bytes
 from liveupdate.scenario.load import where
@@ -159,7 +159,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         mechanism=mechanism.name,
         images=images,
         machine=spec,
-        boot_append=_join_flags(boot_append),
+        boot_append=name_for(images.outgoing, _join_flags(boot_append)),
         hops=hops,
         guests=scenario.guests,
         devices=scenario.devices,
@@ -344,10 +344,11 @@ def _hop(
         append = append.replace(
             fill_region(mechanism.append, region), fill_region(mechanism.append, less)
         )
+    incoming = images.incoming if number % 2 else images.outgoing
     return Hop(
         number=number,
-        incoming=images.incoming if number % 2 else images.outgoing,
-        append=_join_flags(append),
+        incoming=incoming,
+        append=name_for(incoming, _join_flags(append)),
         loader=change.loader,
     )
 

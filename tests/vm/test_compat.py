@@ -7,9 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from liveupdate.core.units import MIB
 from liveupdate.images.catalogue import find_kernel
 from tests.support.edited_image import edit_image
 from tests.support.vm import cli
+
+
+def test_a_kernel_with_the_names_of_the_next_release_passes(tmp_path: Path) -> None:
+    image = find_kernel("kernel-renamed").path
+    said = cli.run(
+        tmp_path, "--kernel", image, "--next-kernel", image,
+        "--set", "host.append=kho_scratch=64M,64M,64M",
+    )  # fmt: skip
+    assert said.returncode == 0, said.explain()
+    run = Path(said.document["run_dir"])
+    assert "kho_bootmem=64M" in (run / "boot-1" / "console.log").read_text()
+    memory = {each["name"]: each["value"] for each in said.document["metrics"]}
+    assert memory["memory.scratch"] == 3 * 64 * MIB, memory
 
 
 @pytest.mark.nightly("faults")

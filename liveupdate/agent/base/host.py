@@ -187,12 +187,15 @@ def meminfo_bytes(meminfo: str, name: str) -> int:
 
 
 def scratch_bytes() -> int | None:
-    """Return the size of all KHO scratch areas; None without debugfs or KHO."""
-    try:
-        lines = read_text(f"{KHO_DEBUGFS}/out/scratch_len").split()
-        return sum(int(line, 16) for line in lines)
-    except (OSError, ValueError):
-        return None
+    """Return the size of all KHO scratch areas, which 7.4 calls bootmem; None without debugfs or
+    KHO.
+    """
+    for name in ("scratch_len", "bootmem_len"):
+        try:
+            return sum(int(line, 16) for line in read_text(f"{KHO_DEBUGFS}/out/{name}").split())
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def facts(preserved_bytes: int) -> dict[str, object]:

@@ -100,6 +100,8 @@ def _abi_strings() -> set[str]:
     """Return the compatible strings that this kernel writes into what it hands over."""
     import re
 
+    # one string, or one and those of its parts behind semicolons
+    pattern = rb"(?<![\w.,;-])([a-z-]{2,20}-v\d{1,3}(?:;[a-z-]{2,20}-v\d{1,3})*)\0"
     found: set[str] = set()
     base = f"{host.KHO_DEBUGFS}/out"
     paths = [f"{base}/fdt"]
@@ -113,7 +115,7 @@ def _abi_strings() -> set[str]:
                 data = file.read(_ABI_BYTES_MAX)
         except OSError:
             continue
-        found |= {m.decode() for m in re.findall(rb"(?<![\w.,-])([a-z-]{2,20}-v\d{1,3})\0", data)}
+        found |= {m.decode() for m in re.findall(pattern, data)}
     return found
 
 

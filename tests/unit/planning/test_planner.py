@@ -280,6 +280,19 @@ def test_incoming_kernel_of_another_abi_is_refused() -> None:
         plan(images=SKEWED)
 
 
+def test_parameters_have_the_names_that_each_kernel_knows() -> None:
+    old = replace(IMAGES.outgoing, features=("kho_scratch=",))
+    new = replace(IMAGES.incoming, features=("kho_bootmem=",))
+    host = HostSpec(append="kho_scratch=64M,64M,64M")
+    made = plan(Scenario(host=host), replace(IMAGES, outgoing=old, incoming=new))
+    assert "kho_scratch=64M" in made.boot_append
+    assert "kho_bootmem=64M" in made.hops[0].append and "scratch" not in made.hops[0].append
+    host = HostSpec(append="kho_bootmem=64M,64M,64M")
+    assert "kho_scratch=64M" in plan(Scenario(host=host), replace(IMAGES, outgoing=old)).boot_append
+    # a kernel that says nothing gets what was asked for
+    assert "kho_bootmem=64M" in plan(Scenario(host=host)).boot_append
+
+
 def test_jump_anyway_and_faults_of_kernels_bypass_the_refusal() -> None:
     assert plan(Scenario(jump_anyway=True), SKEWED).hops
     assert plan(Scenario(fault="luo-abi-skew"), SKEWED).hops

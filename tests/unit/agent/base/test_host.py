@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -83,3 +84,14 @@ def test_missing_disk_names_those_that_are_there() -> None:
     assert host.find_disk("/dev/vdz") == "/dev/vdz"
     with pytest.raises(FileNotFoundError, match="no disk with serial 'nowhere'"):
         host.find_disk("nowhere")
+
+
+@pytest.mark.parametrize("name", ["scratch_len", "bootmem_len"])
+def test_scratch_has_its_size_under_either_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "KHO_DEBUGFS", str(tmp_path))
+    assert host.scratch_bytes() is None
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("0x1000\n0x2000\n")
+    assert host.scratch_bytes() == 0x3000

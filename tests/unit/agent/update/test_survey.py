@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,3 +38,14 @@ def test_a_vmm_that_kvm_gave_up_on_is_quoted() -> None:
 @pytest.mark.parametrize("status", ["running", "paused"])
 def test_one_that_can_go_on_is_no_error(status: str) -> None:
     assert survey._guest(guest(status))["error"] is None
+
+
+def test_compatible_strings_of_what_is_handed_over_are_read_with_their_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "KHO_DEBUGFS", str(tmp_path))
+    assert survey._abi_strings() == set()
+    (tmp_path / "out/sub_fdts").mkdir(parents=True)
+    (tmp_path / "out/fdt").write_bytes(b"\0kho-v4\0")
+    (tmp_path / "out/sub_fdts/LUO").write_bytes(b"luo-v5;block-v1\0\0")
+    assert survey._abi_strings() == {"kho-v4", "luo-v5;block-v1"}
