@@ -31,6 +31,7 @@ VERBS = {
     "run": ("run:run", "Update a host under its guests; judge the result."),
     "matrix": ("matrix:matrix", "Compare mechanisms over guest sizes."),
     "plan": ("plan:plan", "Show what a run would do; change nothing."),
+    "bisect": ("bisect:bisect", "Judge one commit, as a step of git bisect run."),
     "inspect": ("inspect:inspect", "Show what kernel images say of themselves."),
     "compat": ("inspect:compat", "Say what one kernel hands over to another."),
     "kernel": ("inspect:kernel", "Show what the testbed needs of a kernel."),
@@ -58,8 +59,6 @@ class App:
     argv: tuple[str, ...] = ()
     verbosity: int = 0
     color: str = "auto"
-    #: map what cannot be judged to 125, for `git bisect run`
-    bisect: bool = False
     #: the exit status is a verdict that is stored in a run directory, whether stdout took it or not
     has_verdict: bool = False
 
@@ -172,12 +171,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             log(f"{PROGRAM}: stdout cannot be written: {stdout.lost}")
             if code == ExitCode.PASS and not app.has_verdict:
                 code = ExitCode.ERROR
-        return for_bisect(code) if app.bisect else code
+        # an option that cannot be parsed never gets as far as the verb
+        verb = next((word for word in arguments if not word.startswith("-")), "")
+        is_bisect = verb == "bisect" or "--bisect" in arguments
+        return for_bisect(code) if is_bisect else code
 
 
 def for_bisect(code: int) -> int:
-    """Map an exit status for ``git bisect run``: 125 (skip) for a commit that cannot be judged."""
-    return ExitCode.CANNOT_JUDGE if code in (ExitCode.ERROR, ExitCode.SKIP) else code
+    """Map an exit status for ``git bisect run``, which takes 1 to 127 for bad, and ends at 128.
+
+    125 (skip) is for a commit that cannot be judged, and a wrong call is wrong for every commit.
+    """
+    if code == ExitCode.USAGE:
+        return ExitCode.END_BISECT
+    skip = (ExitCode.ERROR, ExitCode.SKIP, ExitCode.TIMEOUT)
+    return ExitCode.CANNOT_JUDGE if code in skip else code
 
 
 def _invoke(app: App, arguments: tuple[str, ...]) -> int:

@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 @json_option
 @report_files
 @click.option(
-    "--bisect", is_flag=True, help="Exit 125 when the run cannot be judged (for git bisect run)."
+    "--bisect",
+    is_flag=True,
+    expose_value=False,
+    help="Exit for git bisect run: 125 when the run cannot be judged, 128 for a wrong call.",
 )
 @common
 def run(
     app: App, *, scenario_args: ScenarioArgs, results: Path | None, as_json: bool,
-    junit: Path | None, ktap: Path | None, bisect: bool,
+    junit: Path | None, ktap: Path | None,
 ) -> int:  # fmt: skip
     """Update a host under its guests and judge the result.
 
@@ -45,7 +48,6 @@ def run(
     from liveupdate.cli import results as outcomes
     from liveupdate.cli.prepare_run import prepare
 
-    app.bisect = bisect
     required = outcomes.required_checks()
     prepared = prepare(app, scenario_args, results, reports=(junit, ktap))
     outcome, console = carry_out(app, prepared, required)

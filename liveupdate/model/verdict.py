@@ -39,6 +39,7 @@ class ExitCode(IntEnum):
     ROLLED_BACK = 5
     TIMEOUT = 124
     CANNOT_JUDGE = 125
+    END_BISECT = 128
     SIGINT = 130
     SIGTERM = 143
 

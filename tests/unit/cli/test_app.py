@@ -466,7 +466,7 @@ def test_plan_as_json_is_one_document(lab: Path, capsys: pytest.CaptureFixture[s
         (verdict_of(Outcome.ERROR), 3, 125),
         (verdict_of(Outcome.SKIP), 4, 125),
         (verdict_of(Outcome.FAIL, rolled_back=True), 5, 5),
-        (verdict_of(Outcome.ERROR, timed_out=True), 124, 124),
+        (verdict_of(Outcome.ERROR, timed_out=True), 124, 125),
     ],
 )
 def test_run_exits_with_its_verdict(
@@ -491,6 +491,11 @@ def test_run_exits_with_its_verdict(
         assert f"run directory: {lab}" in captured.err
         assert f"reproduce: liveupdate run --results {lab} --json" in captured.err
     assert main(["run", "--results", str(lab), "--bisect"]) == bisect_code
+
+
+@pytest.mark.parametrize("call", ["run --bisect --no-such", "-q bisect --bad-side a", "bisect a b"])
+def test_a_wrong_call_ends_the_bisect(call: str, lab: Path) -> None:
+    assert main(call.split()) == 128
 
 
 def test_run_leaves_earlier_runs_alone_and_writes_its_reports(
@@ -591,7 +596,7 @@ def test_text_report_is_coloured_on_demand_only(
 
 def test_bisect_skips_what_it_cannot_judge() -> None:
     assert [for_bisect(code) for code in (0, 1, 2, 3, 4, 5, 124, 130)] == [
-        0, 1, 2, 125, 125, 5, 124, 130,
+        0, 1, 128, 125, 125, 5, 125, 130,
     ]  # fmt: skip
 
 
