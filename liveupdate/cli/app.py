@@ -31,6 +31,8 @@ VERBS = {
     "run": ("run:run", "Update a host under its guests; judge the result."),
     "matrix": ("matrix:matrix", "Compare mechanisms over guest sizes."),
     "plan": ("plan:plan", "Show what a run would do; change nothing."),
+    "kselftest": ("stage:kselftest", "Run a tree's own live update tests."),
+    "stage": ("stage:stage", "Run a program before and after a kexec."),
     "bisect": ("bisect:bisect", "Judge one commit, as a step of git bisect run."),
     "inspect": ("inspect:inspect", "Show what kernel images say of themselves."),
     "compat": ("inspect:compat", "Say what one kernel hands over to another."),
