@@ -183,15 +183,52 @@ def test_frames_that_came_only_after_the_blackout_fail() -> None:
         assert "had not landed" in check.reason
 
 
-def test_full_ring_is_named_as_what_it_is() -> None:
+def lose(first: int, last: int, *, ring: int = 401, refused: range = range(0)) -> Check:
+    """Judge a hop in which frames are missing, with a ring that is full at frame 500."""
     landed = make_facts().landed
     assert landed is not None
+    missing = last + 1 - first
     facts = replace(
         make_facts(),
         landed=replace(landed, is_full=True),
-        after=account(798, missing=2, expected=800, gaps=((500, 501),)),
+        after=account(800 - missing, missing=missing, expected=800, gaps=((first, last),)),
     )
-    assert "the ring was full" in spoil(facts).reason
+    frames = tuple(
+        replace(frame, sent_ns=None) if frame.number in refused else frame
+        for frame in make_frames()
+    )
+    trace = DeviceTrace(facts=facts, frames=frames)
+    plan = replace(make_plan(), devices=(DeviceSpec(name="nic0", rate=100, ring=ring),))
+    return check_of(make.with_hop(make_evidence(), devices={"nic0": trace}), plan)
+
+
+def test_ring_that_was_too_small_is_an_error_that_says_what_to_do() -> None:
+    check = lose(500, 503)
+    assert check.status is Outcome.ERROR
+    assert "the ring of 401 was full" in check.reason
+    assert "set the device's 'rate' below 49" in check.reason
+
+
+def test_frames_that_the_wire_did_not_take_are_an_error() -> None:
+    check = lose(500, 620, refused=range(500, 621))
+    assert check.status is Outcome.ERROR
+    assert "121 were never taken by the wire" in check.reason
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "ring", "refused"),
+    [
+        (499, 503, 401, range(0)),
+        (500, 503, 4096, range(0)),
+        (500, 510, 401, range(0)),
+        (700, 700, 401, range(500, 600)),
+    ],
+    ids=["ring-had-room", "ring-is-larger", "driver-was-back", "another-was-refused"],
+)
+def test_frame_that_was_on_the_wire_fails_whatever_else_was_wrong(
+    first: int, last: int, ring: int, refused: range
+) -> None:
+    assert lose(first, last, ring=ring, refused=refused).status is Outcome.FAIL
 
 
 def test_holes_in_what_landed_fail() -> None:
