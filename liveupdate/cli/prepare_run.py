@@ -35,6 +35,7 @@ from liveupdate.planning.planner import MachineFacts, check_scenario, make_plan
 from liveupdate.scenario.load import load_scenario
 from liveupdate.target import accel
 from liveupdate.target.base import find_entry
+from liveupdate.target.blackouts import longest_shown_s
 
 QCOW2_MAGIC = b"QFI\xfb"
 
@@ -82,9 +83,10 @@ def prepare(
         chosen, reason = choose_accel(scenario.accel, images)
     else:
         chosen, reason = "remote", "a lab machine: nothing is emulated here"
+    machine = replace(machine, accel=chosen, blackout_s=longest_shown_s(chosen))
     return Prepared(
         scenario=scenario,
-        plan=make_plan(scenario, images, replace(machine, accel=chosen)),
+        plan=make_plan(scenario, images, machine),
         results=directory,
         accel_reason=reason,
     )

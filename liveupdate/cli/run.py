@@ -67,6 +67,7 @@ def carry_out(
     from liveupdate.cli.view import show_steps
     from liveupdate.judging.require import apply_required
     from liveupdate.run import runner
+    from liveupdate.target.blackouts import note_shown
 
     with show_steps(app) as steps:
         steps.note("accelerator", accel=prepared.plan.machine.accel, reason=prepared.accel_reason)
@@ -78,6 +79,9 @@ def carry_out(
             argv=app.command_line,
             accel_reason=prepared.accel_reason,
         )
+    shown = [each.value for each in done.verdict.metrics if each.name in ("blackout", "gap.device")]
+    if shown:
+        note_shown(prepared.plan.machine.accel, max(shown) / 1e9)
     outcome = Outcome(
         plan=prepared.plan,
         evidence=done.evidence,

@@ -51,7 +51,7 @@ class DeviceSpec(Value, frozen=True, kw_only=True):
     access: str = "container"
     #: receive descriptors, or commands in flight
     ring: int = 4096
-    #: frames per second that the control host sends it, or lets it read
+    #: frames per second that the control host sends it, at most, or lets it read
     rate: int = 200
     #: memory that is mapped for it in scattered pages beside what it works on
     mapped_bytes: int | None = None

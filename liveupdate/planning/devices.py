@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from msgspec.structs import replace
+
 from liveupdate.core.errors import ScenarioError
-from liveupdate.model.device_models import GUEST_KINDS, UNSAVED_KINDS
+from liveupdate.model.device_models import FED_KINDS, GUEST_KINDS, UNSAVED_KINDS
 from liveupdate.model.mechanism import Offer, Requirements
 from liveupdate.model.scenario import DeviceSpec, Scenario
 from liveupdate.planning.mechanisms import MECHANISMS
@@ -23,6 +25,30 @@ IOMMU_APPEND: Mapping[tuple[str, bool], str] = MappingProxyType(
         " iommufd.allow_unsafe_interrupts=1",
     }
 )
+
+#: as long as a machine has shown no blackout, one under TCG is supposed to take so long
+ASSUMED_BLACKOUT_S = 6.0
+#: a ring has room for so many times the blackout that was shown
+_MARGIN = 3
+#: a slower stream of frames would test little
+LEAST_RATE = 200
+
+
+def pace_devices(
+    devices: tuple[DeviceSpec, ...], blackout_s: float | None
+) -> tuple[DeviceSpec, ...]:
+    """Lower rates at which a ring would be full before the blackout is over.
+
+    :param blackout_s: the longest that this machine has shown lately; None: it has shown none.
+    """
+
+    def pace(device: DeviceSpec) -> DeviceSpec:
+        if device.tier != "continuous" or device.kind not in FED_KINDS or device.guest is not None:
+            return device
+        room = int((device.ring - 1) / (_MARGIN * (blackout_s or ASSUMED_BLACKOUT_S)))
+        return replace(device, rate=min(device.rate, max(room, LEAST_RATE)))
+
+    return tuple(pace(device) for device in devices)
 
 
 def check_devices(scenario: Scenario, mechanism: Requirements) -> None:

@@ -36,7 +36,13 @@ from liveupdate.model.plan import (
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.targets import Capability, Target, parse_target
 from liveupdate.planning import region_place as regions
-from liveupdate.planning.devices import IOMMU_APPEND, can_be_saved, check_devices, mapped_bytes
+from liveupdate.planning.devices import (
+    IOMMU_APPEND,
+    can_be_saved,
+    check_devices,
+    mapped_bytes,
+    pace_devices,
+)
 from liveupdate.planning.faults import check_fault
 from liveupdate.planning.kernels import check_kernels, name_for
 from liveupdate.planning.mechanisms import MECHANISMS
@@ -98,6 +104,8 @@ class MachineFacts:
     guest_disks: tuple[str, ...] = ()
     #: virtual sizes of users' own disk images, by path
     image_bytes: Mapping[str, int] = field(default_factory=dict)
+    #: the longest blackout that runs on this machine have shown lately; None: none is known
+    blackout_s: float | None = None
 
 
 def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Plan:
@@ -162,7 +170,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         boot_append=name_for(images.outgoing, _join_flags(boot_append)),
         hops=hops,
         guests=scenario.guests,
-        devices=scenario.devices,
+        devices=pace_devices(scenario.devices, machine.blackout_s),
         calibration=calibration,
         timeouts=scenario.timeouts,
         observe=scenario.observe,

@@ -116,7 +116,7 @@ DEVICE = (
     _key(
         "rate",
         "integer",
-        "frames per second that are sent to it, or that it reads (nvme)",
+        "frames per second that are sent to it at most, or that it reads (nvme)",
         low=1,
         high=5000,
     ),

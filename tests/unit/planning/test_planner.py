@@ -393,6 +393,22 @@ NIC = DeviceSpec(name="nic0")
 OWN = replace(NIC, guest="vm0", tier="quiesce")
 
 
+@pytest.mark.parametrize(
+    ("shown_s", "rate"),
+    [(None, 227), (1.0, 1000), (4.0, 341), (60.0, 200)],
+    ids=["none", "short", "long", "too-long"],
+)
+def test_a_ring_has_room_for_three_times_the_blackout_that_was_shown(
+    shown_s: float | None, rate: int
+) -> None:
+    machine = dataclasses.replace(MACHINE, blackout_s=shown_s)
+    fast = replace(NIC, rate=1000)
+    (paced,) = make_plan(Scenario(devices=(fast,)), IMAGES, machine).devices
+    assert paced == replace(NIC, rate=rate)
+    slow = Scenario(devices=(replace(NIC, rate=50),))
+    assert make_plan(slow, IMAGES, machine).devices == slow.devices
+
+
 def test_continuous_device_is_planned_and_judged() -> None:
     made = plan(Scenario(devices=(NIC,)))
     assert made.devices == (NIC,)
