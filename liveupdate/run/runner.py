@@ -35,6 +35,9 @@ from liveupdate.transport.physmem import NotRam
 _GARBLED = (CodecError, MalformedError, NotRam)
 _TAIL_LINES = 20
 _SWITCH_S = 0.0005
+#: a kernel says this in its panic when it has no driver for the disk that it was told to mount
+_NO_DISK = "unknown-block(0,0)"
+_NEEDED = "CONFIG_VIRTIO_PCI=y, CONFIG_VIRTIO_BLK=y and CONFIG_EXT4_FS=y"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +80,8 @@ def run(
             try:
                 with GuestObservers(bed) as watchers:
                     for hop in plan.hops:
-                        if not _hop(bed, hop, watchers, steps):
+                        is_untried = scenario.next_kernel is not None and hop.number == 1
+                        if not _hop(bed, hop, watchers, steps, is_untried=is_untried):
                             break
             finally:
                 tail = bed.host.console.tail(_TAIL_LINES)
@@ -92,8 +96,13 @@ def run(
     )
 
 
-def _hop(bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps) -> bool:
-    """Make one hop and store it; tell whether there is anything left to hop with."""
+def _hop(
+    bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps, *, is_untried: bool
+) -> bool:
+    """Make one hop and store it; tell whether there is anything left to hop with.
+
+    :param is_untried: the incoming kernel is a user's own and has never booted on this machine.
+    """
     walk = LiveHop(bed, hop, watchers, steps)
     try:
         walk.run()
@@ -102,7 +111,7 @@ def _hop(bed: Testbed, hop: Hop, watchers: GuestObservers, steps: Steps) -> bool
         _roll_back(bed, hop, steps)
         return False
     except (LiveUpdateError, *_GARBLED) as error:
-        bed.record.add_incident(_incident(bed, hop, error))
+        bed.record.add_incident(_incident(bed, hop, error, is_untried=is_untried))
         return False
     finally:
         walk.store()
@@ -117,10 +126,13 @@ def _roll_back(bed: Testbed, hop: Hop, steps: Steps) -> None:
         bed.record.set_rolled_back()
 
 
-def _incident(bed: Testbed, hop: Hop, error: Exception) -> Incident:
+def _incident(bed: Testbed, hop: Hop, error: Exception, *, is_untried: bool) -> Incident:
     """Say what happened by what was seen: a panic on the console explains whatever came after."""
     panic = bed.host.console.panic
     if panic is not None:
+        if is_untried and _NO_DISK in panic.text:
+            text = f"the incoming kernel sees no disk ({panic.text}): build it with {_NEEDED}"
+            return Incident(kind="harness", hop=hop.number, text=text)
         return Incident(kind="panic", hop=hop.number, text=panic.text)
     events = bed.machine.qmp.events() if bed.machine is not None else ()
     for event in events:

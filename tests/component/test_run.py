@@ -27,7 +27,7 @@ from liveupdate.core.errors import (
 from liveupdate.evidence import RunDir
 from liveupdate.model.evidence import Evidence, Incident
 from liveupdate.model.plan import Plan
-from liveupdate.model.scenario import Observation
+from liveupdate.model.scenario import Observation, Scenario
 from liveupdate.model.verdict import Outcome
 from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, TickWatcher
 from liveupdate.run.live import LiveHop
@@ -357,6 +357,26 @@ def test_a_kernel_that_does_not_come_up_is_named_by_what_was_seen(
     assert hop.paused_ns.keys() == {"vm0"} and hop.resumed_ns == {}
     assert hop.memory[0].freeze is not None and hop.memory[0].boot is None
     assert_watched(result.evidence)
+
+
+@pytest.mark.parametrize(
+    ("own", "why", "kind"),
+    [
+        ("bzImage", "VFS: Unable to mount root fs on unknown-block(0,0)", "harness"),
+        ("bzImage", "VFS: Unable to mount root fs on unknown-block(254,0)", "panic"),
+        (None, "VFS: Unable to mount root fs on unknown-block(0,0)", "panic"),
+    ],
+    ids=["no-driver", "disk-seen", "shipped-kernel"],
+)
+def test_a_users_kernel_without_a_driver_for_the_disk_is_no_loss(
+    made: FakeRun, own: str | None, why: str, kind: str
+) -> None:
+    made.scenario = Scenario(next_kernel=own)
+    made.script.incoming, made.script.panic = "panic", why
+    result = made.run()
+    assert kinds(result) == [(kind, 1)]
+    assert result.verdict.outcome is (Outcome.ERROR if kind == "harness" else Outcome.FAIL)
+    assert (kind == "harness") == ("CONFIG_VIRTIO_BLK=y" in result.evidence.incidents[0].text)
 
 
 def test_a_kernel_that_recovers_nothing_is_observed_to_the_end(made: FakeRun) -> None:

@@ -109,6 +109,7 @@ class FakeRun:
     root: Path
     results: Path
     plan: Plan = field(default_factory=quick_plan)
+    scenario: Scenario = field(default_factory=Scenario)
     script: Script = field(default_factory=Script)
     is_blind: bool = False
     host: FakeHost | None = None
@@ -129,7 +130,7 @@ class FakeRun:
         steps.subscribe(self.events.append)
         return runner.run(
             self.plan,
-            Scenario(),
+            self.scenario,
             results=self.results,
             steps=steps,
             argv=ARGV,

@@ -57,6 +57,8 @@ class Script:
     #: what comes of the jump: "" the incoming kernel; "panic", "reset", "exit", "hang"; "empty": a
     #: kernel that recovers nothing
     incoming: str = ""
+    #: why it panics
+    panic: str = "fake"
     #: guests that the incoming agent cannot bring back
     lost: frozenset[str] = frozenset()
     #: called with the arguments before a call of that name is answered; may raise :class:`Refusal`
@@ -313,7 +315,7 @@ class FakeMachine:
             case "hang":
                 pass
             case "panic":
-                self._print("Kernel panic - not syncing: fake")
+                self._print(f"Kernel panic - not syncing: {self.script.panic}")
             case said:
                 self._boot(is_empty=said == "empty")
 
