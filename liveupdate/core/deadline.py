@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,6 +14,10 @@ from liveupdate.core.errors import DeadlineExceeded
 
 Clock = Callable[[], float]
 T = TypeVar("T")
+
+#: what is waited for when the time of the whole is up: what was begun may be cleaned up
+_GRACE_S = 5.0
+_whole: ContextVar[Deadline | None] = ContextVar("whole", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +31,14 @@ class Deadline:
 
     @classmethod
     def after(cls, timeout_s: float, what: str, clock: Clock = time.monotonic) -> Deadline:
-        """Make a deadline ``timeout_s`` seconds from now for ``what``."""
-        return cls(what=what, timeout_s=timeout_s, expires_at=clock() + timeout_s, clock=clock)
+        """Make a deadline ``timeout_s`` seconds from now for ``what``; it comes earlier when the
+        :func:`whole` has less time left, and then says so.
+        """
+        now, limit = clock(), _whole.get()
+        if limit is not None and clock is limit.clock and now + timeout_s > limit.expires_at:
+            timeout_s = max(limit.expires_at - now, min(timeout_s, _GRACE_S))
+            what = f"{what}, within {limit.what}"
+        return cls(what=what, timeout_s=timeout_s, expires_at=now + timeout_s, clock=clock)
 
     @property
     def remaining_s(self) -> float:
@@ -41,6 +53,26 @@ class Deadline:
     def exceeded(self, last: str | None = None) -> DeadlineExceeded:
         """Make the error that names the wait; the caller raises it."""
         return DeadlineExceeded(self.what, self.timeout_s, last)
+
+
+@contextmanager
+def whole(deadline: Deadline) -> Iterator[None]:
+    """Let no wait that this thread begins in the block last longer than ``deadline``."""
+    token = _whole.set(deadline)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
+def check_whole() -> None:
+    """Raise when the deadline of the :func:`whole` has passed.
+
+    :raises DeadlineExceeded: it has.
+    """
+    limit = _whole.get()
+    if limit is not None and limit.expired:
+        raise limit.exceeded()
 
 
 def wait_until(

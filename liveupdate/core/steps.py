@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from liveupdate.core.deadline import check_whole
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepEvent:
@@ -43,7 +45,11 @@ class Steps:
 
     @contextmanager
     def step(self, name: str, **fields: object) -> Iterator[None]:
-        """Bracket a piece of work; an exception leaves a ``failed`` event and passes through."""
+        """Bracket a piece of work; an exception leaves a ``failed`` event and passes through.
+
+        :raises DeadlineExceeded: the time of the whole is up, see
+            :func:`~liveupdate.core.deadline.whole`.
+        """
         began = time.monotonic_ns()
 
         def end(kind: str, **more: object) -> None:
@@ -57,6 +63,7 @@ class Steps:
 
         self._emit(StepEvent(kind="start", name=name, at_ns=began, fields=fields))
         try:
+            check_whole()
             yield
         except BaseException as error:
             end("failed", error=str(error) or type(error).__name__)

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from liveupdate.core.errors import PlanError, ScenarioError
 from liveupdate.core.suggest import suggest_or_list
 from liveupdate.core.units import GIB, MIB, PAGE_BYTES, format_size
@@ -33,7 +35,7 @@ from liveupdate.model.plan import (
     Plan,
     Region,
 )
-from liveupdate.model.scenario import Scenario
+from liveupdate.model.scenario import Scenario, Timeouts
 from liveupdate.model.targets import Capability, Target, parse_target
 from liveupdate.planning import region_place as regions
 from liveupdate.planning.devices import (
@@ -68,6 +70,8 @@ EVIDENCE_PER_PAGE = 4 * 8
 #: one line for each frame sent, for as long as a hop may take under TCG
 EVIDENCE_PER_FRAME = 48
 FRAMES_S = 60
+#: what a run may take longer for each hop after the first
+TOTAL_PER_HOP_S = 300
 #: arch/x86/include/asm/setup.h, COMMAND_LINE_SIZE without the final NUL
 MAX_COMMAND_LINE = 2047
 
@@ -172,7 +176,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         guests=scenario.guests,
         devices=pace_devices(scenario.devices, machine.blackout_s),
         calibration=calibration,
-        timeouts=scenario.timeouts,
+        timeouts=_timeouts(scenario),
         observe=scenario.observe,
         budget=scenario.budget,
         fault=None if fault is None else FaultPlan(name=fault.name, expected=fault.expected),
@@ -292,6 +296,14 @@ def _check_target(
             f" place for it: {reason}",
             where=where(scenario, "mechanism"),
         )
+
+
+def _timeouts(scenario: Scenario) -> Timeouts:
+    """Give each hop after the first its own time, unless the user has set that of the whole run."""
+    timeouts = scenario.timeouts
+    if "timeouts.total" in scenario.origins:
+        return timeouts
+    return replace(timeouts, total_s=timeouts.total_s + (scenario.hops - 1) * TOTAL_PER_HOP_S)
 
 
 def _check_room(scenario: Scenario, machine: MachineFacts, memory_bytes: int) -> None:

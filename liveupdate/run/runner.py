@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from liveupdate.core.deadline import Deadline, whole
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, LostMachine
-from liveupdate.core.steps import Steps
+from liveupdate.core.steps import StepEvent, Steps
 from liveupdate.evidence import RunDir
 from liveupdate.formats.malformed import MalformedError
 from liveupdate.judging.judge import judge
@@ -74,7 +76,18 @@ def run(
     record = RunDir.create(results, plan=plan, scenario=dump_scenario(scenario))
     steps.subscribe(record.log_step)
     tail: tuple[str, ...] = ()
+    #: step and error of each that failed, the innermost first
+    failed: list[tuple[str, str]] = []
+
+    def note_failure(event: StepEvent) -> None:
+        if event.kind == "failed":
+            failed.append((event.name, str(event.fields.get("error"))))
+
+    steps.subscribe(note_failure)
+    total = Deadline.after(plan.timeouts.total_s, "the whole run (timeouts.total)")
+    limit = ExitStack()
     try:
+        limit.enter_context(whole(total))
         with bring_up(plan, record, steps, take) as bed:
             record.put(slots.PROVENANCE, describe(bed, argv=argv, accel_reason=accel_reason))
             try:
@@ -84,11 +97,18 @@ def run(
                         if not _hop(bed, hop, watchers, steps, is_untried=is_untried):
                             break
             finally:
+                # a machine is always given the time to be taken down
+                limit.close()
                 tail = bed.host.console.tail(_TAIL_LINES)
     except (LiveUpdateError, *_GARBLED) as error:
         # Before the first hop there is no machine that could have violated a guarantee.
         record.add_incident(Incident(kind=_kind(error), hop=0, text=str(error)))
     finally:
+        limit.close()
+        step = next((name for name, error in failed if total.what in error), None)
+        if step is not None:
+            text = f"{total.exceeded()}; it ended in step '{step}'"
+            record.add_incident(Incident(kind="deadline", hop=0, text=text))
         record.close()
     evidence = record.load_evidence()
     return RunResult(

@@ -379,6 +379,24 @@ def test_a_users_kernel_without_a_driver_for_the_disk_is_no_loss(
     assert (kind == "harness") == ("CONFIG_VIRTIO_BLK=y" in result.evidence.incidents[0].text)
 
 
+@pytest.mark.parametrize(
+    ("hops", "total_s", "step"), [(1, 6.0, "blackout"), (2, 0.0, "bring-up")], ids=str
+)
+def test_a_run_ends_when_its_time_is_up_and_names_the_step(
+    made: FakeRun, hops: int, total_s: float, step: str
+) -> None:
+    made.plan = quick_plan(hops=hops)
+    made.plan = replace(
+        made.plan, timeouts=replace(made.plan.timeouts, jump_s=60.0, total_s=total_s)
+    )
+    made.script.incoming = "hang"
+    result = made.run()
+    assert result.verdict.outcome is Outcome.ERROR
+    texts = [each.text for each in result.evidence.incidents if each.kind == "deadline"]
+    assert f"it ended in step '{step}'" in texts[-1]
+    assert "timeouts.total" in texts[-1]
+
+
 def test_a_kernel_that_recovers_nothing_is_observed_to_the_end(made: FakeRun) -> None:
     made.script.incoming = "empty"
     result = made.run()

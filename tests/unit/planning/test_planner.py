@@ -386,6 +386,13 @@ def test_same_guests_have_the_same_seed() -> None:
     assert 0 <= plan().seed < 1 << 64
 
 
+def test_each_hop_has_its_time_unless_the_user_sets_that_of_the_run() -> None:
+    assert plan().timeouts.total_s == 900.0
+    assert plan(Scenario(hops=3)).timeouts.total_s == 1500.0
+    told = Scenario(hops=3, origins={"timeouts.total": "--set"})
+    assert plan(told).timeouts.total_s == 900.0
+
+
 # --- devices and the IOMMU
 
 NIC = DeviceSpec(name="nic0")
