@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 
-from liveupdate.core.units import PAGE_BYTES, format_addr
+from liveupdate.core.units import PAGE_BYTES, format_addr, format_ns
 from liveupdate.judging.check import Asked, CheckRow
 from liveupdate.judging.compare import (
     PageDiff,
@@ -74,6 +74,8 @@ def _judge_digests(at: GuestHop) -> Finding:
         if short := _judge_cover(at, f"the {moment} digests", each.pages, each.digests):
             return short
     freeze, boot = tables.values()
+    if untimely := _judge_moments(at, freeze, boot):
+        return untimely
     diff = compare_words(freeze.digests, boot.digests)
     altered = [
         raw[moment] for moment, each in tables.items() if _is_altered(each.digests, each.artifact)
@@ -88,23 +90,34 @@ def _judge_digests(at: GuestHop) -> Finding:
     if altered:
         return at.error(f"evidence altered: {', '.join(altered)}")
     equal = f"{diff.pages} pages equal"
-    return _judge_moments(replace(at, files=()), freeze, boot) or at.passed(equal, equal)
+    at = replace(at, files=())
+    return _judge_variety(at, freeze) or at.passed(equal, equal)
 
 
 def _judge_moments(at: GuestHop, freeze: PageDigests, boot: PageDigests) -> Finding | None:
-    """Reject digests of the wrong time or of the wrong memory: if equal, they prove nothing."""
-    if at.paused_ns is None:
+    """Reject digests that were taken while the guest ran: whether they are equal proves nothing."""
+    paused_ns = at.paused_ns
+    if paused_ns is None:
         return replace(at, files=(slots.MARKS.path(at.hop),)).missing("the moment of the pause")
-    if freeze.began_ns < at.paused_ns:
+    at = replace(at, files=())
+    if freeze.began_ns < paused_ns:
         return at.error("the freeze digests were begun before the guest was paused")
     if boot.began_ns < freeze.ended_ns:
         return at.error("the boot digests were begun before the freeze digests ended")
     if at.resumed_ns is not None and boot.ended_ns > at.resumed_ns:
-        return at.error("the boot digests were still being taken when the guest went on")
+        late = format_ns(boot.ended_ns - at.resumed_ns)
+        return at.error(
+            f"the boot digests ended {late} after the guest went on, so the guest may have changed "
+            "what they show: the control host had too little CPU time to digest in the blackout"
+        )
+    return None
+
+
+def _judge_variety(at: GuestHop, freeze: PageDigests) -> Finding | None:
+    """Reject digests of other memory: the payload's pattern has no two pages alike."""
     pattern_pages = at.trace.pattern.pages if at.trace and at.trace.pattern else 0
     distinct = count_distinct(freeze.digests)
     if distinct < pattern_pages:
-        # no two pages of the payload's pattern are alike
         return at.error(
             f"{distinct} different digests, but the guest's pattern alone has "
             f"{pattern_pages} different pages: something else was hashed"

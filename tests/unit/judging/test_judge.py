@@ -126,6 +126,14 @@ def flip_digest(evidence: Evidence) -> Evidence:
     return make.with_memory(evidence, boot=replace(memory.boot, digests=raw, artifact=artifact))
 
 
+def late_digests(evidence: Evidence) -> Evidence:
+    """The boot digests were still being taken when the guest ran: it may have changed pages."""
+    hop = evidence.hops[0]
+    assert hop.memory[0].boot is not None
+    late = replace(hop.memory[0].boot, ended_ns=max(hop.resumed_ns.values()) + 1)
+    return make.with_memory(evidence, boot=late)
+
+
 def move_page(evidence: Evidence) -> Evidence:
     raw = make.flip(make.make_pfns(), 8 * 5 + 3)
     return make.with_memory(evidence, pfns_after=make.make_frames(raw))
@@ -372,6 +380,8 @@ MISSING: list[tuple[str, Spoil, str]] = [
     ("boot", lambda e: make.with_memory(e, boot=None), "memory.content"),
     ("fewer-pages", fewer_pages, "memory.content"),
     ("pattern", trace(pattern=None), "memory.content"),
+    ("boot-late", lambda e: late_digests(flip_digest(e)), "memory.content"),
+    ("boot-late-equal", lambda e: late_digests(e), "memory.content"),
     ("pattern-short", trace(pattern=PatternFacts(pages=9, bad=0)), "memory.content"),
     ("pfns-before", lambda e: make.with_memory(e, pfns_before=None), "memory.placement"),
     ("pfns-after", lambda e: make.with_memory(e, pfns_after=None), "memory.placement"),
