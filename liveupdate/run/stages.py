@@ -29,7 +29,9 @@ CALL_S = 30.0
 PLACE = "/tmp/stage"
 #: The agent holds /dev/liveupdate, which one process may have open; init does not start it again.
 _END_AGENT = (
-    "for p in /proc/[0-9]*; do grep -qs kit/agent $p/cmdline && kill ${p#/proc/}; done; sleep 0.2"
+    # a pattern that does not match this script's own command line
+    "for p in /proc/[0-9]*; do grep -qs 'kit/[a]gent' $p/cmdline && kill ${p#/proc/}; done; "
+    "sleep 0.2"
 )
 
 

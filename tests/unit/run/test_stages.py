@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from liveupdate.core.steps import Steps
 from liveupdate.model.scenario import Scenario
 from liveupdate.model.verdict import Outcome
 from liveupdate.planning.planner import make_plan
-from liveupdate.run.stages import Staged, as_ktap, run_stages
+from liveupdate.run.stages import _END_AGENT, Staged, as_ktap, run_stages
 from tests.support.ktap import find_wrong
 from tests.support.planner_inputs import IMAGES, MACHINE
 
@@ -126,3 +127,10 @@ def test_ktap_has_both_boots_and_the_programs_own_tests(
     assert find_wrong(text) == []
     assert "  # boot_id boot-0, " in text and "  # boot_id boot-1, " in text
     assert text.count("    ok 1 memory is there") == 2
+
+
+def test_the_end_of_the_agent_is_not_the_end_of_what_ends_it() -> None:
+    pattern = re.search(r"grep -qs '(.*?)'", _END_AGENT)
+    assert pattern is not None
+    assert re.search(pattern[1], "/usr/bin/python3 -I -S /kit/agent/__main__.py")
+    assert not re.search(pattern[1], _END_AGENT)
