@@ -93,6 +93,7 @@ def apply(
     from liveupdate.cli.apply_text import document, show_findings, show_plan
     from liveupdate.cli.output import log, say, say_json
     from liveupdate.cli.prepare_run import check_results
+    from liveupdate.cli.results import required_checks
     from liveupdate.core.paths import results_dir
     from liveupdate.evidence import RunDir
     from liveupdate.images.catalogue import read_kernel
@@ -101,6 +102,7 @@ def apply(
     from liveupdate.operate.preflight import check, refusals
     from liveupdate.operate.wal import Wal
 
+    required_checks()
     place = apply_session.find_place(host)
     if not dry_run:
         apply_session.check_allowed(place)
@@ -199,11 +201,13 @@ def _go_on(
     as_json: bool,
 ) -> int:  # fmt: skip
     from liveupdate.cli import apply_session
+    from liveupdate.cli.results import required_checks
     from liveupdate.core.paths import results_dir
     from liveupdate.evidence import RunDir
     from liveupdate.images.catalogue import read_kernel
     from liveupdate.operate.wal import Wal
 
+    required_checks()
     if by_step:
         apply_session.need_terminal("--step")
     path = (run_dir or results_dir() / "latest").resolve()

@@ -35,7 +35,7 @@ from liveupdate.evidence import RunDir
 from liveupdate.images.kernel_facts import read_facts
 from liveupdate.model.codec import CodecError
 from liveupdate.model.plan import KernelImage, Plan
-from liveupdate.model.verdict import ExitCode
+from liveupdate.model.verdict import ExitCode, Verdict
 from liveupdate.operate.bundle import Bundle, make_bundle
 from liveupdate.operate.drive import Driver, Ended, Refused, Stopped
 from liveupdate.operate.hostside import HostSide
@@ -297,11 +297,14 @@ class Session:
             ),
             say=lambda text: log(f"liveupdate: {one_line(text)}"),
             may=ask_before if self.by_step else lambda _step: True,
-            conclude=lambda: (
-                results.store_reports(results.judge_record(record, self.plan, frozenset())).verdict
-            ),
+            conclude=self._conclude,
             patience_s=self.patience_s,
         )
+
+    def _conclude(self) -> Verdict:
+        """Judge, and store the reports."""
+        judged = results.judge_record(self.record, self.plan, results.required_checks())
+        return results.store_reports(judged).verdict
 
     def _finish(self, ended: Ended) -> int:
         """Seal the bundle, print the outcome of the update, and return the exit status."""
@@ -312,7 +315,8 @@ class Session:
             self._say_document(ended.outcome, ended.exit_code, ended.why, bundle)
             return ended.exit_code
         try:
-            results.show(results.judge_directory(run_dir, frozenset()), self.app, as_json=False)
+            judged = results.judge_directory(run_dir, results.required_checks())
+            results.show(judged, self.app, as_json=False)
         except LiveUpdateError as error:
             say(f"no verdict: {one_line(str(error))}")
         why = f" ({one_line(ended.why)})" if ended.why else ""

@@ -9,6 +9,7 @@ import click
 
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option, report_files
+from liveupdate.core.errors import EvidenceError
 from liveupdate.model.verdict import ExitCode
 
 run_dir_argument = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
@@ -16,10 +17,16 @@ run_dir_argument = click.argument("run_dir", metavar="RUN", type=click.Path(path
 
 @click.command()
 @run_dir_argument
+@click.option(
+    "--require-sealed", is_flag=True, help="Refuse a run of an earlier version, without a seal."
+)
 @json_option
 @report_files
 @common
-def judge(app: App, *, run_dir: Path, as_json: bool, junit: Path | None, ktap: Path | None) -> int:
+def judge(
+    app: App, *, run_dir: Path, require_sealed: bool, as_json: bool, junit: Path | None,
+    ktap: Path | None,
+) -> int:  # fmt: skip
     """Judge the run directory or bundle RUN again; the exit status is that of the run.
 
     Reads evidence only and changes nothing in RUN. Altered evidence is ERROR, never PASS.
@@ -36,6 +43,8 @@ def judge(app: App, *, run_dir: Path, as_json: bool, junit: Path | None, ktap: P
         if run_dir.is_file():
             run_dir = unpack(run_dir, Path(scratch))
         outcome = results.judge_directory(run_dir, results.required_checks())
+        if require_sealed and outcome.evidence.seal is None:
+            raise EvidenceError(f"'{run_dir}' is not sealed: an earlier version made it")
         results.write_reports(outcome, junit, ktap)
         return results.show(outcome, app, as_json=as_json)
 

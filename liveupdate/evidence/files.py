@@ -3,9 +3,9 @@
 
 Knows names and digests, nothing of what evidence means: that is in :mod:`liveupdate.model.slots`.
 Documents are written to a temporary file, fsync'ed and renamed; logs are appended to and never
-edited. ``evidence/index.jsonl`` names every file with its sha256 (null while it is still growing),
-so that a file that went missing or was altered is known when the run is read back
-(:mod:`liveupdate.evidence.reread`).
+edited. What is about to be stored is entered in ``evidence/index.jsonl`` first
+(:mod:`liveupdate.evidence.chain`), so that a file that was not stored, went missing or was altered
+is known when the run is read back (:mod:`liveupdate.evidence.reread`).
 """
 
 from __future__ import annotations
@@ -20,15 +20,23 @@ import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from liveupdate.core.atomic_write import atomic_write
 from liveupdate.core.errors import EvidenceError, LiveUpdateError
+from liveupdate.evidence.beneath import digest_beneath, names_beneath, read_beneath
+from liveupdate.evidence.chain import Index, link, read_index
 from liveupdate.model import codec, slots
-from liveupdate.model.base import Value
 from liveupdate.model.evidence import Artifact
 from liveupdate.model.plan import Plan
 
+if TYPE_CHECKING:
+    from hashlib import _Hash as Digest
+
 LATEST = "latest"
+#: made from the evidence, at any time
+MADE_AGAIN = (slots.RESULT, slots.JUNIT, slots.REPORT)
+DISKS = "disks/"
 
 
 class StoreError(LiveUpdateError):
@@ -44,14 +52,14 @@ class StoreError(LiveUpdateError):
         self.errno = error.errno
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, also after a crash.
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a file whole or not at all, also after a crash; ``mode`` is before the umask.
 
     :raises StoreError: it cannot be written; nothing is left behind.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        atomic_write(path, data)
+        atomic_write(path, data, mode=mode)
     except OSError as error:
         raise StoreError(path, error) from error
 
@@ -79,27 +87,17 @@ def append_line(path: Path, line: str, *, sync: bool = False) -> None:
         raise StoreError(path, error) from error
 
 
-def digest_file(path: Path, relative: str) -> Artifact:
-    """Describe a file as it is now; raises OSError."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return Artifact(path=relative, sha256=sha256, size_bytes=file.tell())
-
-
-class _Entry(Value, frozen=True, kw_only=True):
-    """A line of the index; ``sha256`` None: the file was still growing."""
-
-    path: str
-    sha256: str | None = None
-    size_bytes: int | None = None
-
-
 class RunFiles:
     """The files of one run. Safe to call from several threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
+        #: the digest of the index's last line, and its last entries
+        self._head = ""
+        self._entries: dict[str, Artifact] = {}
+        #: digest and size of what files that grow are to have
+        self._grown: dict[str, tuple[Digest, int]] = {}
         #: the error of every write from now on; the fault disk-full sets it
         self.broken: OSError | None = None
 
@@ -122,6 +120,7 @@ class RunFiles:
         except OSError as error:
             raise StoreError(path, error) from error
         run = cls(path)
+        run._enter(run=path.name)
         run.append_rows(slots.INCIDENTS.place, [])
         run._point_latest(results_dir / LATEST)
         return run
@@ -142,6 +141,22 @@ class RunFiles:
             )
         return cls(resolved)
 
+    @classmethod
+    def reopen(cls, path: Path) -> RunFiles:
+        """Open an existing run directory to store more in it.
+
+        :raises EvidenceError: when there is none, or it cannot be continued.
+        """
+        run = cls.open(path)
+        index = run.index()
+        if index.head is None:
+            raise EvidenceError(
+                f"'{path}' was begun by an earlier version", hint="continue it with that version"
+            )
+        run._head = index.head
+        run._entries = {name: each for name, each in index.entries.items() if each is not None}
+        return run
+
     def _point_latest(self, link: Path) -> None:
         """Set the link ``latest``; a file or directory of that name is the user's and stays."""
         temporary = link.with_name(f".{LATEST}.{secrets.token_hex(4)}")
@@ -154,18 +169,16 @@ class RunFiles:
     # --- writing
 
     def write(self, relative: str, data: bytes | str) -> Artifact:
-        """Write a whole file and enter it in the index.
+        """Enter a whole file in the index, and write it.
 
         :raises StoreError: when either cannot be written.
         """
         raw = data.encode() if isinstance(data, str) else data
-        artifact = Artifact(
-            path=relative, sha256=hashlib.sha256(raw).hexdigest(), size_bytes=len(raw)
-        )
+        artifact = _describe(relative, hashlib.sha256(raw), len(raw))
         with self._lock:
             self._check(self.path / relative)
+            self._enter_file(artifact)
             write_atomic(self.path / relative, raw)
-            self._enter(relative, artifact)
         return artifact
 
     def write_report(self, relative: str, text: str) -> Path:
@@ -183,18 +196,40 @@ class RunFiles:
         :raises StoreError: they cannot be written.
         """
         path = self.path / relative
+        text = "\n".join(map(_to_line, rows))
         with self._lock:
             self._check(path)
+            digest, size = self._tail(relative)
+            raw = f"{text}\n".encode() if rows else b""
+            digest.update(raw)
+            # kept also when the rows do not get there: all later entries then name them
+            self._grown[relative] = digest, size + len(raw)
+            self._enter_file(_describe(relative, digest, size + len(raw)))
             if not path.exists():
                 write_atomic(path, b"")
-                self._enter(relative, None)
             if rows:
-                append_line(path, "\n".join(map(_to_line, rows)))
+                append_line(path, text)
+
+    def _tail(self, relative: str) -> tuple[Digest, int]:
+        """Return digest and size of a file that is to be appended to."""
+        if relative in self._grown:
+            return self._grown[relative]
+        recorded = self._entries.get(relative)
+        if recorded is None:
+            return hashlib.sha256(), 0
+        with contextlib.suppress(OSError):
+            digest = hashlib.sha256(read_beneath(self.path, relative))
+            if digest.hexdigest() == recorded.sha256:
+                return digest, recorded.size_bytes
+        # It is not what an earlier process has entered, and must not look whole by what follows.
+        return hashlib.sha256(secrets.token_bytes(32)), 0
 
     def growing(self, directory: str) -> tuple[str, ...]:
         """Name the JSON-lines files below ``directory`` that were appended to."""
         return tuple(
-            path for path in self.index() if path.startswith(f"{directory}/") and path.endswith("l")
+            path
+            for path in self._entries
+            if path.startswith(f"{directory}/") and path.endswith("l")
         )
 
     def discard(self, relative: str) -> None:
@@ -202,29 +237,37 @@ class RunFiles:
 
         :raises StoreError: it cannot be emptied.
         """
-        with self._lock:
-            self._check(self.path / relative)
-            write_atomic(self.path / relative, b"")
-            self._enter(relative, None)
+        self.write(relative, b"")
+        self._grown[relative] = hashlib.sha256(), 0
 
-    def seal(self, relative: str) -> Artifact:
-        """Enter the digest of a file that was appended to and is now complete.
+    def close(self, failed: Mapping[str, str]) -> None:
+        """Write the closing record, which names every file, and what could not be stored.
 
-        :raises StoreError: the file cannot be read, or the index cannot be written.
+        :raises StoreError: it cannot be written: the run directory then stays an ERROR.
         """
-        path = self.path / relative
+        path = self.path / slots.INDEX
         with self._lock:
             self._check(path)
             try:
-                artifact = digest_file(path, relative)
+                (self.path / slots.RESULT).unlink(missing_ok=True)  # it names another seal
+                logs = [name for name in names_beneath(self.path) if is_log(name)]
+                found = [_describe(name, *digest_beneath(self.path, name)) for name in logs]
             except OSError as error:
                 raise StoreError(path, error) from error
-            self._enter(relative, artifact)
-        return artifact
+            self._enter(
+                sync=True,
+                closed=codec.encode([*self._entries.values(), *found]),
+                failed=dict(failed),
+            )
 
-    def _enter(self, relative: str, artifact: Artifact | None) -> None:
-        row = codec.encode(artifact) if artifact else {"path": relative, "sha256": None}
-        append_line(self.path / slots.INDEX, _to_line(row))
+    def _enter_file(self, artifact: Artifact) -> None:
+        self._enter(**codec.encode(artifact))
+        self._entries[artifact.path] = artifact
+
+    def _enter(self, *, sync: bool = False, **row: object) -> None:
+        line, head = link(self._head, **row)
+        append_line(self.path / slots.INDEX, line, sync=sync)
+        self._head = head
 
     def log(self, relative: str, row: object, *, sync: bool = False) -> None:
         """Append one JSON line to a log that is no evidence; not in the index.
@@ -243,29 +286,15 @@ class RunFiles:
 
     # --- reading
 
-    def index(self) -> Mapping[str, Artifact | None]:
-        """Read the index; the last entry of a path wins; None: the file was still growing.
+    def index(self) -> Index:
+        """Read the index.
 
-        :raises EvidenceError: there is no index, or a line of it is garbled.
+        :raises EvidenceError: there is no index, a line of it is garbled or not linked.
         """
-        path = self.path / slots.INDEX
-        entries: dict[str, Artifact | None] = {}
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise EvidenceError(f"'{slots.INDEX}' cannot be read: {_say(error)}") from error
-        if not text.endswith("\n"):
-            raise EvidenceError(f"'{slots.INDEX}' is empty or cut short")
-        lines = text.split("\n")[:-1]
-        for number, line in enumerate(lines, 1):
-            where = f"{slots.INDEX}:{number}"
-            try:
-                row = codec.parse(_Entry, line, where)
-                sealed = row.sha256 is not None
-                entries[row.path] = codec.parse(Artifact, line, where) if sealed else None
-            except codec.CodecError as error:
-                raise EvidenceError(str(error)) from error
-        return entries
+            return read_index(read_beneath(self.path, slots.INDEX))
+        except OSError as error:
+            raise EvidenceError(f"'{slots.INDEX}' cannot be read: {say(error)}") from error
 
     def load_plan(self) -> Plan:
         """Read the plan back.
@@ -274,18 +303,18 @@ class RunFiles:
         """
         path = self.path / slots.PLAN
         try:
-            raw = path.read_bytes()
-            recorded = self.index().get(slots.PLAN)
-            if recorded and recorded.sha256 != hashlib.sha256(raw).hexdigest():
+            recorded = self.index().entries.get(slots.PLAN)
+            raw = read_beneath(self.path, slots.PLAN)
+            if recorded is None or recorded.sha256 != hashlib.sha256(raw).hexdigest():
                 raise EvidenceError(f"'{path}' was altered after it was written")
             return codec.loads(Plan, "plan", raw)
         except (OSError, ValueError) as error:
-            raise EvidenceError(f"'{path}' cannot be used: {_say(error)}") from error
+            raise EvidenceError(f"'{path}' cannot be used: {say(error)}") from error
 
     def artifacts(self) -> tuple[Artifact, ...]:
         """Describe the files of the run as they are now: those of the index, and the consoles."""
         try:
-            names = set(self.index())
+            names = set(self.index().entries)
         except EvidenceError:
             names = set()
         names |= {
@@ -294,13 +323,25 @@ class RunFiles:
         found: list[Artifact] = []
         for name in sorted(names):
             with contextlib.suppress(OSError):
-                found.append(digest_file(self.path / name, name))
+                found.append(_describe(name, *digest_beneath(self.path, name)))
         return tuple(found)
+
+
+def is_log(relative: str) -> bool:
+    """Whether a file of a run directory is neither evidence, nor a report, nor a guest's disk."""
+    others = (*MADE_AGAIN, slots.SCENARIO, slots.PLAN, slots.PROVENANCE.place)
+    return relative not in others and not relative.startswith((f"{slots.EVIDENCE}/", DISKS))
+
+
+def _describe(relative: str, digest: Digest | str, size_bytes: int) -> Artifact:
+    sha256 = digest if isinstance(digest, str) else digest.hexdigest()
+    return Artifact(path=relative, sha256=sha256, size_bytes=size_bytes)
 
 
 def _to_line(row: object) -> str:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
-def _say(error: Exception) -> str:
+def say(error: Exception) -> str:
+    """Say what is wrong, without the numbers of an OSError."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -6,17 +6,17 @@ The table of :mod:`liveupdate.model.slots` says what is read and which field it 
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import os
 from collections import defaultdict
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from msgspec import structs
 
 from liveupdate.core.errors import EvidenceError
-from liveupdate.evidence.files import RunFiles
+from liveupdate.evidence.beneath import MAX_BYTES, digest_beneath, names_beneath, read_beneath
+from liveupdate.evidence.chain import Index
+from liveupdate.evidence.files import DISKS, MADE_AGAIN, RunFiles, is_log, say
 from liveupdate.model import codec, slots
 from liveupdate.model.costs import HopCosts
 from liveupdate.model.evidence import (
@@ -29,6 +29,9 @@ from liveupdate.model.evidence import (
     IommuEvidence,
 )
 from liveupdate.model.slots import Document, Slot
+
+#: how many bytes of evidence are read at the most
+_MAX_TOTAL = 8 << 30
 
 #: values for the fields of one guest, device or part of a hop, by name
 _Fields = dict[str, Any]
@@ -43,38 +46,85 @@ class _Reader:
     def __init__(self, files: RunFiles) -> None:
         self._root = files.path
         self._unreadable: dict[str, str] = {}
-        self._index: Mapping[str, Artifact | None] = {}
+        self._index = Index()
+        self._names: set[str] = set()
+        self._left = _MAX_TOTAL
         #: fields by hop (0: of the run), part of the hop ("": itself), and guest or device
         self._found: defaultdict[tuple[int, str, str], _Fields] = defaultdict(dict)
         try:
+            self._names = set(names_beneath(self._root))
             self._index = files.index()
-        except EvidenceError as error:
-            self._unreadable[slots.INDEX] = error.message
+        except (EvidenceError, OSError) as error:
+            self._unreadable[slots.INDEX] = say(error)
 
     def read(self) -> Evidence:
-        paths = {*self._index, *self._files()}
-        for path in {*self._index, slots.INCIDENTS.place}:
-            if not (self._root / path).is_file():
-                self._unreadable[path] = "the file is missing"
-        for path in sorted(paths):
+        index, entries = self._index, self._index.entries
+        for path in {*entries, slots.INCIDENTS.place} - self._names:
+            self._unreadable[path] = "the file is missing"
+        if index.head is not None:
+            self._check_chain()
+        if slots.RESULT in self._names and (why := self._compare_result()):
+            self._unreadable[slots.RESULT] = why
+        for path in sorted({*entries, *self._names}):
             for slot in slots.SLOTS:
                 if match := slot.pattern.fullmatch(path):
                     places = match.groupdict()
                     self._read_slot(slot, int(places.get("hop", 0)), places.get("of", ""))
         hops = sorted({hop for hop, _part, _of in self._found} - {0})
+        found: _Fields = {"provenance": None, **self._found[0, "", ""]}
+        origin = found["provenance"]
+        if origin is not None and index.run and origin.run_id != index.run.partition("-")[2]:
+            self._unreadable[slots.PROVENANCE.place] = f"it is of run '{origin.run_id}'"
         return Evidence(
-            **{"provenance": None, **self._found[0, "", ""]},
+            **found,
             hops=tuple(self._build_hop(hop) for hop in hops),
             unreadable=dict(sorted(self._unreadable.items())),
+            seal=index.head,
         )
 
-    def _files(self) -> list[str]:
-        found = [
-            Path(parent, name).relative_to(self._root).as_posix()
-            for parent, _names, names in os.walk(self._root / slots.EVIDENCE)
-            for name in names
-        ]
-        return [*found, slots.PROVENANCE.place]
+    def _check_chain(self) -> None:
+        """Compare the directory with what its index says of it."""
+        index = self._index
+        if index.run != self._root.name:
+            self._unreadable[slots.INDEX] = (
+                f"it is of run '{index.run}', the directory is named '{self._root.name}'"
+            )
+        if index.closed is None:
+            self._unreadable[slots.INDEX] = "no closing record: the run was cut off"
+            return
+        self._unreadable.update(index.failed)
+        closed = {artifact.path: artifact for artifact in index.closed}
+        # an operator's update goes on after that, and so do its journal and the host's console
+        may_grow = slots.JOURNAL in closed
+        for path, artifact in {**closed, **index.entries}.items():
+            assert artifact is not None
+            if closed.get(path) != artifact:
+                self._unreadable[path] = "the closing record says otherwise"
+            elif why := self._compare(artifact, may_grow=may_grow and is_log(path)):
+                self._unreadable.setdefault(path, why)
+        for path in self._names - set(closed) - {slots.INDEX, *MADE_AGAIN}:
+            if not path.startswith(DISKS) and not (may_grow and is_log(path)):
+                self._unreadable[path] = "not in the closing record: it was added"
+
+    def _compare(self, recorded: Artifact, *, may_grow: bool) -> str | None:
+        """Say how a file differs from what was recorded of it; None: it does not."""
+        try:
+            sha256, size = digest_beneath(self._root, recorded.path, recorded.size_bytes)
+        except OSError as error:
+            return say(error)
+        if size != recorded.size_bytes and not (may_grow and size > recorded.size_bytes):
+            return f"altered: {size} bytes, recorded were {recorded.size_bytes}"
+        if sha256 != recorded.sha256:
+            return f"altered: sha256 is {sha256[:12]}…, recorded was {recorded.sha256[:12]}…"
+        return None
+
+    def _compare_result(self) -> str | None:
+        try:
+            told = codec.parse(dict[str, Any], self._read(slots.RESULT), slots.RESULT).get("seal")
+        except (OSError, codec.CodecError) as error:
+            return say(error)
+        head = self._index.head
+        return None if told == head else f"it names the seal {told}, the index ends with {head}"
 
     def _read_slot(self, slot: Slot[Any], hop: int, of: str) -> None:
         """Read one file into the field that it fills; its guest is known even when it is
@@ -117,7 +167,7 @@ class _Reader:
     def _sealed(self, hop: int, part: str, of: str) -> tuple[Artifact, ...]:
         """Describe the files that a guest's or a device's trace was read from."""
         paths = {slot.path(hop, of) for slot in slots.SLOTS if slot.field.partition(".")[0] == part}
-        found = (self._index.get(path) for path in sorted(paths))
+        found = (self._index.entries.get(path) for path in sorted(paths))
         return tuple(artifact for artifact in found if artifact is not None)
 
     # --- files
@@ -153,18 +203,18 @@ class _Reader:
 
     def _bytes(self, path: str, *, is_judged: bool = False) -> bytes | None:
         """Read a file; one that does not exist and was never recorded is no fact."""
-        file = self._root / path
-        if not file.exists():
+        if path not in self._names:
             return None
-        if path not in self._index and slots.INDEX not in self._unreadable:
+        if path not in self._index.entries and slots.INDEX not in self._unreadable:
             self._unreadable[path] = f"not in {slots.INDEX}: it was not written by the run"
+        recorded = self._index.entries.get(path)
+        if path in self._unreadable and not (is_judged and recorded):
             return None
         try:
-            raw = _read_plain(file)
+            raw = self._read(path, recorded)
         except OSError as error:
-            self._unreadable[path] = error.strerror or str(error)
+            self._unreadable[path] = say(error)
             return None
-        recorded = self._index.get(path)
         if recorded is not None and not is_judged:
             found = hashlib.sha256(raw).hexdigest()
             if found != recorded.sha256:
@@ -172,6 +222,13 @@ class _Reader:
                     f"altered: sha256 is {found[:12]}…, recorded was {recorded.sha256[:12]}…"
                 )
                 return None
+        return raw
+
+    def _read(self, path: str, recorded: Artifact | None = None) -> bytes:
+        raw = read_beneath(self._root, path, recorded.size_bytes if recorded else MAX_BYTES)
+        self._left -= len(raw)
+        if self._left < 0:
+            raise OSError(errno.EFBIG, f"the run has more than {_MAX_TOTAL} bytes of evidence")
         return raw
 
     def _lines(self, path: str, wanted: type[Any]) -> list[Any]:
@@ -191,10 +248,3 @@ class _Reader:
         if cut:
             self._unreadable[path] = f"cut short in line {len(lines) + 1}"
         return values
-
-
-def _read_plain(file: Path) -> bytes:
-    """Read a regular file only: the run directory may come from another user."""
-    if not file.is_file():
-        raise OSError(f"'{file}' is not a regular file")
-    return file.read_bytes()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -39,7 +38,7 @@ class RunDir:
         self._files = files
         self._lock = threading.Lock()
         self._failed: dict[str, str] = {}
-        self._growing: list[str] = []
+        self._first_failure: StoreError | None = None
         self._incidents: list[Incident] = []
         self._rolled_back = False
 
@@ -61,9 +60,7 @@ class RunDir:
         files = RunFiles.create(results, run_id=run_id, now=now)
         files.write(slots.SCENARIO, scenario)
         files.write(slots.PLAN, codec.dumps("plan", plan))
-        record = cls(files)
-        record._growing.append(slots.INCIDENTS.place)
-        return record
+        return cls(files)
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
@@ -77,11 +74,9 @@ class RunDir:
     def reopen(cls, path: Path) -> RunDir:
         """Open a run directory to continue an interrupted run.
 
-        :raises EvidenceError: it is no run directory.
+        :raises EvidenceError: it is no run directory, or cannot be continued.
         """
-        record = cls.open(path)
-        record._growing += [name for name, whole in record._files.index().items() if whole is None]
-        return record
+        return cls(RunFiles.reopen(path))
 
     @property
     def path(self) -> Path:
@@ -99,6 +94,14 @@ class RunDir:
         with self._lock:
             return next(iter(self._failed.values()), None)
 
+    def check_stored(self) -> None:
+        """Check that everything was stored so far.
+
+        :raises StoreError: the first failure.
+        """
+        if self._first_failure is not None:
+            raise self._first_failure
+
     # --- logs and products
 
     def log_step(self, event: StepEvent) -> None:
@@ -113,11 +116,6 @@ class RunDir:
         }
         self._try(slots.EVENTS, lambda: self._files.log(slots.EVENTS, row))
 
-    def journal(self, kind: str, **fields: object) -> None:
-        """Store a decision before it is carried out; on disk when this returns, if possible."""
-        row = {"utc": _utc_now(), "mono_ns": time.monotonic_ns(), "kind": kind, **fields}
-        self._try(slots.JOURNAL, lambda: self._files.log(slots.JOURNAL, row, sync=True))
-
     def write_report(self, relative: str, text: str) -> Path:
         """Write ``result.json``, ``junit.xml`` or ``report.html``: can be made again at any time.
 
@@ -130,11 +128,10 @@ class RunDir:
         self._files.broken = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        """Enter the digests of all growing files; no evidence is stored after this."""
+        """Write the closing record: no evidence is stored after this."""
         with self._lock:
-            growing, self._growing = self._growing, []
-        for path in growing:
-            self._try(path, partial(self._files.seal, path))
+            failed = dict(self._failed)
+        self._try(slots.INDEX, lambda: self._files.close(failed))
 
     # --- reading back
 
@@ -186,9 +183,6 @@ class RunDir:
         if not stored:
             return
         path = slot.path(hop, of)
-        with self._lock:
-            if path not in self._growing:
-                self._growing.append(path)
         self._try(path, lambda: self._files.append_rows(path, stored))
 
     def _store_raw(self, slot: Slot[T], value: T, hop: int, of: str) -> object:
@@ -233,6 +227,7 @@ class RunDir:
         except StoreError as error:
             with self._lock:
                 self._failed.setdefault(path, f"not stored: {error.message}")
+                self._first_failure = self._first_failure or error
             return False
         return True
 

@@ -403,3 +403,6 @@ class Evidence(Value, frozen=True, kw_only=True):
     unreadable: Mapping[str, str] = field(default_factory=dict)
     #: the update was given up, and the guests were seen alive on the outgoing kernel
     rolled_back: bool = False
+    #: head of the chain of the run directory's index; None: an earlier version wrote it, without
+    #: one; "": it was not read from a run directory
+    seal: str | None = ""

@@ -2,31 +2,40 @@
 """The evidence of a run as one file for a change ticket, with the digest of every file in it.
 
 A gzip'ed tar. Its first member, ``manifest.json``, names every other member with size and sha256;
-the digest of the whole file goes into the ticket. A bundle is untrusted input when it is judged:
-sizes are bounded, names checked, and only members in the manifest are unpacked.
+the digest of the whole file goes into the ticket. Its name has the beginning of the run's seal
+(:mod:`liveupdate.evidence.chain`) in it. A bundle is untrusted input when it is judged: sizes are
+looked at first, names checked, and only members in the manifest are unpacked, piece by piece.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
+import re
+import shutil
 import tarfile
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import liveupdate
 from liveupdate.core.errors import EvidenceError
+from liveupdate.evidence.beneath import MAX_FILES
+from liveupdate.evidence.chain import read_seal
 from liveupdate.evidence.files import StoreError, write_atomic
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 SUFFIX = ".bundle.tar.gz"
-MAX_FILES = 100_000
-MAX_MANIFEST_BYTES = 64 << 20
+MAX_MANIFEST_BYTES = 16 << 20
 MAX_TOTAL_BYTES = 64 << 30
+#: how much of the seal is in the name
+SEAL_DIGITS = 16
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +52,7 @@ def make_bundle(run_dir: Path) -> Bundle:
 
     :raises StoreError: it cannot be written, or a file cannot be read.
     """
-    path = run_dir.with_name(run_dir.name + SUFFIX)
+    path = run_dir.with_name(f"{run_dir.name}.{read_seal(run_dir)[:SEAL_DIGITS]}{SUFFIX}")
     try:
         names = sorted(
             each.relative_to(run_dir).as_posix()
@@ -64,12 +73,12 @@ def make_bundle(run_dir: Path) -> Bundle:
         },
     }
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(fileobj=out, mode="w:gz", format=tarfile.USTAR_FORMAT) as tar:
         _add(tar, MANIFEST, json.dumps(manifest, indent=1).encode())
         for name, data in contents.items():
             _add(tar, name, data)
     whole = out.getvalue()
-    write_atomic(path, whole)
+    write_atomic(path, whole, mode=0o600)
     return Bundle(path=path, sha256=hashlib.sha256(whole).hexdigest(), files=len(contents))
 
 
@@ -86,47 +95,71 @@ def unpack(bundle: Path, directory: Path) -> Path:
     :raises EvidenceError: it was altered, or is no bundle; none of it can be trusted.
     """
     try:
-        with tarfile.open(bundle, mode="r:gz") as tar:
-            return _unpack(tar, bundle, directory)
+        with gzip.open(bundle) as stream:
+            root = _unpack(stream, bundle, directory)
     except (OSError, tarfile.TarError, EOFError, ValueError, zlib.error) as error:
         raise EvidenceError(f"'{bundle}' is no bundle that can be read: {error}") from error
+    named = re.search(rf"\.([0-9a-f]{{{SEAL_DIGITS}}}){re.escape(SUFFIX)}$", bundle.name)
+    if named and not read_seal(root).startswith(named[1]):
+        raise EvidenceError(f"'{bundle}' is named after another seal than that of its run")
+    return root
 
 
-def _unpack(tar: tarfile.TarFile, bundle: Path, directory: Path) -> Path:
-    first = tar.next()
-    if first is None or first.name != MANIFEST or not first.isreg():
+def _unpack(stream: gzip.GzipFile, bundle: Path, directory: Path) -> Path:
+    first = _next_member(stream)
+    if first is None or first.name != MANIFEST or first.size > MAX_MANIFEST_BYTES:
         raise EvidenceError(f"'{bundle}' does not begin with '{MANIFEST}'")
-    files, run = _read_manifest(_read(tar, first, MAX_MANIFEST_BYTES), bundle)
+    out = io.BytesIO()
+    _copy(stream, first, out)
+    files, run = _read_manifest(out.getvalue(), bundle)
+    wanted = sum(size for size, _ in files.values())
+    if wanted > shutil.disk_usage(directory).free:
+        raise EvidenceError(f"'{bundle}' needs {wanted} bytes below '{directory}', there are less")
     root = directory / run
     root.mkdir(mode=0o700)
     seen: set[str] = set()
-    while (member := tar.next()) is not None:
+    while (member := _next_member(stream)) is not None:
         name = member.name
-        if name in seen or name not in files or not member.isreg():
+        if name in seen or name not in files:
             raise EvidenceError(f"'{bundle}': '{name}' is not in its manifest, or there twice")
         size, sha256 = files[name]
         if member.size != size:
             raise EvidenceError(f"'{bundle}': '{name}' has {member.size} bytes, not {size}")
-        data = _read(tar, member, size)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise EvidenceError(f"'{bundle}': '{name}' was altered after the bundle was made")
-        seen.add(name)
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.write_bytes(data)
+        with path.open("xb") as file:
+            if _copy(stream, member, file) != sha256:
+                raise EvidenceError(f"'{bundle}': '{name}' was altered after the bundle was made")
+        seen.add(name)
     if missing := sorted(set(files) - seen):
         raise EvidenceError(f"'{bundle}': '{missing[0]}' is missing")
     return root
 
 
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
-    if member.size > limit:
-        raise EvidenceError(f"'{member.name}' has {member.size} bytes, at most {limit}")
-    file = tar.extractfile(member)
-    data = file.read(limit + 1) if file is not None else b""
-    if len(data) != member.size:
-        raise EvidenceError(f"'{member.name}' is cut short")
-    return data
+def _next_member(stream: gzip.GzipFile) -> tarfile.TarInfo | None:
+    """Read a header; None: it is the end. Only plain files have a place in a bundle: headers that
+    describe the next one (PAX, GNU) can be of any size.
+    """
+    header = stream.read(tarfile.BLOCKSIZE)
+    if not header.strip(b"\0"):
+        return None
+    member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        raise EvidenceError(f"'{member.name}' is no plain file")
+    return member
+
+
+def _copy(stream: gzip.GzipFile, member: tarfile.TarInfo, to: BinaryIO) -> str:
+    """Copy a member piece by piece; return its SHA-256."""
+    digest, left = hashlib.sha256(), member.size
+    while left > 0:
+        if not (piece := stream.read(min(_PIECE, left))):
+            raise EvidenceError(f"'{member.name}' is cut short")
+        digest.update(piece)
+        to.write(piece)
+        left -= len(piece)
+    stream.read(-member.size % tarfile.BLOCKSIZE)
+    return digest.hexdigest()
 
 
 def _read_manifest(data: bytes, bundle: Path) -> tuple[dict[str, tuple[int, str]], str]:

@@ -146,6 +146,8 @@ class Driver:
         try:
             with self.host.steps.step(step.name):
                 facts = self._do(step.name, view)
+                # a step whose evidence is not on disk is not done
+                self.host.record.check_stored()
         except (WrongHostKey, HostLocked, StoreError):
             raise
         except (OutcomeUnknown, LostMachine, DeadlineExceeded) as error:

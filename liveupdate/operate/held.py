@@ -312,6 +312,8 @@ class HeldHop(HopEngine):
         record.put_host_record(lines)
         seen = host_record.read_record(lines, self._find_offsets())
         record.begin_anew(self.n)
+        if seen.lost:
+            self.incident("harness", f"{seen.lost} lines of the host's record are lost")
         self.put_events(seen.events)
         for guest in self.bed.plan.guests:
             record.add(slots.TICKS, seen.ticks.get(guest.name, ()), self.n, guest.name)

@@ -25,6 +25,13 @@ def clean(text: str) -> str:
     return _UNSAFE.sub("", text.replace("\r\n", "\n").replace("\n", " "))
 
 
+def say_seal(evidence: Evidence) -> str:
+    """Say whether the run directory is sealed, and its seal; "": it was not read from one."""
+    if evidence.seal is None:
+        return "unsealed: the run directory is of an earlier version, what was taken out is unseen"
+    return f"seal {evidence.seal}" if evidence.seal else ""
+
+
 def say_kernel(facts: KernelFacts | None) -> str:
     """Format a kernel's release and build id; "unknown" when there are no facts."""
     if facts is None:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import Verdict
-from liveupdate.report.common import artifacts_of, clean, say_metric, say_outcome
+from liveupdate.report.common import artifacts_of, clean, say_metric, say_outcome, say_seal
 from liveupdate.report.timeline_svg import render_timeline
 
 
@@ -39,6 +39,7 @@ def render_html(plan: Plan, evidence: Evidence, verdict: Verdict) -> str:
     provenance = evidence.provenance
     return _PAGES.get_template("report.html.jinja").render(
         headline=say_outcome(verdict),
+        seal=say_seal(evidence),
         plan=plan,
         evidence=evidence,
         verdict=verdict,

@@ -23,7 +23,7 @@ from liveupdate.model.plan import KernelImage, Plan
 from liveupdate.model.verdict import Check, Metric, Outcome, Verdict
 from liveupdate.report.common import artifacts_of
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 SCHEMA_ID = "urn:liveupdate:schema:result:1"
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -94,6 +94,8 @@ class Result(Struct, frozen=True, kw_only=True):
     incidents: tuple[Incident, ...]
     provenance: Provenance | None
     unreadable: Mapping[str, str]
+    #: head of the chain of the run directory's index; null: the directory is not sealed
+    seal: str | None
     artifacts: tuple[Artifact, ...]
 
 
@@ -127,6 +129,7 @@ def make_result(
         incidents=evidence.incidents,
         provenance=provenance,
         unreadable=evidence.unreadable,
+        seal=evidence.seal or None,
         artifacts=tuple(artifacts_of(evidence) if artifacts is None else artifacts),
     )
     document: dict[str, object] = codec.encode(result)

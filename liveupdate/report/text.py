@@ -19,6 +19,7 @@ from liveupdate.report.common import (
     say_kernel,
     say_metric,
     say_outcome,
+    say_seal,
 )
 
 _WIDTH = 100
@@ -29,6 +30,8 @@ _FRAMES = {"sent": "sent", "received": "received", "landed": "landed in the blac
 def render_text(plan: Plan, evidence: Evidence, verdict: Verdict) -> str:
     """Render the verdict; ends with a newline."""
     lines = [f"{say_outcome(verdict)}  {_say_run(plan, evidence)}"]
+    if seal := say_seal(evidence):
+        lines.append(f"  {seal}")
     if verdict.reason:
         lines += _wrap(clean(verdict.reason), "  ")
     if verdict.rolled_back:

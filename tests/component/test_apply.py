@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,9 +18,11 @@ from typing import Any
 
 import pytest
 
+from liveupdate.agent.update.lock_record import Update
 from liveupdate.core.errors import DeadlineExceeded, EvidenceError, LaunchError, RemoteError
 from liveupdate.core.steps import Steps
-from liveupdate.evidence import RunDir
+from liveupdate.evidence import RunDir, StoreError
+from liveupdate.evidence.files import RunFiles
 from liveupdate.judging.judge import judge
 from liveupdate.model.plan import KernelImage, Plan
 from liveupdate.model.scenario import Budget, Observation, Timeouts
@@ -489,3 +492,48 @@ def test_the_journal_names_what_was_known_at_each_step(bench: Bench) -> None:
     rows = [json.loads(line) for line in lines]
     assert [row["n"] for row in rows] == list(range(len(rows)))
     assert rows[-1]["kind"] == "end" and rows[-1]["outcome"] == UPDATED
+
+
+# --- what could not be stored
+
+
+def test_a_disk_that_is_full_stops_it_and_the_next_process_does_the_step_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(kind: str, step: str) -> None:
+        if (kind, step) == ("intent", "collect"):
+            patch.setattr("liveupdate.evidence.files.RunFiles.write", full)
+
+    def full(files: RunFiles, relative: str, _data: object) -> None:
+        raise StoreError(files.path / relative, OSError(28, "No space left on device"))
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="No space left"):
+        bench.work(hook=fill)
+    assert "done:collect" not in bench.journal
+    bench.assert_updated(bench.work())
+
+
+def test_lines_of_the_hosts_record_that_are_lost_are_an_error(bench: Bench) -> None:
+    with pytest.raises(Killed):
+        bench.work(hook=kill_at("done:prepare"))
+    bench.host.update._dropped = 3
+    ended = bench.work()
+    assert (ended.outcome, ended.exit_code) == ("unknown", 3)
+    assert "3 lines of the host's record are lost" in ended.why
+
+
+def test_a_record_that_does_not_fit_counts_what_it_lost(bench: Bench) -> None:
+    update = Update({})
+    update.begin({"id": "u1", "owner": "me"})
+    for number in range(200):
+        update.note(
+            "phase", b'{"event":"phase","data":{"text":"%s"}}' % (b"x" * 100 + b"%d" % number)
+        )
+    fd = os.memfd_create("record")
+    os.ftruncate(fd, 8192)
+    update.save(fd)
+    after = Update({})
+    after.take_over(fd)
+    os.close(fd)
+    lines = after._lines()
+    assert len(lines) - 1 + json.loads(lines[-1])["dropped"] == 200

@@ -45,6 +45,8 @@ PING_TIMEOUT_S = 2.0
 TICK_BYTES = 128
 
 MAGIC = b"LURECRD1"
+#: room for the line that counts what did not fit
+DROPPED_BYTES = 64
 #: magic, bytes of the body, crc32 of it, 0; the body: the lock, then the record's lines
 _HEADER = Struct("<8sQII")
 
@@ -211,14 +213,16 @@ class Update:
         return -(-min(size, RECORD_BYTES_MAX) // 4096) * 4096
 
     def save(self, fd: int) -> None:
-        """Write the record into a file of ``log_bytes``; what does not fit is left out."""
+        """Write the record into a file of ``log_bytes``; lines that do not fit are counted."""
         if self.lock is None:
             return
         room = os.fstat(fd).st_size - _HEADER.size
         with self._guard:
             body = b"\n".join([encode_json(self.lock.to_json()), *self._lines()])
         if len(body) > room:
-            body = body[: max(0, body.rfind(b"\n", 0, room))]
+            end = max(0, body.rfind(b"\n", 0, room - DROPPED_BYTES))
+            dropped = encode_json({"dropped": body.count(b"\n", end), "boot": self.boot})
+            body = b"%s\n%s" % (body[:end], dropped)
         os.pwrite(fd, _HEADER.pack(MAGIC, len(body), crc32(body), 0), 0)
         at, view = _HEADER.size, memoryview(body)
         while view:
