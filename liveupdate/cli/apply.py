@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,6 +20,9 @@ run_argument = click.argument(
 )
 step_option = click.option("--step", "by_step", is_flag=True, help="Ask before each step.")
 yes_option = click.option("--yes", "is_sure", is_flag=True, help="Skip the confirmation.")
+host_option = click.option(
+    "--host", metavar="HOST", help="The host as `apply` was given it; needed if it was a path."
+)
 patience_option = click.option(
     "--patience",
     "patience_s",
@@ -164,41 +166,48 @@ def apply(
 @run_argument
 @step_option
 @click.option("--reset", is_flag=True, help="Reset the host first, by its power command.")
+@host_option
 @patience_option
 @json_option
 @common
 def resume(
-    app: App, *, run_dir: Path | None, by_step: bool, reset: bool, patience_s: float, as_json: bool
-) -> int:
+    app: App, *, run_dir: Path | None, by_step: bool, reset: bool, host: str | None,
+    patience_s: float, as_json: bool,
+) -> int:  # fmt: skip
     """Continue the update of run directory RUN (default: runs/latest) where it stopped.
 
     With --reset the host is reset first; use it for a host that does not come back. Guests that
     are still in its memory are lost.
     """
     return _go_on(
-        app, "resume", run_dir, by_step=by_step, reset=reset, patience_s=patience_s, as_json=as_json
-    )
+        app, "resume", run_dir, host, by_step=by_step, reset=reset, patience_s=patience_s,
+        as_json=as_json,
+    )  # fmt: skip
 
 
 @click.command()
 @run_argument
+@host_option
 @patience_option
 @json_option
 @common
-def abort(app: App, *, run_dir: Path | None, patience_s: float, as_json: bool) -> int:
+def abort(
+    app: App, *, run_dir: Path | None, host: str | None, patience_s: float, as_json: bool
+) -> int:
     """Roll back the update of run directory RUN (default: runs/latest); its guests keep running.
 
     Possible until the point of no return. After it, abort is refused (exit 3): resume the update
     instead. Exit status 5 when the update was rolled back and the guests run.
     """
     return _go_on(
-        app, "abort", run_dir, by_step=False, reset=False, patience_s=patience_s, as_json=as_json
-    )
+        app, "abort", run_dir, host, by_step=False, reset=False, patience_s=patience_s,
+        as_json=as_json,
+    )  # fmt: skip
 
 
 def _go_on(
-    app: App, verb: str, run_dir: Path | None, *, by_step: bool, reset: bool, patience_s: float,
-    as_json: bool,
+    app: App, verb: str, run_dir: Path | None, host: str | None, *, by_step: bool, reset: bool,
+    patience_s: float, as_json: bool,
 ) -> int:  # fmt: skip
     from liveupdate.cli import apply_session
     from liveupdate.cli.results import required_checks
@@ -213,8 +222,8 @@ def _go_on(
     path = (run_dir or results_dir() / "latest").resolve()
     with Wal(path) as journal:
         begin = journal.state.begin or {}
-        place = apply_session.find_place(str(begin.get("place", "")))
-        place = replace(place, name=str(begin.get("host", place.name)))
+        place = apply_session.find_place_of(path, begin, host)
+        apply_session.check_allowed(place)
         record = RunDir.reopen(path)
         plan = record.load_plan()
         outgoing = str(begin.get("outgoing") or "")
@@ -235,10 +244,13 @@ def _go_on(
 
 @click.command()
 @run_argument
+@host_option
 @click.option("--offline", is_flag=True, help="Read the journal only; do not ask the host.")
 @json_option
 @common
-def status(app: App, *, run_dir: Path | None, offline: bool, as_json: bool) -> int:
+def status(
+    app: App, *, run_dir: Path | None, host: str | None, offline: bool, as_json: bool
+) -> int:
     """Show how far the update of run directory RUN (default: runs/latest) has got.
 
     Changes nothing and does not disturb a running update. Exit status 0 when the state is known.
@@ -259,7 +271,7 @@ def status(app: App, *, run_dir: Path | None, offline: bool, as_json: bool) -> i
     view, trouble = None, "not asked"
     if not offline and state.outcome is None:
         try:
-            view = apply_session.view_host(apply_session.find_place(str(begin.get("place", ""))))
+            view = apply_session.view_host(apply_session.find_place_of(path, begin, host))
         except LiveUpdateError as error:
             trouble = str(error)
     moves = {verb: decide(state, verb, view) for verb in ("resume", "abort")} if view else {}

@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 import tomllib
+from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +76,32 @@ def find_place(name: str) -> Place:
     """
     path = find_description(name, config_dir())
     return Place(name=name, path=path, machine=read_description(path))
+
+
+def find_place_of(run_dir: Path, begin: Mapping[str, object], name: str | None) -> Place:
+    """Find the host of an update that a run directory is of.
+
+    The directory may come from another user, so it does not choose whose console and power commands
+    are run: the description is among the user's own machines, or named by the user.
+
+    :param name: the host as the user typed it; None: not typed.
+    :raises ScenarioError: there is none such, or it is of another machine.
+    """
+    path = Path(str(begin.get("place", "")))
+    machines = config_dir() / "machines"
+    if name is None and path.parent.resolve() != machines.resolve():
+        raise ScenarioError(
+            f"its host is described in '{path}', which is not in '{machines}'",
+            where=str(run_dir),
+            hint="name the host with --host",
+        )
+    place = find_place(name if name is not None else str(machines / path.name))
+    if place.address != begin.get("address"):
+        raise ScenarioError(
+            f"it is an update of {begin.get('address')}, '{place.name}' is {place.address}",
+            where=str(run_dir),
+        )
+    return replace(place, name=str(begin.get("host", place.name)))
 
 
 def check_allowed(place: Place) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from liveupdate.cli.output import printable
 from liveupdate.core.units import format_size
+from liveupdate.evidence.beneath import read_beneath
 from liveupdate.model import slots
 from liveupdate.model.codec import encode
 from liveupdate.model.plan import Plan
@@ -89,8 +91,8 @@ def document(
     state = replay(records)
     result = following = None
     if run_dir is not None:
-        if (run_dir / slots.RESULT).is_file():
-            result = json.loads((run_dir / slots.RESULT).read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError):
+            result = json.loads(read_beneath(run_dir, slots.RESULT))
         if outcome in ("interrupted", "stopped", "in-progress", "unreachable"):
             following = f"liveupdate resume {run_dir}"
     return {

@@ -140,13 +140,15 @@ def explain_failure(outcome: Outcome, argv: Iterable[str], console: Iterable[str
 
 def last_console_lines(run_dir: Path, count: int = CONSOLE_LINES) -> tuple[str, ...]:
     """Return the end of the newest boot's console log, if there is one."""
+    from liveupdate.evidence.beneath import open_beneath
+
     boots = sorted(
         (path for path in run_dir.glob("boot-*/console.log") if path.parent.name[5:].isdigit()),
         key=lambda path: int(path.parent.name[5:]),
     )
     for path in reversed(boots):
         try:
-            with path.open("rb") as file:
+            with open_beneath(run_dir, str(path.relative_to(run_dir))) as file:
                 kept = [line.rstrip() for line in last_lines(file, 16384) if line.strip()]
         except OSError:
             continue

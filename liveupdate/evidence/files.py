@@ -69,7 +69,7 @@ def append_line(path: Path, line: str, *, sync: bool = False) -> None:
 
     :raises StoreError: it cannot be written.
     """
-    data = line.encode() + b"\n"
+    data = line.encode(errors="replace") + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -173,7 +173,7 @@ class RunFiles:
 
         :raises StoreError: when either cannot be written.
         """
-        raw = data.encode() if isinstance(data, str) else data
+        raw = data.encode(errors="replace") if isinstance(data, str) else data
         artifact = _describe(relative, hashlib.sha256(raw), len(raw))
         with self._lock:
             self._check(self.path / relative)
@@ -200,7 +200,7 @@ class RunFiles:
         with self._lock:
             self._check(path)
             digest, size = self._tail(relative)
-            raw = f"{text}\n".encode() if rows else b""
+            raw = f"{text}\n".encode(errors="replace") if rows else b""
             digest.update(raw)
             # kept also when the rows do not get there: all later entries then name them
             self._grown[relative] = digest, size + len(raw)
@@ -281,6 +281,9 @@ class RunFiles:
             append_line(path, _to_line(row), sync=sync)
 
     def _check(self, path: Path) -> None:
+        """Refuse a write that is to fail, and one out of the directory: a host may name files."""
+        if ".." in path.parts or not path.is_relative_to(self.path):
+            raise StoreError(path, OSError(errno.EXDEV, "leads out of the run directory"))
         if self.broken is not None:
             raise StoreError(path, self.broken)
 

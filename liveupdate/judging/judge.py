@@ -24,7 +24,7 @@ from liveupdate.judging.metrics import measure
 from liveupdate.judging.table import CHECKS
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import Plan
-from liveupdate.model.verdict import Check, Outcome, Verdict, reduce
+from liveupdate.model.verdict import Check, Metric, Outcome, Verdict, reduce
 
 
 def judge(plan: Plan, evidence: Evidence) -> Verdict:
@@ -34,29 +34,39 @@ def judge(plan: Plan, evidence: Evidence) -> Verdict:
     found: dict[str, Check] = {}
     for row in sorted(CHECKS, key=lambda row: not row.first):
         # judged even when skipped: liveness says which guests are dead
-        findings = list(row.judge(context))
+        try:
+            findings = list(row.judge(context))
+        except Exception as error:
+            findings = [error_finding(f"the evidence breaks this check: {error!r}")]
         if row.id in skips:
             findings = [skipped(skips[row.id])]
         found[row.id] = to_check(row.id, findings)
-    checks = _cover_the_rest(context, {row.id: found[row.id] for row in CHECKS})
+    rest: list[Finding] = []
+    metrics: tuple[Metric, ...] = ()
+    try:
+        metrics = measure(context)
+    except Exception as error:
+        rest.append(error_finding(f"the evidence breaks the measuring: {error!r}"))
+    checks = _cover_the_rest(context, {row.id: found[row.id] for row in CHECKS}, rest)
     outcome = reduce(check.status for check in checks)
     return Verdict(
         outcome=outcome,
         checks=checks,
-        metrics=measure(context),
+        metrics=metrics,
         reason=_say_why(outcome, checks),
         rolled_back=_is_rolled_back(evidence, checks),
         timed_out=any(incident.kind == "deadline" for incident in context.troubles()),
     )
 
 
-def _cover_the_rest(context: Context, found: Mapping[str, Check]) -> tuple[Check, ...]:
-    """Ensure that no trouble is lost between the checks.
+def _cover_the_rest(
+    context: Context, found: Mapping[str, Check], rest: list[Finding]
+) -> tuple[Check, ...]:
+    """Ensure that no trouble is lost between the checks, and none of ``rest``.
 
     Trouble on the control host and an unreadable file must show as ERROR somewhere, a loss as FAIL;
     ``handover.kho`` takes those that no other check reports.
     """
-    rest: list[Finding] = []
     statuses = {check.status for check in found.values()}
     evidence = context.evidence
     if Outcome.ERROR not in statuses:

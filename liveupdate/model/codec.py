@@ -27,6 +27,10 @@ class CodecError(ValueError):
         super().__init__(f"{self.where}: {message}")
 
 
+#: fast, and knows no larger integers than those of 64 bits
+_packer = msgspec.msgpack.Encoder(enc_hook=lambda value: _encode_other(value))
+
+
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: str
     value: msgspec.Raw
@@ -52,9 +56,18 @@ def decode(wanted: type[T], raw: object, where: str = "value") -> T:
     :raises CodecError: with the place and what was expected there.
     """
     try:
-        return msgspec.convert(raw, wanted)
-    except msgspec.ValidationError as error:
+        return _bound(msgspec.convert(raw, wanted))
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise CodecError(where, str(error)) from error
+
+
+def _bound(value: T) -> T:
+    """Refuse integers of more than 64 bits, with which nobody can count.
+
+    :raises OverflowError: there is one.
+    """
+    _packer.encode(value)
+    return value
 
 
 def dumps(kind: str, value: object) -> str:
@@ -86,8 +99,8 @@ def parse(wanted: type[T], text: bytes | str | msgspec.Raw, where: str) -> T:
     :raises CodecError: when it is not JSON or does not fit ``wanted``.
     """
     try:
-        return cast(T, _decoder(cast(Hashable, wanted)).decode(text))
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return _bound(cast(T, _decoder(cast(Hashable, wanted)).decode(text)))
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise CodecError(where, str(error)) from error
 
 

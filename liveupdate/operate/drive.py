@@ -175,8 +175,11 @@ class Driver:
         hop = HeldHop(self.host, state=self.journal.state, view=view, wait=self._wait_incoming)
         try:
             return hop.make(name)
-        except CodecError as error:
-            raise EvidenceError(f"the host's answer is none of our protocol: {error}") from error
+        except LiveUpdateError:
+            raise
+        except Exception as error:
+            what = "is none of our protocol" if isinstance(error, CodecError) else "cannot be used"
+            raise EvidenceError(f"the host's answer {what}: {error!r}") from error
 
     def _wait_incoming(self) -> Mapping[str, object]:
         """Wait until the guests are back, or until it is known that they will not be.

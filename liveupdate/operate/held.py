@@ -43,7 +43,8 @@ _TICK_S = 10.0
 _TICKS_SEEN = 5
 #: asking for one goes over the network
 _LOOK_S = 0.05
-_RECORD_LINES_MAX = 2_000_000
+#: an agent keeps up to 256 MiB
+_RECORD_BYTES_MAX = 300 << 20
 
 
 class GuestNotAlive(LiveUpdateError):
@@ -298,13 +299,16 @@ class HeldHop(HopEngine):
     def _fetch(self) -> host_record.HostRecord:
         """Fetch the record and store what it says, in place of what was stored of this hop."""
         lines: list[str] = []
-        start = 0
-        while len(lines) < _RECORD_LINES_MAX:
+        start, left = 0, _RECORD_BYTES_MAX
+        while True:
             answer = self.bed.call("update_log", {"from": start}, timeout_s=_LOG_S)
             piece, following = answer.get("lines"), answer.get("next")
             if not isinstance(piece, list) or not isinstance(following, int):
                 raise LostMachine("the agent's record is none of our protocol", how="garbled")
             lines += map(str, piece)
+            left -= sum(map(len, lines[-len(piece) :])) + len(piece) if piece else 0
+            if left < 0:
+                raise LostMachine("the agent's record is larger than any", how="garbled")
             if answer.get("last") is True or following <= start:
                 break
             start = following

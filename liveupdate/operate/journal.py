@@ -156,7 +156,7 @@ def decode(data: bytes) -> tuple[Record, ...]:
                     hint="use the version of liveupdate that began the update",
                 )
             record = Record(n=row.pop("n"), utc=row.pop("utc"), kind=row.pop("kind"), data=row)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise EvidenceError(f"journal line {number + 1} is garbled: {error!r}") from error
         if record.n != number or record.kind not in KINDS:
             raise EvidenceError(f"journal line {number + 1} is out of order or of no known kind")

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from liveupdate.core.errors import EvidenceError, LaunchError
+from liveupdate.evidence.beneath import read_beneath
 from liveupdate.evidence.files import StoreError
 from liveupdate.model import slots
 from liveupdate.operate.journal import Record, State, decode, encode, replay
@@ -27,16 +28,12 @@ def read_journal(run_dir: Path) -> tuple[Record, ...]:
     """
     path = run_dir / slots.JOURNAL
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        return decode(read_beneath(run_dir, slots.JOURNAL, _MAX_BYTES))
     except OSError as error:
         raise EvidenceError(
-            f"'{run_dir}' is no update's run directory: no journal ({error.strerror})",
+            f"'{path}' is no journal of an update: {error.strerror}",
             hint="name the run directory that 'liveupdate apply' printed",
         ) from error
-    if len(data) > _MAX_BYTES:
-        raise EvidenceError(f"'{path}' is too large for a liveupdate journal")
-    return decode(data)
 
 
 class Wal:
@@ -48,7 +45,7 @@ class Wal:
         :raises StoreError: it cannot be opened.
         """
         self.path = run_dir / slots.JOURNAL
-        flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             self._fd = os.open(self.path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
         except OSError as error:

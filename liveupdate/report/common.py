@@ -14,6 +14,8 @@ from liveupdate.model.verdict import ExitCode, Metric, Verdict
 #: everything but tab that a terminal or XML 1.0 should not see; texts may come from a console
 _UNSAFE = re.compile(
     r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]"
+    # marks that change the order in which text is shown, or are not shown
+    r"|[\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 
 #: names of the four gaps, in the order in which they are shown

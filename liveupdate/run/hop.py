@@ -219,11 +219,11 @@ class HopEngine:
         :param outside: digests that were taken from outside.
         """
         events, record = tuple(events), self.bed.record
-        for each in (*outside, *collect_digests(events)):
+        names = tuple(guest.spec.name for guest in self.bed.guests)
+        for each in (*outside, *(each for each in collect_digests(events) if each.guest in names)):
             digests = PageDigests.of(each.digests, each.began_ns, each.ended_ns)
             record.put(slots.DIGESTS[each.moment], digests, self.n, each.guest)
         self.moments = {**find_moments(events), **self.moments}
-        names = tuple(guest.spec.name for guest in self.bed.guests)
         record.add(slots.PHASES, phases(self.n, self.moments, names), self.n)
         record.add(slots.MARKS, marks(self.moments, names), self.n)
 

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carries out a plan: brings a host up, hops, stores what was observed, judges it.
 
-The only place where errors of machines become incidents. A run always ends in a verdict, also when
+The only place where errors of machines become incidents, and any other exception, too: what a host
+that is not trusted answers must not cost the verdict. A run always ends in a verdict, also when
 its machine is lost, its disk is full or it was interrupted.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +36,8 @@ from liveupdate.run.testbed import Testbed
 from liveupdate.scenario.dump import dump_scenario
 from liveupdate.transport.physmem import NotRam
 
-#: what a host that is not trusted can make of what it is asked: noted like any other error
-_GARBLED = (CodecError, MalformedError, NotRam)
+log = logging.getLogger(__name__)
+
 _TAIL_LINES = 20
 _SWITCH_S = 0.0005
 #: a kernel says this in its panic when it has no driver for the disk that it was told to mount
@@ -100,9 +103,9 @@ def run(
                 # a machine is always given the time to be taken down
                 limit.close()
                 tail = bed.host.console.tail(_TAIL_LINES)
-    except (LiveUpdateError, *_GARBLED) as error:
+    except Exception as error:
         # Before the first hop there is no machine that could have violated a guarantee.
-        record.add_incident(Incident(kind=_kind(error), hop=0, text=str(error)))
+        record.add_incident(Incident(kind=_kind(error), hop=0, text=_say(error)))
     finally:
         limit.close()
         step = next((name for name, error in failed if total.what in error), None)
@@ -130,7 +133,7 @@ def _hop(
         bed.record.add_incident(Incident(kind="freeze-refused", hop=hop.number, text=error.message))
         _roll_back(bed, hop, steps)
         return False
-    except (LiveUpdateError, *_GARBLED) as error:
+    except Exception as error:
         bed.record.add_incident(_incident(bed, hop, error, is_untried=is_untried))
         return False
     finally:
@@ -160,7 +163,16 @@ def _incident(bed: Testbed, hop: Hop, error: Exception, *, is_untried: bool) -> 
         reason = str(event.data.get("reason", ""))
         if event.name == "SHUTDOWN" and reason.endswith("reset"):
             return Incident(kind="reset", hop=hop.number, text=reason)
-    return Incident(kind=_kind(error), hop=hop.number, text=str(error))
+    return Incident(kind=_kind(error), hop=hop.number, text=_say(error))
+
+
+def _say(error: Exception) -> str:
+    """Say what went wrong; what was raised on purpose speaks for itself."""
+    if isinstance(error, (LiveUpdateError, CodecError, MalformedError, NotRam)):
+        return str(error)
+    log.error("an exception that was not expected", exc_info=error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
 
 
 def _kind(error: Exception) -> str:

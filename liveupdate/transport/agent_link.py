@@ -31,6 +31,8 @@ T = TypeVar("T")
 MAX_LINE_BYTES = 8 << 20
 _READ_BYTES = 256 * 1024
 _EVENTS_KEPT = 20_000
+#: as they came; digests of a guest's pages may take 12 bytes of each
+_EVENT_BYTES_KEPT = 512 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,8 @@ class AgentEvent:
     at_ns: int = 0
     t_ns: int
     data: Mapping[str, object] = field(default_factory=dict)
+    #: of its line
+    size_bytes: int = 0
 
     @property
     def guest(self) -> str:
@@ -122,8 +126,10 @@ def parse_line(line: bytes) -> Reply | AgentEvent | Garbled | None:
             return Reply(re=number, ok=answer)
         case {"re": int(number), "error": {"kind": str(kind), "message": str(message)}}:
             return Reply(re=number, ok=None, kind=kind, message=message)
-        case {"n": int(number), "event": str(name), "t_ns": int(t_ns), "data": dict(data)}:
-            return AgentEvent(name=name, n=number, t_ns=t_ns, data=data)
+        case {"n": int(number), "event": str(name), "t_ns": int(t_ns), "data": dict(data)} if (
+            0 <= number < 1 << 63 and 0 <= t_ns < 1 << 63
+        ):
+            return AgentEvent(name=name, n=number, t_ns=t_ns, data=data, size_bytes=len(line))
         case _:
             return Garbled(why="neither reply nor event", head=line[:80])
 
@@ -145,6 +151,7 @@ class AgentLink(SocketReader):
         #: calls under way: None until answered; an exception when a hello cut them off
         self._pending: dict[int, Reply | OutcomeUnknown | None] = {}
         self._events: list[AgentEvent] = []
+        self._kept_bytes = 0
         self._dropped = 0
         self._boot = 0
         self._resync = True
@@ -320,9 +327,10 @@ class AgentLink(SocketReader):
             self._resync = True
             self._cut_off("a new boot began")
         self._events.append(replace(event, boot=self._boot, at_ns=at_ns))
-        if len(self._events) > _EVENTS_KEPT:
-            self._dropped += len(self._events) - _EVENTS_KEPT
-            del self._events[:-_EVENTS_KEPT]
+        self._kept_bytes += event.size_bytes
+        while len(self._events) > _EVENTS_KEPT or self._kept_bytes > _EVENT_BYTES_KEPT:
+            self._dropped += 1
+            self._kept_bytes -= self._events.pop(0).size_bytes
 
     def _cut_off(self, why: str) -> None:
         for seq, answer in self._pending.items():

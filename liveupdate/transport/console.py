@@ -9,6 +9,7 @@ Must not know why a kernel was started.
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import time
@@ -28,6 +29,10 @@ T = TypeVar("T")
 #: a line is never held back longer than this; what follows counts as a new line
 MAX_LINE_BYTES = 64 * 1024
 _LINES_KEPT = 20_000
+#: what a host may make of this: logs in bytes, lines in memory in bytes, kernels
+LOG_BYTES_MAX = 256 << 20
+KEPT_BYTES_MAX = 64 << 20
+BOOTS_MAX = 1000
 _READ_BYTES = 64 * 1024
 
 # With CONFIG_PRINTK_TIME the banner carries time zero, which `cat /proc/version` does not. It may
@@ -93,7 +98,7 @@ class LineSplitter:
         if not line:
             return
         match = _BANNER.search(line)
-        if match and self._has_banner:
+        if match and self._has_banner and self.boot < BOOTS_MAX:
             if match.start():
                 yield self._take(line[: match.start()]), False
                 line = line[match.start() :]
@@ -118,11 +123,15 @@ class _BootLogs:
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._boot = -1
+        self._left = LOG_BYTES_MAX
         self._stack = ExitStack()
         self._files: tuple[IO[bytes], ...] = ()
 
     def write(self, lines: Iterable[ConsoleLine]) -> None:
         for line in lines:
+            self._left -= len(line.data)
+            if self._left < 0:
+                raise OSError(errno.EFBIG, f"more than {LOG_BYTES_MAX} bytes of console")
             if line.boot != self._boot:
                 self.close()
                 directory = self._run_dir / f"boot-{line.boot}"
@@ -158,7 +167,8 @@ class Console(SocketReader):
         super().__init__(path, watch)
         self.run_dir = run_dir
         self._splitter = LineSplitter(booted=booted)
-        self._lines: deque[ConsoleLine] = deque(maxlen=_LINES_KEPT)
+        self._lines: deque[ConsoleLine] = deque()
+        self._kept_bytes = 0
         self._count = 0
         self._boots: list[ConsoleLine] = []
         self._panic: ConsoleLine | None = None
@@ -283,9 +293,14 @@ class Console(SocketReader):
             self._changed.notify_all()
 
     def _note(self, line: ConsoleLine, is_banner: bool) -> None:
+        if len(self._lines) == _LINES_KEPT:
+            self._kept_bytes -= len(self._lines.popleft().data)
         self._lines.append(line)
+        self._kept_bytes += len(line.data)
+        while self._kept_bytes > KEPT_BYTES_MAX:
+            self._kept_bytes -= len(self._lines.popleft().data)
         self._count += 1
-        if is_banner:
+        if is_banner and len(self._boots) <= BOOTS_MAX:
             self._boots.append(line)
         if self._panic is None and _PANIC in line.data:
             self._panic = line

@@ -298,6 +298,17 @@ def test_an_answer_that_is_none_of_the_protocol_is_an_incident(
     assert any(text in each.text for each in result.evidence.incidents)
 
 
+@pytest.mark.parametrize("at", range(len(CALLS)), ids=[f"{c}-{step}" for c, step in CALLS])
+def test_any_exception_is_an_incident_and_gives_a_verdict(
+    made: FakeRun, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    strike(monkeypatch, at, lambda: OverflowError("int too large to convert to float"))
+    result = made.run()
+    assert kinds(result) == [("harness", 1)]
+    assert "OverflowError: int too large" in result.evidence.incidents[0].text
+    assert result.verdict.outcome is Outcome.ERROR
+
+
 # --- before the first hop
 
 

@@ -165,6 +165,8 @@ class Desk:
     # --- the tool
 
     def call(self, *args: str) -> cli.Said:
+        if args[0] in ("resume", "abort", "status"):
+            args = (*args, "--host", self.host)
         return cli.call(*args, env=self.env)
 
     def argv(self, kernel: str, host: str = "") -> tuple[str, ...]:

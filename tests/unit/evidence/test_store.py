@@ -21,7 +21,7 @@ from liveupdate.evidence import RunDir, StoreError, write_atomic
 from liveupdate.judging.judge import judge
 from liveupdate.model import slots
 from liveupdate.model.costs import HopCosts
-from liveupdate.model.evidence import AgentPing, Evidence, Incident, SessionFacts
+from liveupdate.model.evidence import AgentPing, Evidence, Incident, SessionFacts, VmmStatus
 from liveupdate.model.iommu_samples import TableSample
 from liveupdate.model.plan import Plan
 from liveupdate.model.slots import Slot
@@ -423,3 +423,24 @@ def test_every_slot_is_in_one_of_the_runs_above() -> None:
     rest = {slots.PINGS, slots.DEVICE, slots.FRAMES, slots.ROLLED_BACK}
     rest |= {slots.INCIDENTS, slots.COSTS_AFTER}
     assert set(slots.SLOTS) - found == rest
+
+
+@pytest.mark.parametrize("name", ["../../other", ".."])
+def test_a_guest_whose_name_leads_out_of_the_directory_is_not_stored(
+    tmp_path: Path, name: str
+) -> None:
+    record = make_record(tmp_path)
+    before = {path for path in tmp_path.rglob("*")}
+    record.put(slots.VMM, VmmStatus(status="x"), 1, name)
+    record.add(slots.PINGS, (AgentPing(host_ns=1, realtime_ns=2),), 1, f"x/../../../{name}")
+    assert {path for path in tmp_path.rglob("*")} == before
+    assert record.failure is not None and "leads out" in record.failure
+
+
+def test_text_that_is_no_utf8_is_stored(tmp_path: Path) -> None:
+    record = make_record(tmp_path)
+    record.add_incident(Incident(kind="panic", hop=1, text="\ud800 gone"))
+    record.put(slots.VMM, VmmStatus(status="\udfff"), 1, "vm0")
+    record.close()
+    evidence = reload(record)
+    assert evidence.unreadable == {} and evidence.incidents[0].text == "? gone"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,8 +13,10 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from liveupdate.core.units import MIB
+from liveupdate.judging import judge as judging
+from liveupdate.judging.context import Finding
 from liveupdate.judging.judge import judge
-from liveupdate.judging.table import CHECK_IDS
+from liveupdate.judging.table import CHECK_IDS, CHECKS
 from liveupdate.model import slots
 from liveupdate.model.evidence import (
     AgentPing,
@@ -851,3 +854,27 @@ def test_no_part_of_evidence_may_be_thinned_out_to_pass_a_dead_guest(data: st.Da
     kept = data.draw(st.lists(st.sampled_from(dead), unique=True, max_size=20))
     verdict = judge(PLAN, make.with_trace(GOOD, ticks=tuple(kept)))
     assert verdict.outcome is not Outcome.PASS
+
+
+def test_a_check_that_evidence_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(_context: object) -> list[Finding]:
+        raise IndexError("tuple index out of range")
+
+    rows = tuple(
+        dataclasses.replace(row, judge=break_down) if row.id == "guest.clock" else row
+        for row in CHECKS
+    )
+    monkeypatch.setattr(judging, "CHECKS", rows)
+    verdict = judge(PLAN, GOOD)
+    assert verdict.exit_code is ExitCode.ERROR
+    broken = next(check for check in verdict.checks if check.id == "guest.clock")
+    assert broken.status is Outcome.ERROR and "IndexError" in broken.reason
+
+
+def test_evidence_that_breaks_the_measuring_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(_context: object) -> None:
+        raise OverflowError("too large")
+
+    monkeypatch.setattr(judging, "measure", break_down)
+    verdict = judge(PLAN, GOOD)
+    assert verdict.exit_code is ExitCode.ERROR and "breaks the measuring" in verdict.reason

@@ -117,3 +117,17 @@ def test_a_row_has_no_field_that_may_be_left_out() -> None:
     assert {kind.__name__: kind.__struct_defaults__ for kind in rows} == {
         kind.__name__: () for kind in rows
     }
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**400])
+def test_an_integer_of_more_than_64_bits_is_refused(number: int) -> None:
+    line = f"[1,2,3,{number},5,6,7]"
+    with pytest.raises(codec.CodecError):
+        codec.parse(Tick, line, "line 5")
+    with pytest.raises(codec.CodecError):
+        codec.decode(Tick, [1, 2, 3, number, 5, 6, 7])
+
+
+def test_text_that_is_no_utf8_is_refused() -> None:
+    with pytest.raises(codec.CodecError):
+        codec.decode(dict[str, str], {"\ud800": "x"})

@@ -237,3 +237,5 @@ def test_no_text_of_a_machine_breaks_a_report(text: str) -> None:
 
 def test_clean_takes_escapes_and_keeps_text() -> None:
     assert clean("\x1b[1;31mred\x1b[0m µ → \x07x\r\ny") == "red µ → x y"
+    # marks that turn the order of what is shown, and such that are not shown
+    assert clean("a\u202eb\u2066c\u200bd\ufeffe\U000e0041f\u2028g\xadh") == "abcdefgh"

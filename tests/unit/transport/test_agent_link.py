@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from liveupdate.transport import agent_link
 from liveupdate.transport.agent_link import AgentEvent, Garbled, LineBuffer, Reply, parse_line
 
 JSON = st.recursive(
@@ -55,13 +57,32 @@ def test_any_json_is_a_value_or_garbled(value: object) -> None:
     assert isinstance(parse_line(line), Reply | AgentEvent | Garbled)
 
 
-@given(st.integers(0, 2**63), st.dictionaries(st.text(), JSON, max_size=3))
+@given(st.integers(0, 2**63 - 1), st.dictionaries(st.text(), JSON, max_size=3))
 def test_replies_and_events_go_round(number: int, data: dict[str, object]) -> None:
     assert parse_line(json.dumps({"re": number, "ok": data}).encode()) == Reply(re=number, ok=data)
     event = {"n": number, "event": "paused", "t_ns": 5, "data": data}
-    assert parse_line(json.dumps(event).encode()) == AgentEvent(
-        name="paused", n=number, t_ns=5, data=data
+    line = json.dumps(event).encode()
+    assert parse_line(line) == AgentEvent(
+        name="paused", n=number, t_ns=5, data=data, size_bytes=len(line)
     )
+
+
+@pytest.mark.parametrize("number", [-1, 2**63, 10**400])
+def test_numbers_that_nobody_can_count_with_are_garbled(number: int) -> None:
+    for key in ("n", "t_ns"):
+        event = {"n": 1, "event": "paused", "t_ns": 5, "data": {}, key: number}
+        assert isinstance(parse_line(json.dumps(event).encode()), Garbled)
+
+
+def test_events_that_are_kept_have_a_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_link, "_EVENT_BYTES_KEPT", 1000)
+    link = agent_link.AgentLink(tmp_path / "socket")
+    for number in range(1, 100):
+        link._take(AgentEvent(name="x", n=number, t_ns=1, data={}, size_bytes=300), 1)
+    assert [event.n for event in link.events()] == [97, 98, 99]
+    assert link.mark() == 99
 
 
 @given(st.integers(0, 80))

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from liveupdate.transport import console
 from liveupdate.transport.console import (
     MAX_LINE_BYTES,
     ConsoleLine,
@@ -88,3 +93,30 @@ def test_banner_after_a_loaded_state_is_that_of_the_next_kernel() -> None:
     splitter = LineSplitter(booted=True)
     lines = [*splitter.feed(b"old kernel\n[    0.000000] Linux version 7.3.4\n", 1)]
     assert [(line.boot, is_banner) for line, is_banner in lines] == [(0, False), (1, True)]
+
+
+# --- a host that prints without end
+
+
+def test_forged_banners_make_no_more_kernels_than_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "BOOTS_MAX", 3)
+    splitter = LineSplitter()
+    fed = splitter.feed(b"[    0.000000] Linux version 7\n" * 50, 1)
+    assert {line.boot for line, _ in fed} == {0, 1, 2, 3}
+
+
+def test_a_log_has_an_end_and_the_console_is_watched_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LOG_BYTES_MAX", 100)
+    monkeypatch.setattr(console, "KEPT_BYTES_MAX", 60)
+    ours, theirs = socket.socketpair()
+    reader = console.Console(tmp_path / "socket", tmp_path)
+    theirs.sendall(b"0123456789\n" * 50 + b"Kernel panic - not syncing: " + b"x" * 9000 + b"\n")
+    theirs.close()
+    reader._read(ours)
+    ours.close()
+    assert reader.write_error is not None and "100 bytes of console" in str(reader.write_error)
+    assert (tmp_path / "boot-0" / "console.log").stat().st_size <= 100
+    assert sum(len(line.data) for line in reader.lines()) <= 60
+    assert reader.panic is not None
