@@ -12,13 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from liveupdate.core.units import format_ns
 from liveupdate.judging.compare import Gap
+from liveupdate.model.evidence import Tick
 
 #: readings (host, guest)
 Reading = tuple[int, int]
 
 #: readings on each side of a suspected step
 _SIDE = 8
+#: by which two clocks of a guest may differ between two ticks, in ns: a payload that has to wait
+#: reads one of them later than another
+_CLOCKS_NS = 100_000_000
+#: more ticks than a payload makes: in a time, and beyond that
+_TICK_NS, _TICKS_MORE = 500_000, 20
 #: fewer readings, or a shorter span, give no rate worth a number
 _MIN_RATE_READINGS = 10
 _MIN_RATE_SPAN_NS = 400_000_000
@@ -117,3 +124,47 @@ def fit_slope(values: Sequence[float]) -> float | None:
         for late in range(early + 1, len(values))
     ]
     return _median(slopes)
+
+
+def find_disagreement(
+    ticks: Sequence[Tick], paused_ns: int | None, resumed_ns: int | None
+) -> str | None:
+    """Say where a guest's clocks disagree among each other; None: nowhere.
+
+    A tick has all of them from one moment, so that a single reading shows it, however late it is
+    seen. Over the blackout only the TSC's direction is compared.
+    """
+    pairs: list[tuple[Tick, Tick]] = []
+    for old, new in pairwise(ticks):
+        if new.tsc < old.tsc:
+            return f"the TSC went back from {old.tsc} to {new.tsc}"
+        if new.seq < old.seq:
+            return f"the tick count went back from {old.seq} to {new.seq}"
+        if (
+            paused_ns is None
+            or resumed_ns is None
+            or new.host_ns < paused_ns
+            or old.host_ns > resumed_ns
+        ):
+            pairs.append((old, new))
+    rates = [
+        (new.tsc - old.tsc) / (new.monotonic_ns - old.monotonic_ns)
+        for old, new in pairs
+        if new.monotonic_ns != old.monotonic_ns
+    ]
+    usual = _median(rates) if rates else 0.0
+    for old, new in pairs:
+        ran_ns = new.monotonic_ns - old.monotonic_ns
+        apart_ns = round((new.tsc - old.tsc) / usual) - ran_ns if usual else 0
+        if abs(apart_ns) > _CLOCKS_NS:
+            return f"the TSC and the monotonic clock moved apart by {format_ns(abs(apart_ns))}"
+        if new.seq - old.seq > ran_ns / _TICK_NS + _TICKS_MORE:
+            return f"there were {new.seq - old.seq} ticks in {format_ns(ran_ns)}"
+        for clock in ("boottime_ns", "realtime_ns"):
+            gained = getattr(new, clock) - getattr(old, clock) - ran_ns
+            if abs(gained) > _CLOCKS_NS:
+                name = clock.removesuffix("_ns")
+                return (
+                    f"the {name} clock was stepped by {format_ns(abs(gained))} outside the blackout"
+                )
+    return None

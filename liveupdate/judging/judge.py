@@ -20,6 +20,7 @@ from liveupdate.judging.context import (
     skipped,
     to_check,
 )
+from liveupdate.judging.contradictions import find_contradictions
 from liveupdate.judging.metrics import measure
 from liveupdate.judging.table import CHECKS
 from liveupdate.model.evidence import Evidence
@@ -45,6 +46,8 @@ def judge(plan: Plan, evidence: Evidence) -> Verdict:
     metrics: tuple[Metric, ...] = ()
     try:
         metrics = measure(context)
+        if not {check.status for check in found.values()} & {Outcome.ERROR, Outcome.FAIL}:
+            rest += find_contradictions(context)
     except Exception as error:
         rest.append(error_finding(f"the evidence breaks the measuring: {error!r}"))
     checks = _cover_the_rest(context, {row.id: found[row.id] for row in CHECKS}, rest)

@@ -125,7 +125,7 @@ def make_kernel(generation: int, image: KernelImage) -> KernelFacts:
         boot_id=f"boot-{generation}",
         release=image.release,
         build_id=image.build_id,
-        cmdline="kho=on",
+        cmdline="console=ttyS0 kho=on",
         tsc_khz=2_600_000,
         kho_found=generation > 0,
         generation=generation,
@@ -134,6 +134,7 @@ def make_kernel(generation: int, image: KernelImage) -> KernelFacts:
         mem_free_bytes=500 * MIB,
         preserved_bytes=GUEST_BYTES,
         scratch_bytes=64 * MIB,
+        mem_available_bytes=600 * MIB,
     )
 
 
@@ -264,8 +265,10 @@ def make_hop(number: int, guests: tuple[str, ...] = ("vm0",)) -> HopEvidence:
         before=make_kernel(number - 1, outgoing),
         after=make_kernel(number, incoming),
         sessions=tuple(
-            SessionFacts(name=f"lu.guest.{guest}", error=None, tokens=2, retrieve_ns=17 * MS)
-            for guest in guests
+            SessionFacts(
+                name=name, error=None, tokens=2, retrieve_ns=0 if name == "lu.agent" else 17 * MS
+            )
+            for name in ("lu.agent", *(f"lu.guest.{guest}" for guest in guests))
         ),
         memory=tuple(make_memory(number, guest) for guest in guests),
         guests=tuple(make_trace(number, guest) for guest in guests),
@@ -306,10 +309,10 @@ def make_provenance() -> Provenance:
         kvm_enabled=False,
         start="cold",
         qemu_version="10.0.2",
-        qemu_argv=("qemu-system-x86_64",),
+        qemu_argv=("qemu-system-x86_64", "-accel", "tcg"),
         guest_qemu_version="11.1.3",
         control_host={"cpus": "2"},
-        images={"rootfs": "rr"},
+        images={"outgoing": KERNEL_A.sha256, "incoming": KERNEL_B.sha256, "rootfs": "rr"},
     )
 
 

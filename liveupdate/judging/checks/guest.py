@@ -9,7 +9,7 @@ from dataclasses import replace
 from liveupdate.core.units import format_ns
 from liveupdate.judging.check import CheckRow, unless_any
 from liveupdate.judging.checks.liveness import Window, find_window
-from liveupdate.judging.clockfit import ClockChange, Reading, fit_clock
+from liveupdate.judging.clockfit import ClockChange, Reading, find_disagreement, fit_clock
 from liveupdate.judging.compare import (
     Gap,
     first_regress,
@@ -105,6 +105,8 @@ def _judge_clocks(at: GuestHop, trace: GuestTrace, window: Window) -> Iterator[F
             yield at.missing(f"the rate of the {clock} clock")
         else:
             said.append(_say_clock(clock, change))
+    if wrong := find_disagreement(trace.ticks, window.paused_ns, window.resumed_ns):
+        yield at.failed(wrong, expected="clocks that agree")
     if said:
         yield at.passed("; ".join(said), said[0])
 

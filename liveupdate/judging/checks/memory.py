@@ -135,7 +135,7 @@ def _judge_pattern(at: GuestHop) -> Iterator[Finding]:
         yield at.skipped("rolled back, the guest did not check its pattern")
     elif pattern is None:
         yield at.missing("the guest's own check of its pattern")
-    elif pattern.bad > 0:
+    elif pattern.bad != 0:
         yield at.failed(
             f"the guest found {pattern.bad} of {pattern.pages} pattern pages changed",
             observed=f"{pattern.bad} bad pages",

@@ -135,7 +135,7 @@ class FakeHost(QemuHost):
         return FakeSsh(self.machine)
 
     def _launch(self, paths: MachinePaths, deadline: Deadline, *, incoming: bool) -> Process:
-        self.argv = ("fake",)
+        self.argv = ("fake", "-accel", self.spec.accel)
         return FakeMachine(self.script, paths, self.spec.memory_bytes, self._kernels)
 
     def _make_monitor(self, paths: MachinePaths) -> Monitor:

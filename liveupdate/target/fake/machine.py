@@ -213,10 +213,11 @@ class FakeMachine:
         later, kernel = self.generation > 0, self._kernels[self.generation]
         return {
             "boot_id": self.boot_id, "release": kernel.release, "build_id": kernel.build_id,
-            "cmdline": "kho=on liveupdate=on", "tsc_khz": 2_000_000, "kho_found": later,
-            "generation": self.generation, "luo_number": self.generation or None,
-            "liveupdate": True, "mem_free_bytes": 500 << 20, "preserved_bytes": 0,
-            "scratch_bytes": 64 << 20,
+            "cmdline": "console=ttyS0 kho=on liveupdate=on", "tsc_khz": 2_000_000,
+            "kho_found": later, "generation": self.generation,
+            "luo_number": self.generation or None, "liveupdate": True, "mem_free_bytes": 4 << 20,
+            "preserved_bytes": later << 20, "scratch_bytes": 1 << 20,
+            "mem_available_bytes": 5 << 20,
         }  # fmt: skip
 
     def _call_costs(self, _args: Mapping[str, Any]) -> dict[str, object]:

@@ -21,6 +21,7 @@ PARTS: Mapping[str, str] = MappingProxyType(
         "fleet": "a host that Ansible provisions twice, and rolls over three hosts",
         "modules": "checkpatch, W=1 and sparse over the kernel modules, as `make modules-check`",
         "libvirt": "faults on a libvirt domain",
+        "mutants": "each shipped scenario's PASS with everything altered, one thing at a time",
         "hostile": "a million spoilt inputs for everything that reads what others wrote",
         "soak": "ten runs in a row, and one run of ten hops",
     }
