@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if code == ExitCode.PASS and not app.has_verdict:
                 code = ExitCode.ERROR
         # an option that cannot be parsed never gets as far as the verb
-        verb = next((word for word in arguments if not word.startswith("-")), "")
+        verb = next((word for word in arguments if word in VERBS), "")
         is_bisect = verb == "bisect" or "--bisect" in arguments
         return for_bisect(code) if is_bisect else code
 

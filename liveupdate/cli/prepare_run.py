@@ -226,9 +226,12 @@ def with_trees(scenario: Scenario, app: App, *, may_build: bool) -> Scenario:
             raise ScenarioError(f"'{key}' names a kernel already", where=place)
     if scenario.next_kernel is None:
         trees["next_kernel"] = trees["next_kernel"] or trees["kernel"]
-    if not any(trees.values()):
-        return scenario
     path = scenario.kernel_config
+    if not any(trees.values()):
+        if path is not None:
+            place = scenario.origins.get("kernel_config", "kernel_config")
+            raise ScenarioError("configures a tree, and no kernel_tree is named", where=place)
+        return scenario
     try:
         extra = kconfig.parse_config(Path(path).read_text() if path else "", path or "")
     except (OSError, kconfig.KconfigError) as error:

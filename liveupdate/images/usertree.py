@@ -81,15 +81,21 @@ class TreeBuilder:
         :raises BuildError: with the build's own first errors, or what cannot be used.
         """
         if path.is_file():
+            if extra.values:
+                raise BuildError(
+                    f"'{path}' is built already, so its configuration cannot be changed",
+                    hint="give its tree, or leave the fragment out",
+                )
             return self._unpack(path) if path.suffix == ".deb" else _bzimage_of(path)
         layout = find_layout(path)
         if layout.objects is not None:
             config = layout.config
             if not lacking(config.values) and not extra.missing_from(config):
-                if _is_current(layout.src, layout.objects):
-                    return layout.objects / IMAGE
+                # only make(1) knows all that an image depends on: a bisect must not run an old one
                 if may_build:
                     self._make(layout.objects, layout.objects)
+                    return layout.objects / IMAGE
+                if _is_current(layout.src, layout.objects):
                     return layout.objects / IMAGE
         if not may_build:
             raise BuildError(f"'{path}' has no kernel yet that can be used", hint="run it")
@@ -186,7 +192,7 @@ def _bzimage_of(path: Path) -> Path:
 
 
 def _is_current(src: Path, objects: Path) -> bool:
-    """Whether no source of a build is newer than its image, by their times."""
+    """Whether no source file of a build is newer than its image: a guess, for a plan only."""
     image = objects / IMAGE
     if not image.is_file() or (objects / ".config").stat().st_mtime > image.stat().st_mtime:
         return False

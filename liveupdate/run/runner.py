@@ -96,7 +96,10 @@ def run(
             try:
                 with GuestObservers(bed) as watchers:
                     for hop in plan.hops:
-                        is_untried = scenario.next_kernel is not None and hop.number == 1
+                        is_untried = hop.number == 1 and (
+                            scenario.next_kernel is not None
+                            or scenario.next_kernel_tree is not None
+                        )
                         if not _hop(bed, hop, watchers, steps, is_untried=is_untried):
                             break
             finally:

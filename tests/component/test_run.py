@@ -39,6 +39,7 @@ from tests.support.fake_run import ACCEL_REASON, ARGV, FakeRun, leftovers, quick
 
 #: long enough to tell the rate of a clock
 WHOLE = Observation(before_s=0.5, after_s=0.7)
+NO_ROOT = "VFS: Unable to mount root fs on unknown-block({})"
 
 #: the calls of one hop in order, and the step that each belongs to
 CALLS = (
@@ -373,16 +374,17 @@ def test_a_kernel_that_does_not_come_up_is_named_by_what_was_seen(
 @pytest.mark.parametrize(
     ("own", "why", "kind"),
     [
-        ("bzImage", "VFS: Unable to mount root fs on unknown-block(0,0)", "harness"),
-        ("bzImage", "VFS: Unable to mount root fs on unknown-block(254,0)", "panic"),
-        (None, "VFS: Unable to mount root fs on unknown-block(0,0)", "panic"),
+        (Scenario(next_kernel="bzImage"), NO_ROOT.format("0,0"), "harness"),
+        (Scenario(next_kernel_tree="linux"), NO_ROOT.format("0,0"), "harness"),
+        (Scenario(next_kernel="bzImage"), NO_ROOT.format("254,0"), "panic"),
+        (Scenario(), NO_ROOT.format("0,0"), "panic"),
     ],
-    ids=["no-driver", "disk-seen", "shipped-kernel"],
+    ids=["no-driver", "tree-without-driver", "disk-seen", "shipped-kernel"],
 )
 def test_a_users_kernel_without_a_driver_for_the_disk_is_no_loss(
-    made: FakeRun, own: str | None, why: str, kind: str
+    made: FakeRun, own: Scenario, why: str, kind: str
 ) -> None:
-    made.scenario = Scenario(next_kernel=own)
+    made.scenario = own
     made.script.incoming, made.script.panic = "panic", why
     result = made.run()
     assert kinds(result) == [(kind, 1)]

@@ -493,7 +493,15 @@ def test_run_exits_with_its_verdict(
     assert main(["run", "--results", str(lab), "--bisect"]) == bisect_code
 
 
-@pytest.mark.parametrize("call", ["run --bisect --no-such", "-q bisect --bad-side a", "bisect a b"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "run --bisect --no-such",
+        "-q bisect --bad-side a",
+        "--color never bisect --bad-side a",
+        "bisect a b",
+    ],
+)
 def test_a_wrong_call_ends_the_bisect(call: str, lab: Path) -> None:
     assert main(call.split()) == 128
 
@@ -796,3 +804,12 @@ def test_an_image_that_cannot_be_built_here_is_said_in_one_line(
 
 def test_main_is_what_the_script_calls() -> None:
     assert main is cli_app.main
+
+
+def test_a_fragment_without_a_tree_is_refused(
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fragment = tmp_path / "kasan.config"
+    fragment.write_text("CONFIG_KASAN=y\n")
+    assert main(["plan", "--config", str(fragment)]) == 2
+    assert "no kernel_tree is named" in capsys.readouterr().err

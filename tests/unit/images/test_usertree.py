@@ -78,15 +78,26 @@ def make_objects(path: Path, src: Path, config: str = fragment()) -> Path:
     return path
 
 
-def test_a_current_build_is_used_as_it_is(
+def test_a_build_is_used_where_it_is_and_make_decides_whether_it_is_current(
     tmp_path: Path, calls: Path, builder: TreeBuilder
 ) -> None:
     src = make_source(tmp_path / "src")
     objects = make_objects(tmp_path / "o", src)
-    assert builder.find(objects, NONE) == objects / IMAGE
+    assert builder.find(objects, NONE, may_build=False) == objects / IMAGE
     place = make_build(make_source(tmp_path / "place"), fragment())
     assert builder.find(place, NONE, may_build=False) == place / IMAGE
     assert calls.read_text() == ""
+    assert builder.find(objects, NONE) == objects / IMAGE
+    assert calls.read_text().startswith(f"-C {objects} ")
+
+
+def test_a_fragment_for_what_is_built_already_is_refused(
+    tmp_path: Path, builder: TreeBuilder
+) -> None:
+    image = tmp_path / "bzImage"
+    image.write_bytes(b"MZ")
+    with pytest.raises(BuildError, match="configuration cannot be changed"):
+        builder.find(image, kconfig.parse_config("CONFIG_KASAN=y"))
 
 
 def test_a_newer_source_is_made_where_the_build_is(
