@@ -202,7 +202,7 @@ def test_no_such_place_and_no_coordinator_are_said(machine: Machine) -> None:
 def test_a_coordinator_that_restarts_has_forgotten_the_lock(machine: Machine) -> None:
     # last in this file: it ends the coordinator that the others use, and starts it anew
     with Place(machine.spec) as place:
-        machine.lab.stop_coordinator()
+        machine.lab.stop_coordinator(PLACE)
         machine.lab.start_coordinator()
         wait_until(lambda: place.lost is not None, Deadline.after(30.0, "the loss to be seen"))
         assert "it is free now" in str(place.lost)

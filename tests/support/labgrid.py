@@ -83,8 +83,14 @@ class Lab:
             describe=lambda: self.tail("coordinator"),
         )
 
-    def stop_coordinator(self) -> None:
+    def stop_coordinator(self, place: str) -> None:
+        """Kill it once it has stored ``place``, which it does every 15 s: it finds it again."""
         assert self._coordinator is not None
+        stored = self.directory / "places.yaml"
+        wait_until(
+            lambda: stored.is_file() and place in stored.read_text(),
+            Deadline.after(START_S, f"the coordinator to store place '{place}'"),
+        )
         self._coordinator.close()
 
     def start_exporter(self, config: str, wanted: str) -> None:
