@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from liveupdate.core.units import format_ns
 from liveupdate.judging.compare import Gap
@@ -24,6 +24,11 @@ _SIDE = 8
 #: by which two clocks of a guest may differ between two ticks, in ns: a payload that has to wait
 #: reads one of them later than another
 _CLOCKS_NS = 100_000_000
+_BESIDE_MONOTONIC = {
+    "tsc": "the TSC",
+    "boottime_ns": "the boottime clock",
+    "realtime_ns": "the realtime clock",
+}
 #: more ticks than a payload makes: in a time, and beyond that
 _TICK_NS, _TICKS_MORE = 500_000, 20
 #: fewer readings, or a shorter span, give no rate worth a number
@@ -128,18 +133,20 @@ def fit_slope(values: Sequence[float]) -> float | None:
 
 def find_disagreement(
     ticks: Sequence[Tick], paused_ns: int | None, resumed_ns: int | None
-) -> str | None:
-    """Say where a guest's clocks disagree among each other; None: nowhere.
+) -> tuple[str, bool] | None:
+    """Say where a guest's clocks disagree among each other, and whether that lasts; None: nowhere.
 
-    A tick has all of them from one moment, so that a single reading shows it, however late it is
-    seen. Over the blackout only the TSC's direction is compared.
+    A tick has all of them from about one moment, so that a single reading shows it, however late it
+    is seen. A payload whose vCPU is stopped between two of its reads has one tick that disagrees
+    with both neighbours, and these agree: that does not last, and is no fault of the clocks. Over
+    the blackout only the TSC's direction is compared.
     """
     pairs: list[tuple[Tick, Tick]] = []
     for old, new in pairwise(ticks):
         if new.tsc < old.tsc:
-            return f"the TSC went back from {old.tsc} to {new.tsc}"
+            return f"the TSC went back from {old.tsc} to {new.tsc}", True
         if new.seq < old.seq:
-            return f"the tick count went back from {old.seq} to {new.seq}"
+            return f"the tick count went back from {old.seq} to {new.seq}", True
         if (
             paused_ns is None
             or resumed_ns is None
@@ -153,18 +160,22 @@ def find_disagreement(
         if new.monotonic_ns != old.monotonic_ns
     ]
     usual = _median(rates) if rates else 0.0
-    for old, new in pairs:
+
+    def gained(clock: str, old: Tick, new: Tick) -> int:
+        more = getattr(new, clock) - getattr(old, clock)
+        if clock == "tsc":
+            more = round(more / usual) if usual else new.monotonic_ns - old.monotonic_ns
+        return int(more) - (new.monotonic_ns - old.monotonic_ns)
+
+    for (old, new), later in zip_longest(pairs, pairs[1:]):
         ran_ns = new.monotonic_ns - old.monotonic_ns
-        apart_ns = round((new.tsc - old.tsc) / usual) - ran_ns if usual else 0
-        if abs(apart_ns) > _CLOCKS_NS:
-            return f"the TSC and the monotonic clock moved apart by {format_ns(abs(apart_ns))}"
         if new.seq - old.seq > ran_ns / _TICK_NS + _TICKS_MORE:
-            return f"there were {new.seq - old.seq} ticks in {format_ns(ran_ns)}"
-        for clock in ("boottime_ns", "realtime_ns"):
-            gained = getattr(new, clock) - getattr(old, clock) - ran_ns
-            if abs(gained) > _CLOCKS_NS:
-                name = clock.removesuffix("_ns")
-                return (
-                    f"the {name} clock was stepped by {format_ns(abs(gained))} outside the blackout"
-                )
+            return f"there were {new.seq - old.seq} ticks in {format_ns(ran_ns)}", True
+        for clock, name in _BESIDE_MONOTONIC.items():
+            apart_ns = gained(clock, old, new)
+            if abs(apart_ns) > _CLOCKS_NS:
+                follows = later is not None and later[0] is new
+                lasts = follows and abs(gained(clock, old, later[1])) > _CLOCKS_NS
+                text = f"{name} and the monotonic clock moved apart by {format_ns(abs(apart_ns))}"
+                return f"{text} outside the blackout", lasts
     return None

@@ -10,8 +10,9 @@ from array import array
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from liveupdate.judging.clockfit import fit_clock, fit_rate, fit_slope
+from liveupdate.judging.clockfit import find_disagreement, fit_clock, fit_rate, fit_slope
 from liveupdate.judging.compare import (
     Gap,
     compare_words,
@@ -250,3 +251,20 @@ def test_any_readings_can_be_fitted(readings: list[tuple[int, int]]) -> None:
     for gap in (Gap(began_ns=10**11, ended_ns=2 * 10**11), None):
         change = fit_clock(readings, gap)
         assert (change.went_back is None) is (guest == sorted(guest))
+
+
+@pytest.mark.parametrize("clock", ["tsc", "boottime_ns", "realtime_ns"])
+@pytest.mark.parametrize("lasts", [False, True])
+def test_a_tick_that_was_read_late_is_told_from_a_clock_that_was_stepped(
+    clock: str, lasts: bool
+) -> None:
+    ticks = list(make.make_ticks()[:95])
+    assert find_disagreement(ticks, None, None) is None
+    for number in range(40, 95 if lasts else 41):
+        late = {clock: getattr(ticks[number], clock) + 400 * MS}
+        ticks[number] = structs.replace(ticks[number], **late)
+    if not lasts:
+        del ticks[41:82]  # a vCPU that is stopped makes no ticks meanwhile
+    found = find_disagreement(ticks, None, None)
+    assert found is not None and "moved apart by" in found[0]
+    assert found[1] is lasts
