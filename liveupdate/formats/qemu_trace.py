@@ -74,6 +74,8 @@ _AMD_FAULTS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+#: what QEMU says of every command of its monitor, with which the registers are read as well
+HEARTBEAT = "handle_hmp_command"
 EVENTS = tuple(_TEXTS)
 """Names of the trace events, as QMP's ``trace-event-set-state`` takes them."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from liveupdate.core.units import format_ns
@@ -25,8 +26,10 @@ AMD = "amd"
 CONTINUOUS, QUIESCE = "continuous", "quiesce"
 NO_DEVICE = "no device of the scenario is kept or quiesced"
 #: with a longer hole in the sampling nothing is claimed about what can only be sampled: what a
-#: short one hides would have to come and go within it. QEMU's trace has no holes
+#: short one hides would have to come and go within it. QEMU's trace has no holes while it is alive
 MAX_HOLE_NS = 2_000_000_000
+#: in the blackout a hole may be as long as this share of it, and four samples in any case
+_HOLE_SHARE, _LEAST_SAMPLES = 4, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,14 @@ class HopDevices:
         if device is not None:
             where += f", {device.name} ({device.found.function})"
         return Place(where, tuple(slot.path(self.hop) for slot in found))
+
+    def excess_ns(self, began_ns: int, ended_ns: int) -> int:
+        """Return by how much a hole between two looks is too long to claim anything over it."""
+        limit_ns = MAX_HOLE_NS
+        if began_ns < self.resumed_ns and ended_ns > self.paused_ns:
+            share_ns = (self.resumed_ns - self.paused_ns) // _HOLE_SHARE
+            limit_ns = min(limit_ns, max(share_ns, _LEAST_SAMPLES * self.watch.interval_ns))
+        return ended_ns - began_ns - limit_ns
 
     def since_pause(self, at_ns: int) -> str:
         """Format a time as milliseconds after the pause."""
@@ -139,11 +150,24 @@ def find_blindness(hop_devices: HopDevices, *, is_sampled: bool) -> Finding | No
     at, watch = hop_devices.place(slots.WATCH), hop_devices.watch
     if watch.began_ns > hop_devices.paused_ns or watch.ended_ns < hop_devices.resumed_ns:
         return at.error("the sampling did not cover the blackout from pause to resume")
-    if is_sampled and watch.longest_hole_ns > MAX_HOLE_NS:
-        hole = format_ns(watch.longest_hole_ns)
-        return at.error(f"no sample for {hole}", hole)
+    samples = hop_devices.evidence.samples
+    if watch.samples != len(samples):
+        return at.error(f"{len(samples)} of {watch.samples} samples of the registers are there")
+    if is_sampled:
+        looks = [watch.began_ns, *(each.host_ns for each in samples), watch.ended_ns]
+        hole_ns = max((hop_devices.excess_ns(*pair), pair[1] - pair[0]) for pair in pairwise(looks))
+        if hole_ns[0] > 0 or watch.longest_hole_ns > MAX_HOLE_NS:
+            hole = format_ns(max(hole_ns[1], watch.longest_hole_ns))
+            return at.error(f"no sample for {hole}", hole)
     if not watch.trace_lines:
         return at.error("QEMU's trace is empty, so events between samples are unknown")
+    if watch.beats_ns is None:
+        return None
+    first, last, longest = watch.beats_ns
+    if not first or first > hop_devices.paused_ns or last < hop_devices.resumed_ns:
+        return at.error("QEMU's trace was not alive from the pause to the resume")
+    if longest > MAX_HOLE_NS:
+        return at.error(f"QEMU's trace showed no life for {format_ns(longest)}")
     return None
 
 
@@ -154,7 +178,8 @@ def say_rate(hop_devices: HopDevices) -> str:
         each for each in samples if hop_devices.paused_ns <= each.host_ns <= hop_devices.resumed_ns
     ]
     rate = len(inside) / (max(1, hop_devices.resumed_ns - hop_devices.paused_ns) / 1e9)
-    hole = format_ns(hop_devices.watch.longest_hole_ns)
+    looks = [each.host_ns for each in samples]
+    hole = format_ns(max((later - look for look, later in pairwise(looks)), default=0))
     return (
         f"{len(samples)} samples, {len(inside)} of them in the blackout "
         f"({rate:.0f} Hz, longest hole {hole})"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from liveupdate.model.base import Row, Value
 
 
@@ -70,6 +72,9 @@ class IommuWatch(Value, frozen=True, kw_only=True):
 
     :ivar interval_ns: what was asked for. ``cpu_ns``: processor time of the sampling thread.
     :ivar trace_lines: lines of QEMU's trace that were read, of any device.
+    :ivar beats_ns: when lines were read in which QEMU's trace tells of our own look at it: the
+        first, the last, and the longest time between two. None: it was not asked to.
+    :ivar compared: how often page tables were compared, by requester. None: not counted.
     """
 
     samples: int
@@ -80,6 +85,8 @@ class IommuWatch(Value, frozen=True, kw_only=True):
     cpu_ns: int
     trace_lines: int
     unit: str = "intel"
+    beats_ns: tuple[int, int, int] | None = None
+    compared: Mapping[str, int] | None = None
 
 
 class ConfigFacts(Value, frozen=True, kw_only=True):

@@ -63,6 +63,8 @@ class _Target:
     tops: tuple[int, ...] = ()
     tables: TableFingerprint | None = None
     changes: tuple[str, ...] = ()
+    #: how often ``tables`` were compared
+    compared: int = 0
 
 
 @dataclass(slots=True)
@@ -164,6 +166,8 @@ class IommuWatcher:
             cpu_ns=self._cpu_ns,
             trace_lines=self._trace.lines,
             unit=self.unit,
+            beats_ns=self._trace.beats_ns,
+            compared={str(each.requester): each.compared for each in self._targets},
         )
 
     # --- walking
@@ -285,6 +289,7 @@ class IommuWatcher:
             return
         recheck = target.tables.recheck(self._ram)
         target.tables = recheck.fingerprint
+        target.compared += 1
         changes = recheck.changes
         if changes == target.changes:
             return

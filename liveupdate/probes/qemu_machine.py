@@ -35,6 +35,7 @@ VTD_REGION = "intel_iommu"
 AMD_REGION = "amdvi-mmio"
 CONFIG_REGION = "pcie-mmcfg-mmio"
 _TRACE_CHUNK = 1 << 20
+_HEARTBEAT = qemu_trace.HEARTBEAT.encode()
 _CALL_S = 10.0
 #: GSTS, RTADDR and FSTS lie in one dump of seven words
 _STATUS_FIRST, _STATUS_BYTES = regs.GSTS, 28
@@ -194,6 +195,8 @@ class TraceFile:
         self._fd = -1
         self._rest = b""
         self.lines = 0
+        #: when lines were read that our own commands left: first, last, longest time between two
+        self.beats_ns = (0, 0, 0)
 
     def __enter__(self) -> TraceFile:
         quoted = str(self._path).replace("\\", "\\\\").replace('"', '\\"')
@@ -218,7 +221,7 @@ class TraceFile:
 
     def _switch(self, *, is_on: bool) -> None:
         """Switch single events: the monitor's ``log none`` leaves all that once were on."""
-        for name in qemu_trace.EVENTS:
+        for name in (*qemu_trace.EVENTS, qemu_trace.HEARTBEAT):
             self._monitor.execute(
                 "trace-event-set-state",
                 {"name": name, "enable": is_on},
@@ -234,6 +237,9 @@ class TraceFile:
         while chunk := os.read(self._fd, _TRACE_CHUNK):
             *lines, self._rest = (self._rest + chunk).split(b"\n")
             self.lines += len(lines)
+            if any(_HEARTBEAT in line for line in lines):
+                first, last, hole = self.beats_ns
+                self.beats_ns = (first or now, now, max(hole, now - (last or now)))
             for line in lines:
                 event = qemu_trace.decode_line(line.decode(errors="replace"), now)
                 if event is not None:

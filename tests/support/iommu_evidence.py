@@ -153,6 +153,8 @@ def make_iommu(hop: int = 1) -> IommuEvidence:
             interval_ns=18 * MS,
             cpu_ns=200 * MS,
             trace_lines=1234,
+            beats_ns=(samples[0].host_ns, samples[-1].host_ns, 31 * MS),
+            compared={FUNCTION: len(samples)},
         ),
         samples=samples,
         bindings=(make_binding(500, hop), make_binding(6000, hop, top=0x0123_4000)),

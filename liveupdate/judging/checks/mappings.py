@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 
@@ -165,9 +165,14 @@ def _compare_views(
     tampered = _find_tampering(hop_devices, device)
     if device.tier == CONTINUOUS and tampered is not None:
         return tampered
-    blind = find_blindness(hop_devices, is_sampled=True) if device.tier == CONTINUOUS else None
-    if blind is not None:
-        return blind
+    if device.tier == CONTINUOUS:
+        if (blind := find_blindness(hop_devices, is_sampled=True)) is not None:
+            return blind
+        compared = hop_devices.watch.compared
+        if compared is not None and not _count_looks(compared, device):
+            return hop_devices.place(slots.WATCH, device=device).error(
+                "its page tables were compared at no time while they were in use"
+            )
     runs = sum(len(each.runs) for each in before)
     tables = [each.top for each in rows_of(hop_devices, device) if each.top]
     replaced = sum(old != new for old, new in pairwise(tables))
@@ -211,6 +216,12 @@ def _say_diff(diff: MappingDiff) -> str:
         said = [each for each in said if each.startswith("translation ")]
         said += [f"{counts}; first: {diff.changes[0]}"]
     return "; ".join(said)
+
+
+def _count_looks(compared: Mapping[str, int], device: JudgedDevice) -> int:
+    """Count how often the page tables of a device were compared, over its requesters."""
+    function = device.found.function
+    return sum(count for name, count in compared.items() if name.split()[0] == function)
 
 
 def _find_tampering(hop_devices: HopDevices, device: JudgedDevice) -> Finding | None:

@@ -11,7 +11,7 @@ import pytest
 
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import EvidenceError, LostMachine
-from liveupdate.formats.qemu_trace import EVENTS, QemuTraceError
+from liveupdate.formats.qemu_trace import EVENTS, HEARTBEAT, QemuTraceError
 from liveupdate.model.evidence import MappingFacts
 from liveupdate.probes.iommu import Harvest, IommuWatcher
 from tests.support.iommu_tables import Memory, VtdPageTable, VtdUnit
@@ -69,7 +69,7 @@ def test_quiet_hop_is_seen_at_its_rate_and_walked_at_both_ends(bench: Bench) -> 
     assert all(sample.gsts == 0xC700_0000 and not sample.fsts for sample in harvest.samples)
     assert [each.top for each in harvest.bindings] == [bench.table.top]
     assert harvest.tables == []
-    assert (bench.monitor.ever, bench.monitor.on) == (set(EVENTS), set())
+    assert (bench.monitor.ever, bench.monitor.on) == ({*EVENTS, HEARTBEAT}, set())
 
 
 def test_altered_page_table_is_seen_with_its_entry(bench: Bench) -> None:
@@ -143,6 +143,23 @@ def test_tables_are_left_alone_while_translation_is_off(bench: Bench) -> None:
     assert harvest.samples[-1].gsts == 0x4700_0000
     assert (after.translation, after.runs) == ("pass-through", b"")
     assert all(each.translation == "second-stage" for each in harvest.bindings)
+
+
+def test_trace_tells_of_our_own_looks_and_comparisons_are_counted(bench: Bench) -> None:
+    bench.watcher.begin()
+    bench.pass_samples()
+    assert bench.watcher.sum_up().beats_ns == (0, 0, 0)
+    for _ in range(2):
+        bench.monitor.log("handle_hmp_command mon 0x5 cmdline: xp /8wx 0xfed90000")
+        bench.pass_samples()
+    harvest, _ = bench.finish()
+    watch = bench.watcher.sum_up()
+    assert watch.beats_ns is not None and watch.compared is not None
+    first, last, longest = watch.beats_ns
+    assert 0 < first < last <= watch.ended_ns + 10**9
+    assert longest == last - first
+    assert watch.compared == {"0000:01:00.0": len(harvest.samples)}
+    assert harvest.events == []
 
 
 def test_trace_is_read_to_its_end_and_others_devices_are_left_out(bench: Bench) -> None:

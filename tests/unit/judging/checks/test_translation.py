@@ -392,6 +392,22 @@ BLIND = [
     ("began-late", watch(began_ns=seen.base(1) + 1500 * MS), "did not cover"),
     ("ended-early", watch(ended_ns=seen.base(1) + 4500 * MS), "did not cover"),
     ("no-trace", watch(trace_lines=0), "trace is empty"),
+    ("no-beat", watch(beats_ns=(0, 0, 0)), "was not alive"),
+    (
+        "trace-ended",
+        watch(beats_ns=(seen.base(1) + 500 * MS, seen.base(1) + 4500 * MS, MS)),
+        "was not alive",
+    ),
+    (
+        "trace-began-late",
+        watch(beats_ns=(seen.base(1) + 1500 * MS, seen.base(1) + 7500 * MS, MS)),
+        "was not alive",
+    ),
+    (
+        "trace-stood-still",
+        watch(beats_ns=(seen.base(1) + 500 * MS, seen.base(1) + 7500 * MS, 2100 * MS)),
+        "showed no life for 2.10 s",
+    ),
 ]
 
 
@@ -403,14 +419,44 @@ def test_what_nobody_looked_at_is_error_not_pass(change: Spoil, word: str, check
     assert word in check.reason
 
 
+def with_hole(from_ms: int, to_ms: int) -> Evidence:
+    """Samples with a hole; nothing but the samples themselves tells of it."""
+    at = range(seen.base(1) + from_ms * MS, seen.base(1) + to_ms * MS)
+    kept = tuple(each for each in seen.make_samples() if each.host_ns not in at)
+    return watch(samples=len(kept))(spoil(GOOD, samples=kept))
+
+
 @pytest.mark.parametrize("check_id", seen.CHECKS)
-def test_hole_in_the_sampling_counts_where_there_are_only_samples(check_id: str) -> None:
-    check = check_of(check_id, watch(longest_hole_ns=2100 * MS)(GOOD))
-    if check_id in ("iommu.translation", "iommu.mappings"):
-        assert (check.status, check.observed) == (Outcome.ERROR, "2.10 s")
+@pytest.mark.parametrize(
+    ("from_ms", "to_ms", "hole"),
+    [(2000, 3100, "1.12 s"), (5500, 7499, "")],
+    ids=["in-the-blackout", "after-it"],
+)
+def test_hole_in_the_sampling_counts_where_there_are_only_samples(
+    check_id: str, from_ms: int, to_ms: int, hole: str
+) -> None:
+    check = check_of(check_id, with_hole(from_ms, to_ms))
+    if hole and check_id in ("iommu.translation", "iommu.mappings"):
+        assert (check.status, check.observed) == (Outcome.ERROR, hole)
     else:
         assert check.status is Outcome.PASS
-    assert check_of(check_id, watch(longest_hole_ns=1900 * MS)(GOOD)).status is Outcome.PASS
+    assert check_of(check_id, with_hole(2000, 2900)).status is Outcome.PASS
+
+
+@pytest.mark.parametrize("check_id", seen.CHECKS)
+def test_samples_that_were_taken_and_are_not_there_are_an_error(check_id: str) -> None:
+    check = check_of(check_id, spoil(GOOD, samples=seen.make_samples()[:3]))
+    assert check.status is Outcome.ERROR
+    assert "3 of 350 samples" in check.reason
+
+
+def test_tables_that_were_never_compared_are_an_error() -> None:
+    for compared in ({}, {seen.FUNCTION: 0}, {"0000:02:00.0": 9}):
+        check = check_of("iommu.mappings", watch(compared=compared)(GOOD))
+        assert check.status is Outcome.ERROR
+        assert "compared at no time" in check.reason
+    older = watch(compared=None, beats_ns=None)(GOOD)
+    assert check_of("iommu.mappings", older).status is Outcome.PASS
 
 
 UNKNOWN: list[tuple[str, Spoil, str, str]] = [
