@@ -247,6 +247,16 @@ def judge_storage(context: Context) -> Iterator[Finding]:
         for slot, facts in zip(scans, (before, after), strict=True):
             if facts is None:
                 yield at.on(slot).missing(f"the {slot.format} scan")
+        earlier = at.context.trace(at.hop - 1, at.guest.name)
+        kept = earlier.journal_after if earlier else None
+        if before is not None and kept is not None and before.last_seq < kept.last_seq:
+            yield at.on(slots.JOURNAL_BEFORE).failed(
+                f"record {kept.last_seq} was durable after the hop before, the newest when this hop"
+                f" began is {before.last_seq}",
+                observed=f"record {before.last_seq}",
+                expected=f"at least {kept.last_seq}",
+            )
+            continue
         if trace is not None and before is not None and after is not None:
             wrong = _judge_journal(at.on(*scans), at.guest.disk_bytes, before, after)
             yield wrong or _judge_growth(at, trace)

@@ -64,6 +64,12 @@ def _judge_kho_hop(context: Context, hop: Hop) -> list[Finding]:
     if facts.after is None:
         return [context.missing("the incoming kernel's facts", hop.number, paths=at.files[1:])]
     incoming = _place(hop.number, slots.KERNEL_AFTER)
+    earlier = context.hop(hop.number - 1)
+    if earlier is not None and earlier.after is not None:
+        ended = earlier.after.boot_id
+        if facts.before.boot_id != ended:
+            said = "it began in another boot than the hop before it ended in"
+            return [at.failed(said, facts.before.boot_id, ended)]
     findings: list[Finding] = []
     if facts.after.boot_id == facts.before.boot_id:
         said = "boot_id did not change, the kernel was not replaced"

@@ -731,6 +731,28 @@ def test_rolled_back_before_the_pause_judges_the_whole_observation() -> None:
     assert judge(PLAN, evidence).exit_code is ExitCode.ROLLED_BACK
 
 
+def test_hop_that_begins_in_another_boot_fails() -> None:
+    evidence = make.make_evidence(hops=2)
+    before = evidence.hops[1].before
+    assert before is not None
+    other = make.with_hop(evidence, 2, before=replace(before, boot_id="boot-x"))
+    check = check_of(judge(make.make_plan(hops=2), other), "handover.kho")
+    assert (check.status, check.observed, check.expected) == (Outcome.FAIL, "boot-x", "boot-1")
+    unseen = make.with_hop(other, 2, before=None)
+    assert check_of(judge(make.make_plan(hops=2), unseen), "handover.kho").status is Outcome.ERROR
+
+
+def test_records_that_are_gone_between_two_hops_fail() -> None:
+    evidence = make.make_evidence(hops=2)
+    lost = make.with_trace(evidence, 2, journal_before=make.make_scan(500))
+    check = check_of(judge(make.make_plan(hops=2), lost), "guest.storage")
+    assert check.status is Outcome.FAIL
+    assert "record 1100 was durable after the hop before" in check.reason
+    unseen = make.with_trace(lost, 2, journal_before=None)
+    check = check_of(judge(make.make_plan(hops=2), unseen), "guest.storage")
+    assert check.status is Outcome.ERROR
+
+
 # --- leaks and metrics
 
 
