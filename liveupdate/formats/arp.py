@@ -40,9 +40,10 @@ def build_probe(address: str, source: str) -> bytes:
     return frame + _PADDING
 
 
-def decode_reply(frame: bytes) -> str:
+def decode_reply(frame: bytes, asker: str) -> str:
     """Return the IPv4 address whose owner sent this reply.
 
+    :param asker: our MAC address; a reply to another, or to all, answers no question of ours.
     :raises ArpError: another kind of frame, or one cut short.
     """
     if len(frame) < _FRAME.size:
@@ -55,4 +56,8 @@ def decode_reply(frame: bytes) -> str:
         raise ArpError("not Ethernet and IPv4", where="offset 14")
     if operation != _REPLY:
         raise ArpError(f"operation is {operation}, expected {_REPLY}", where="offset 20")
+    if fields[0] != bytes.fromhex(asker.replace(":", "")):
+        raise ArpError(f"to {fields[0].hex(':')}, not to {asker}", where="offset 0")
+    if fields[1] != fields[8]:
+        raise ArpError(f"from {fields[1].hex(':')} for {fields[8].hex(':')}", where="offset 22")
     return str(ipaddress.IPv4Address(fields[9]))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from liveupdate.model.evidence import Echo, JournalSample, Tick
+from liveupdate.model.evidence import AgentPing, Echo, JournalSample, Tick
 
 WORD_BYTES = 8
 #: how many ranges of differing pages are kept; the count always covers all of them
@@ -174,23 +174,45 @@ def longest_silence(times_ns: Iterable[int], began_ns: int, ended_ns: int) -> Ga
     return Gap(began_ns=began, ended_ns=ended)
 
 
-def unanswered_run(echoes: Iterable[Echo], began_ns: int) -> Gap | None:
-    """Find the longest run of requests sent from ``began_ns`` on that were never answered.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Questions to a guest: (when it was asked, when that ended), and the times of the answers."""
 
-    Its length is from the first to the last of the run as sent; one lost frame is a run of 0 ns.
-    """
-    best: Gap | None = None
-    run: Gap | None = None
-    for echo in sorted(echoes, key=lambda echo: echo.sent_ns):
-        if echo.sent_ns < began_ns:
-            continue
-        if echo.received_ns is not None:
-            run = None
-            continue
-        run = Gap(began_ns=run.began_ns if run else echo.sent_ns, ended_ns=echo.sent_ns)
-        if best is None or run.length_ns > best.length_ns:
-            best = run
-    return best
+    spans_ns: tuple[tuple[int, int], ...]
+    answers_ns: tuple[int, ...]
+
+    @classmethod
+    def by_pings(cls, pings: Iterable[AgentPing]) -> Asked:
+        """Take the questions to a guest agent."""
+        pings = tuple(pings)
+        return cls(
+            spans_ns=tuple(
+                (each.host_ns if each.asked_ns is None else each.asked_ns, each.host_ns)
+                for each in pings
+            ),
+            answers_ns=tuple(each.host_ns for each in pings if each.realtime_ns is not None),
+        )
+
+    @classmethod
+    def by_echoes(cls, echoes: Iterable[Echo]) -> Asked:
+        """Take the questions on the network."""
+        echoes = tuple(echoes)
+        return cls(
+            spans_ns=tuple((each.sent_ns, each.sent_ns) for each in echoes),
+            answers_ns=tuple(each.received_ns for each in echoes if each.received_ns is not None),
+        )
+
+    def silence(self, began_ns: int, ended_ns: int) -> Gap:
+        """Find the longest time without an answer in a window."""
+        return longest_silence(self.answers_ns, began_ns, ended_ns)
+
+    def hole_ns(self, began_ns: int, ended_ns: int) -> int:
+        """Return the longest time in a window without an open question that was asked in it."""
+        longest, free_from = 0, began_ns
+        for asked, closed in sorted(self.spans_ns):
+            if began_ns <= asked <= ended_ns:
+                longest, free_from = max(longest, asked - free_from), max(free_from, closed)
+        return max(longest, ended_ns - free_from)
 
 
 def first_regress(values: Iterable[int]) -> tuple[int, int] | None:

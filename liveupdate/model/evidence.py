@@ -154,6 +154,8 @@ class AgentPing(Row, frozen=True, kw_only=True):
 
     host_ns: int
     realtime_ns: int | None
+    #: when it was asked; None: a run directory of a version that did not say
+    asked_ns: int | None = None
 
 
 class Watched(Value, frozen=True, kw_only=True):

@@ -205,21 +205,32 @@ class EchoWatcher:
         except echo.EchoError:
             return
         guest = self._guest_of.get(reply.source)
-        if guest is not None and reply.kind == echo.REPLY:
-            self._answer(guest, reply.seq, frame.at_ns, reply.boot)
+        if (
+            guest is not None
+            and reply.kind == echo.REPLY
+            and reply.destination.lower() == self._own_mac.lower()
+        ):
+            self._answer(guest, reply.seq, frame.at_ns, reply.boot, reply.sender_ns)
 
     def _receive_arp(self, frame: Frame) -> None:
         try:
-            guest = self._guest_at.get(arp.decode_reply(frame.data))
+            guest = self._guest_at.get(arp.decode_reply(frame.data, self._own_mac))
         except arp.ArpError:
             return
         if guest is not None:
-            self._answer(guest, self._seq, frame.at_ns, None)
+            self._answer(guest, self._seq, frame.at_ns, None, None)
 
-    def _answer(self, guest: str, seq: int, at_ns: int, boot: int | None) -> None:
+    def _answer(
+        self, guest: str, seq: int, at_ns: int, boot: int | None, sender_ns: int | None
+    ) -> None:
+        """Note an answer; one that does not give our time back answers another question."""
         with self._lock:
             asked = self._sent[guest].get(seq)
-            if asked is not None and asked.received_ns is None:
+            if (
+                asked is not None
+                and asked.received_ns is None
+                and sender_ns in (None, asked.sent_ns)
+            ):
                 self._sent[guest][seq] = replace(asked, received_ns=at_ns, boot=boot)
 
     def take(self, guest: str) -> tuple[Echo, ...]:

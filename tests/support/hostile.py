@@ -259,7 +259,10 @@ def readers() -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
                                sender_ns=5),
             echo.decode_echo,
         ),
-        "arp": (arp.build_probe("10.0.0.1", "02:00:00:00:00:02"), arp.decode_reply),
+        "arp": (
+            arp.build_probe("10.0.0.1", "02:00:00:00:00:02"),
+            lambda frame: arp.decode_reply(frame, "52:54:00:30:00:01"),
+        ),
         "journal": (_SECTORS, journal.scan_journal),
         "payload": (_READY, payload.decode_line),
         "kconfig": (config, _text(kconfig.parse_config)),

@@ -15,11 +15,11 @@ from typing import Any
 from liveupdate.core.units import format_ns
 from liveupdate.judging.check import CheckRow
 from liveupdate.judging.compare import (
+    Asked,
     Gap,
     first_regress,
     longest_silence,
     tick_changes,
-    unanswered_run,
     vcpu_gap,
 )
 from liveupdate.judging.context import GUEST_KINDS, Context, Finding, GuestHop, say_incident
@@ -120,6 +120,10 @@ def _judge_ticks(at: GuestHop, trace: GuestTrace, window: Window) -> Finding:
     if window.paused_ns is not None and ticks[0].host_ns >= window.paused_ns:
         return at.error("no tick was seen before the pause")
     changes = [tick.host_ns for tick in tick_changes(ticks)]
+    if window.paused_ns is not None:
+        before = longest_silence(changes, window.watched.began_ns, window.paused_ns)
+        if before.length_ns > at.context.plan.budget.stall_s * 1e9:
+            return at.error(f"no tick was seen for {format_ns(before.length_ns)} before the pause")
     after = [time for time in changes if time > window.resumed_ns]
     ended = window.watched.ended_ns
     if not after:
@@ -176,49 +180,69 @@ def _judge_stall(at: GuestHop, trace: GuestTrace, window: Window, worst: Gap) ->
     )
 
 
+def judge_asked(at: GuestHop, asked: Asked, window: Window, what: str) -> Finding:
+    """Judge a guest by its answers: no silence before the pause or after the resume is longer
+    than the budget.
+
+    A silence in which the guest was not asked for so long says nothing of it, and is ERROR; so is
+    one before the pause, where nothing was lost yet.
+
+    :param what: what answers, for the reasons.
+    """
+    limit_s, watched = at.context.plan.budget.stall_s, window.watched
+    limit_ns = round(limit_s * 1e9)
+    began, ended = window.resumed_ns, watched.ended_ns
+    if window.paused_ns is not None:
+        before = asked.silence(watched.began_ns, window.paused_ns).length_ns
+        if not any(time < window.paused_ns for time in asked.answers_ns):
+            return at.error(f"{what} never answered before the pause")
+        if before > limit_ns:
+            return at.error(
+                f"{what} was silent for {format_ns(before)} before the pause, at most {limit_s:g} s"
+                " is allowed (budget.stall): nothing is known to lose"
+            )
+    questions = [each for each, _ in asked.spans_ns if began <= each <= ended]
+    if at.is_unreadable or not questions:
+        return at.missing(f"questions to the guest ({what}) after the resume")
+    answers = [time for time in asked.answers_ns if began < time <= ended]
+    worst = asked.silence(began, ended)
+    hole_ns = asked.hole_ns(worst.began_ns, worst.ended_ns)
+    rate = len(questions) * 1e9 / max(1, ended - began)
+    said = (
+        f"{what}: {len(answers)} answers and {len(questions)} questions after the resume, silent"
+        f" for at most {format_ns(worst.length_ns)} (asked {rate:.1f} times a second, not for at"
+        f" most {format_ns(asked.hole_ns(began, ended))})"
+    )
+    if worst.length_ns <= limit_ns:
+        return at.passed(said, f"{len(answers)} answers")
+    if worst.length_ns - hole_ns <= limit_ns:
+        return at.error(
+            f"{said}: the guest was not asked for {format_ns(hole_ns)} (control host too busy)"
+        )
+    vmm = at.trace.vmm_status if at.trace else None
+    return at.failed(
+        f"the VMM says '{vmm}', but {said}",
+        observed=f"silent for {format_ns(worst.length_ns)}",
+        expected=f"at most {limit_s:g} s",
+    )
+
+
 def _judge_pings(at: GuestHop, trace: GuestTrace, window: Window) -> Finding:
     """Judge a user's image that has a QEMU guest agent."""
-    pings = sorted(trace.agent_pings, key=lambda ping: ping.host_ns)
-    after = [ping for ping in pings if ping.host_ns > window.resumed_ns]
-    if at.is_unreadable or not after:
-        return at.missing("guest agent answers after the resume")
-    if not any(ping.realtime_ns is not None for ping in pings if ping not in after) and (
-        window.paused_ns is not None
-    ):
-        return replace(at, files=()).error("the guest agent never answered before the pause")
-    answered = [ping for ping in after if ping.realtime_ns is not None]
-    # one late answer proves nothing; two in a row at the end mean that the guest is gone
-    if not answered or all(ping.realtime_ns is None for ping in after[-2:]):
-        return at.failed(
-            f"the VMM says '{trace.vmm_status}', but the guest agent does not answer",
-            observed=f"{len(answered)} of {len(after)} answered",
-            expected="answers until the end of the observation",
-        )
-    return at.passed(
-        f"guest agent answered {len(answered)} of {len(after)} times after the resume "
-        "(a reboot of a user's image cannot be told this way)"
-    )
+    return _say_limit(judge_asked(at, Asked.by_pings(trace.agent_pings), window, "guest agent"))
 
 
 def _judge_answers(at: GuestHop, trace: GuestTrace, window: Window) -> Finding:
     """Judge a user's image that is only seen to answer on the network."""
-    after = [echo for echo in trace.echoes if echo.sent_ns >= window.resumed_ns]
-    if at.is_unreadable or not after:
-        return at.missing("network answers after the resume")
-    answered = [echo for echo in after if echo.received_ns is not None]
-    run = unanswered_run(after, window.resumed_ns)
-    limit_s = at.context.plan.budget.stall_s
-    if not answered or (run is not None and run.length_ns > limit_s * 1e9):
-        return at.failed(
-            f"the VMM says '{trace.vmm_status}', but the guest answered only "
-            f"{len(answered)} of {len(after)} requests after the resume",
-            observed=f"silent for {format_ns(run.length_ns if run else 0)}",
-            expected=f"at most {limit_s:g} s",
-        )
-    return at.passed(
-        f"answered {len(answered)} of {len(after)} requests after the resume "
-        "(a reboot of a user's image cannot be told this way)"
-    )
+    return _say_limit(judge_asked(at, Asked.by_echoes(trace.echoes), window, "network"))
+
+
+def _say_limit(finding: Finding) -> Finding:
+    """Say what a PASS by answers alone does not show."""
+    if finding.status is not Outcome.PASS:
+        return finding
+    more = "; a reboot of a user's image cannot be told this way"
+    return replace(finding, reason=finding.reason + more)
 
 
 _Judge = Callable[[GuestHop, GuestTrace, Window], Finding]

@@ -35,6 +35,7 @@ class PingWatcher:
         self.sampler = Sampler(f"ping-{guest.spec.name}", PING_INTERVAL_S, self._sample)
 
     def _sample(self) -> None:
+        asked_ns = time.monotonic_ns()
         try:
             answer = self._bed.host.agent.call(
                 "qga_ping", {"guest": self._guest.spec.name}, Deadline.after(2.0, "qga_ping")
@@ -44,7 +45,9 @@ class PingWatcher:
             # No answer is the fact; through the whole blackout there can be none.
             realtime = None
         with self._lock:
-            self._pings.append(AgentPing(host_ns=time.monotonic_ns(), realtime_ns=realtime))
+            self._pings.append(
+                AgentPing(host_ns=time.monotonic_ns(), realtime_ns=realtime, asked_ns=asked_ns)
+            )
 
     def take(self) -> tuple[AgentPing, ...]:
         """Return the answers since the last call."""

@@ -22,12 +22,20 @@ def _answer(probe: bytes, mac: bytes = b"\x52\x54\x00\x20\x00\x00") -> bytes:
 
 @given(st.ip_addresses(v=4))
 def test_answer_names_the_address_that_was_asked_for(address: ipaddress.IPv4Address) -> None:
-    assert decode_reply(_answer(build_probe(str(address), OURS))) == str(address)
+    assert decode_reply(_answer(build_probe(str(address), OURS)), OURS) == str(address)
 
 
 def test_probe_is_no_answer() -> None:
     with pytest.raises(ArpError, match="operation"):
-        decode_reply(build_probe("10.0.0.1", OURS))
+        decode_reply(build_probe("10.0.0.1", OURS), OURS)
+
+
+def test_reply_that_answers_no_question_of_ours_is_refused() -> None:
+    reply = _answer(build_probe("10.0.0.1", OURS))
+    with pytest.raises(ArpError, match="not to"):
+        decode_reply(bytes([255] * 6) + reply[6:], OURS)
+    with pytest.raises(ArpError, match="from 52:54:00:66:00:00 for"):
+        decode_reply(reply[:6] + bytes.fromhex("525400660000") + reply[12:], OURS)
 
 
 def test_sender_address_of_a_probe_is_empty() -> None:
@@ -39,7 +47,7 @@ def test_sender_address_of_a_probe_is_empty() -> None:
 @given(st.binary(max_size=80))
 def test_any_bytes_are_an_answer_or_an_error(frame: bytes) -> None:
     try:
-        address = decode_reply(frame)
+        address = decode_reply(frame, OURS)
     except ArpError:
         return
     assert str(ipaddress.IPv4Address(address)) == address

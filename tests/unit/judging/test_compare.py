@@ -10,10 +10,11 @@ from array import array
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
+from msgspec.structs import replace
 
 from liveupdate.judging.clockfit import find_disagreement, fit_clock, fit_rate, fit_slope
 from liveupdate.judging.compare import (
+    Asked,
     Gap,
     compare_words,
     count_distinct,
@@ -24,10 +25,9 @@ from liveupdate.judging.compare import (
     network_gap,
     storage_gap,
     tick_changes,
-    unanswered_run,
     vcpu_gap,
 )
-from liveupdate.model.evidence import Echo, Tick
+from liveupdate.model.evidence import AgentPing, Echo, Tick
 from tests.support import evidence_builder as make
 from tests.support.evidence_builder import MS, SECOND
 
@@ -161,15 +161,24 @@ def test_longest_silence_counts_both_ends() -> None:
     assert longest_silence([6, -5, 50], 0, 10) == Gap(began_ns=0, ended_ns=6)
 
 
-def test_unanswered_run_is_broken_by_an_answer() -> None:
-    def echo(sent_ns: int, answered: bool) -> Echo:
-        received = sent_ns + 1 if answered else None
-        return Echo(seq=sent_ns, sent_ns=sent_ns, received_ns=received, boot=1)
-
-    echoes = [echo(at, at in (30, 80)) for at in range(0, 100, 10)]
-    assert unanswered_run(echoes, 0) == Gap(began_ns=40, ended_ns=70)
-    assert unanswered_run(echoes, 60) == Gap(began_ns=60, ended_ns=70)
-    assert unanswered_run([], 0) is None
+def test_silence_is_between_answers_and_a_hole_between_questions() -> None:
+    pings = [
+        AgentPing(host_ns=at + 4, asked_ns=at, realtime_ns=1 if at in (30, 80) else None)
+        for at in range(0, 100, 10)
+    ]
+    asked = Asked.by_pings(pings)
+    assert asked.silence(0, 100) == Gap(began_ns=34, ended_ns=84)
+    assert asked.hole_ns(34, 84) == 6
+    # a question that was open when the window began was not asked in it
+    assert asked.hole_ns(1, 50) == 9
+    assert asked.hole_ns(90, 200) == 106
+    assert Asked.by_pings([]).hole_ns(0, 100) == 100
+    old = Asked.by_pings([replace(ping, asked_ns=None) for ping in pings])
+    assert (old.silence(0, 100), old.hole_ns(34, 84)) == (asked.silence(0, 100), 10)
+    echo = Echo(seq=1, sent_ns=5, received_ns=9, boot=1)
+    assert Asked.by_echoes([echo, replace(echo, sent_ns=7, received_ns=None)]) == Asked(
+        spans_ns=((5, 5), (7, 7)), answers_ns=(9,)
+    )
 
 
 def test_first_regress() -> None:
@@ -262,7 +271,7 @@ def test_a_tick_that_was_read_late_is_told_from_a_clock_that_was_stepped(
     assert find_disagreement(ticks, None, None) is None
     for number in range(40, 95 if lasts else 41):
         late = {clock: getattr(ticks[number], clock) + 400 * MS}
-        ticks[number] = structs.replace(ticks[number], **late)
+        ticks[number] = replace(ticks[number], **late)
     if not lasts:
         del ticks[41:82]  # a vCPU that is stopped makes no ticks meanwhile
     found = find_disagreement(ticks, None, None)

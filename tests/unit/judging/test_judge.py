@@ -290,7 +290,7 @@ RED: list[tuple[str, Spoil, str, str]] = [
         "no-answers",
         trace(echoes=make.make_echoes(running=dead_after(2 * SECOND))),
         "guest.network",
-        "0 of 150 echoes",
+        "0 answers and 150 questions",
     ),
     (
         "answers-stop",
@@ -687,6 +687,115 @@ def test_user_image_is_judged_by_its_answers() -> None:
     silent = make.make_echoes(running=dead_after(6 * SECOND))
     dead = judge(NETWORK_PLAN, user_trace(echoes=silent))
     assert status_of(dead, "guest.liveness") == "FAIL"
+
+
+SILENCES: list[tuple[str, range | list[int], str]] = [
+    ("one-answer-after-the-resume", [5 * SECOND], "FAIL"),
+    ("few-answers", [5 * SECOND, 6 * SECOND, 6250 * MS, 7900 * MS], "FAIL"),
+    ("late-answers-until-the-end", [*range(6500 * MS, 8 * SECOND, 250 * MS)], "FAIL"),
+    ("answers-all-along", range(5 * SECOND, 8 * SECOND, 250 * MS), "PASS"),
+]
+
+
+@pytest.mark.parametrize("kind", ["agent", "network"])
+@pytest.mark.parametrize(
+    ("answered", "status"), [row[1:] for row in SILENCES], ids=[row[0] for row in SILENCES]
+)
+def test_users_image_is_silent_for_no_longer_than_its_budget(
+    answered: list[int], status: str, kind: str
+) -> None:
+    before = [*range(0, SECOND, 250 * MS)]
+    verdict = judge(*asked_at(kind, [*before, *answered], [*range(0, 8 * SECOND, 50 * MS)]))
+    check = check_of(verdict, "guest.liveness")
+    assert check.status.value == status, check.reason
+    assert "asked 20.0 times a second" in check.reason
+
+
+@pytest.mark.parametrize("kind", ["agent", "network"])
+def test_users_image_that_is_not_asked_is_an_error(kind: str) -> None:
+    before, rare = [*range(0, SECOND, 250 * MS)], [5 * SECOND, 6500 * MS, 7900 * MS]
+    check = check_of(judge(*asked_at(kind, [*before, *rare], [*before, *rare])), "guest.liveness")
+    assert check.status is Outcome.ERROR
+    assert "was not asked for 1.50 s" in check.reason
+    nothing = check_of(judge(*asked_at(kind, before, before)), "guest.liveness")
+    assert nothing.status is Outcome.ERROR
+    assert "no evidence of questions" in nothing.reason
+
+
+@pytest.mark.parametrize("kind", ["agent", "network"])
+def test_users_image_that_was_dead_before_the_pause_is_an_error(kind: str) -> None:
+    asked = [*range(0, 8 * SECOND, 50 * MS)]
+    plan, evidence = asked_at(kind, [100 * MS, *range(5 * SECOND, 8 * SECOND, 250 * MS)], asked)
+    late = make.with_hop(evidence, paused_ns={"vm0": BASE + 1500 * MS})
+    check = check_of(judge(plan, late), "guest.liveness")
+    assert check.status is Outcome.ERROR
+    assert "was silent for 1.40 s before the pause" in check.reason
+
+
+@pytest.mark.parametrize("kind", ["agent", "network"])
+def test_blackout_of_a_users_image_is_its_own_silence(kind: str) -> None:
+    answered = [*range(0, SECOND, 250 * MS), *range(5700 * MS, 8 * SECOND, 250 * MS)]
+    verdict = judge(*asked_at(kind, answered, [*range(0, 8 * SECOND, 50 * MS)]))
+    (blackout,) = (each.value for each in verdict.metrics if each.name == "blackout")
+    assert blackout == 4950 * MS
+
+
+def asked_at(kind: str, answered: list[int], asked: list[int]) -> tuple[Plan, Evidence]:
+    """A plan with a user's image, and what it answers to questions at these times of the hop."""
+    if kind == "network":
+        echoes = tuple(
+            Echo(
+                seq=at,
+                sent_ns=BASE + at,
+                received_ns=BASE + at if at in answered else None,
+                boot=None,
+            )
+            for at in asked
+        )
+        return NETWORK_PLAN, user_trace(echoes=echoes)
+    found = tuple(
+        AgentPing(
+            host_ns=BASE + at,
+            realtime_ns=BASE + at if at in answered else None,
+            asked_ns=BASE + at,
+        )
+        for at in asked
+    )
+    return AGENT_PLAN, user_trace(agent_pings=found)
+
+
+def test_payload_that_was_dead_before_the_pause_is_an_error() -> None:
+    evidence = make.with_hop(
+        make.with_trace(
+            GOOD, ticks=make.make_ticks(running=lambda at: at < 100 * MS or at >= 5 * SECOND)
+        ),
+        paused_ns={"vm0": BASE + 1500 * MS},
+    )
+    check = check_of(judge(PLAN, evidence), "guest.liveness")
+    assert check.status is Outcome.ERROR
+    assert "before the pause" in check.reason
+
+
+def test_echoes_of_another_boot_than_the_one_that_ticks_fail() -> None:
+    echoes = tuple(
+        replace(echo, boot=None if echo.boot is None else echo.boot ^ 1)
+        for echo in make.make_echoes()
+    )
+    check = check_of(judge(PLAN, make.with_trace(GOOD, echoes=echoes)), "guest.network")
+    assert check.status is Outcome.FAIL
+    assert "another boot" in check.reason
+
+
+def test_journal_that_was_not_looked_at_is_an_error() -> None:
+    journal = make.make_journal(running=lambda at: make.alive(at) and at < 6500 * MS)
+    evidence = make.with_trace(GOOD, journal=journal)
+    assert check_of(judge(PLAN, evidence), "guest.storage").status is Outcome.FAIL
+    seen = make.make_trace().watched
+    assert seen is not None
+    watched = replace(seen, longest_hole_ns=SECOND)
+    check = check_of(judge(PLAN, make.with_trace(evidence, watched=watched)), "guest.storage")
+    assert check.status is Outcome.ERROR
+    assert "control host too busy" in check.reason
 
 
 # --- rolled back

@@ -114,8 +114,10 @@ def test_a_row_has_no_field_that_may_be_left_out() -> None:
     for kind in rows:
         rows += kind.__subclasses__()
     assert len(rows) > 5
+    # a ping's time of asking came later: run directories without it are still judged
+    later = {"AgentPing": (None,)}
     assert {kind.__name__: kind.__struct_defaults__ for kind in rows} == {
-        kind.__name__: () for kind in rows
+        kind.__name__: later.get(kind.__name__, ()) for kind in rows
     }
 
 
