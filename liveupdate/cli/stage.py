@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ from liveupdate.images.catalogue import make_kit, open_cache
 from liveupdate.images.usertree import find_layout
 from liveupdate.model.verdict import ExitCode, Outcome, reduce
 from liveupdate.run.bringup import make_host
-from liveupdate.run.stages import Staged, as_ktap, run_stages
+from liveupdate.run.stages import Staged, as_ktap, give_time, run_stages
 from liveupdate.scenario.load import Override
 
 timeout_option = click.option(
@@ -52,8 +53,9 @@ def stage(
     """Run PROGRAM --stage 1, kexec, and PROGRAM --stage 2; print KTAP.
 
     PROGRAM is static, or a script. It passes when both stages exit with 0; 4 is a skip. A stage
-    that hangs, and a host that does not come back, are errors; a panic is a failure. [SCENARIO]
-    says how the host and its kernels are made; no guest is started.
+    that hangs, a kexec that did not happen, and a host that does not come back are errors; a
+    panic after stage 1 is a failure. [SCENARIO] says how the host and its kernels are made; no
+    guest is started.
     """
 
     prepared = prepare(app, scenario_args, results)
@@ -83,6 +85,8 @@ def kselftest(
         pin = source.read_base(guest_images_dir() / "kernel/BASE")
         src = open_cache().root / "build" / f"{pin.package}_{pin.version}" / "src"
     programs = builder.build_tests(src, names, open_cache())
+    # there is no scenario here that could set timeouts.total
+    prepared = replace(prepared, plan=give_time(prepared.plan, timeout))
     return run_all(app, prepared, list(programs.values()), flag="-s", timeout_s=timeout)
 
 
@@ -94,6 +98,7 @@ def run_all(
 
     log(f"liveupdate: accelerator {prepared.plan.machine.accel}: {prepared.accel_reason}")
     kit = make_kit(prepared.plan.images)
+    is_untried = prepared.scenario.next_kernel is not None
     found: list[Staged] = []
     with show_steps(app) as steps:
         for program in programs:
@@ -102,7 +107,8 @@ def run_all(
             directory.mkdir()
             with make_host(prepared.plan, run_id, directory, kit) as host:
                 found.append(run_stages(host, prepared.plan, program, steps, files=files,
-                                        flag=flag, timeout_s=timeout_s))  # fmt: skip
+                                        flag=flag, timeout_s=timeout_s,
+                                        is_untried=is_untried))  # fmt: skip
             for stage in found[-1].stages:
                 (directory / f"stage-{stage.number}.txt").write_text(stage.output)
             write_file(directory / "result.ktap", as_ktap(found[-1:]) + "\n")

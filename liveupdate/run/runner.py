@@ -156,9 +156,9 @@ def _incident(bed: Testbed, hop: Hop, error: Exception, *, is_untried: bool) -> 
     """Say what happened by what was seen: a panic on the console explains whatever came after."""
     panic = bed.host.console.panic
     if panic is not None:
-        if is_untried and _NO_DISK in panic.text:
-            text = f"the incoming kernel sees no disk ({panic.text}): build it with {_NEEDED}"
-            return Incident(kind="harness", hop=hop.number, text=text)
+        no_disk = explain_no_disk(panic.text, "incoming") if is_untried else None
+        if no_disk is not None:
+            return Incident(kind="harness", hop=hop.number, text=no_disk)
         return Incident(kind="panic", hop=hop.number, text=panic.text)
     events = bed.machine.qmp.events() if bed.machine is not None else ()
     for event in events:
@@ -176,6 +176,17 @@ def _say(error: Exception) -> str:
     log.error("an exception that was not expected", exc_info=error)
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+
+
+def explain_no_disk(panic: str, kernel: str) -> str | None:
+    """Say that a kernel has no driver for the disk, and what it needs; None: it panicked otherwise.
+
+    :param panic: the console's line.
+    :param kernel: ``outgoing`` or ``incoming``.
+    """
+    if _NO_DISK not in panic:
+        return None
+    return f"the {kernel} kernel sees no disk ({panic}): build it with {_NEEDED}"
 
 
 def _kind(error: Exception) -> str:

@@ -3,8 +3,8 @@
 
 What the kernel's own live update tests are: the program leaves something in stage 1 and looks for
 it in stage 2. It passes when both exit with 0, and is skipped when one exits with 4 (KSFT_SKIP). A
-stage that hangs, or a host that does not come back, is an ERROR: it says nothing of what was
-preserved.
+stage that hangs, a kexec that did not happen, or a host that does not come back, is an ERROR: it
+says nothing of what was preserved. So is a panic before stage 1 has ended.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from liveupdate.core.deadline import Deadline
+from msgspec.structs import replace
+
+from liveupdate.core.deadline import Deadline, whole
 from liveupdate.core.errors import DeadlineExceeded, LiveUpdateError, OutcomeUnknown
 from liveupdate.core.steps import Steps
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import Outcome
+from liveupdate.run.runner import explain_no_disk
 from liveupdate.target.base import Host
 from liveupdate.transport.ssh import Ssh
 
@@ -67,19 +70,23 @@ def run_stages(
     files: Sequence[Path] = (),
     flag: str = "--stage",
     timeout_s: float = 60.0,
+    is_untried: bool = False,
 ) -> Staged:
     """Take a program through both stages on a host that has just been switched on.
 
     :param files: put beside the program before each stage.
     :param flag: the program's option for the number of its stage.
     :param timeout_s: how long a stage may take.
+    :param is_untried: the incoming kernel is a user's own and has never booted on this machine.
     """
     stages: list[Stage] = []
+    total = Deadline.after(plan.timeouts.total_s, f"the whole of {program.name} (timeouts.total)")
 
     def end(outcome: Outcome, reason: str, *, timed_out: bool = False) -> Staged:
         panic = host.console.panic
         if panic is not None:
-            outcome, reason, timed_out = Outcome.FAIL, f"panic: {panic.text}", False
+            outcome, reason = _judge_panic(panic.text, stages, is_untried=is_untried)
+            timed_out = False
         console = () if outcome is Outcome.PASS else host.console.tail()
         return Staged(
             name=program.name, outcome=outcome, reason=reason, stages=tuple(stages),
@@ -87,24 +94,43 @@ def run_stages(
         )  # fmt: skip
 
     try:
-        for number in (1, 2):
-            boot = Deadline.after(plan.timeouts.boot_s, f"sshd on kernel {number}")
-            with steps.step(f"{program.name}: stage {number}"), host.ssh(boot) as ssh:
-                stage = _run_stage(ssh, number, program, files, flag, timeout_s)
-                stages.append(stage)
-                if stage.status:
-                    skipped = stage.status == KSFT_SKIP
-                    reason = f"stage {number} ended with {stage.status}"
-                    return end(Outcome.SKIP if skipped else Outcome.FAIL, reason)
-                if number == 1:
-                    _jump(ssh, plan.hops[0].append)
+        with whole(total):
+            up = Deadline.after(plan.timeouts.boot_s, "sshd on the outgoing kernel (timeouts.boot)")
+            for number in (1, 2):
+                with steps.step(f"{program.name}: stage {number}"), host.ssh(up) as ssh:
+                    stage = _run_stage(ssh, number, program, files, flag, timeout_s)
+                    stages.append(stage)
+                    # before its status: on the same boot it says nothing of a kexec
+                    if number == 2 and stage.boot_id == stages[0].boot_id:
+                        reason = "both stages ran on one boot: there was no kexec"
+                        return end(Outcome.ERROR, reason)
+                    if stage.status:
+                        skipped = stage.status == KSFT_SKIP
+                        reason = f"stage {number} ended with {stage.status}"
+                        return end(Outcome.SKIP if skipped else Outcome.FAIL, reason)
+                    if number == 1:
+                        up = _jump(ssh, plan)
     except DeadlineExceeded as error:
         return end(Outcome.ERROR, str(error), timed_out=True)
     except LiveUpdateError as error:
         return end(Outcome.ERROR, str(error))
-    if stages[0].boot_id == stages[1].boot_id:
-        return end(Outcome.ERROR, "both stages ran on one boot: there was no kexec")
     return end(Outcome.PASS, "")
+
+
+def give_time(plan: Plan, timeout_s: float) -> Plan:
+    """Return the plan with a ``timeouts.total`` in which two stages of ``timeout_s`` s can end."""
+    times = plan.timeouts
+    needed_s = times.boot_s + times.jump_s + times.incoming_s + 2 * timeout_s
+    return replace(plan, timeouts=replace(times, total_s=max(times.total_s, needed_s)))
+
+
+def _judge_panic(text: str, stages: Sequence[Stage], *, is_untried: bool) -> tuple[Outcome, str]:
+    """Return what a panic comes to, and why: an update that had not begun cannot have failed."""
+    if not stages:
+        no_disk = explain_no_disk(text, "outgoing")
+        return Outcome.ERROR, no_disk or f"panic before stage 1 had ended: {text}"
+    no_disk = explain_no_disk(text, "incoming") if is_untried else None
+    return (Outcome.ERROR, no_disk) if no_disk else (Outcome.FAIL, f"panic: {text}")
 
 
 def _run_stage(
@@ -136,13 +162,31 @@ def _run_stage(
     )
 
 
-def _jump(ssh: Ssh, append: str) -> None:
+def _jump(ssh: Ssh, plan: Plan) -> Deadline:
+    """Start the kexec; return the deadline for sshd on the incoming kernel.
+
+    :raises LiveUpdateError: ``kexec -e`` returned.
+    """
     deadline = Deadline.after(CALL_S, "the load of the incoming kernel")
-    ssh.run(
-        ("kexec", "-s", "-l", "/kit/kernel-b", f"--command-line={append}"), deadline, check=True
+    append = f"--command-line={plan.hops[0].append}"
+    ssh.run(("kexec", "-s", "-l", "/kit/kernel-b", append), deadline, check=True)
+    # One for both: the outgoing kernel ends without a word to the network, and the line is only
+    # cut when the incoming kernel answers for it.
+    up = Deadline.after(
+        plan.timeouts.jump_s + plan.timeouts.incoming_s,
+        "the outgoing kernel to jump and sshd on the incoming kernel"
+        " (timeouts.jump + timeouts.incoming)",
     )
     with contextlib.suppress(OutcomeUnknown):  # the line is cut by what was asked for
-        ssh.run(("kexec", "-e", "-x"), Deadline.after(CALL_S, "the end of the outgoing kernel"))
+        done = ssh.run(("kexec", "-e", "-x"), up)
+        # A negative status is also seen while a cut line is taken down; boot_id tells then.
+        if done.status >= 0:
+            said = (done.stderr or done.stdout).decode(errors="replace").strip()
+            raise LiveUpdateError(
+                f"the kexec did not happen: 'kexec -e' returned with {done.status}:"
+                f" {said[-2000:] or 'no output'}"
+            )
+    return up
 
 
 def as_ktap(results: Sequence[Staged]) -> str:
