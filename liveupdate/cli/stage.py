@@ -98,7 +98,7 @@ def run_all(
 
     log(f"liveupdate: accelerator {prepared.plan.machine.accel}: {prepared.accel_reason}")
     kit = make_kit(prepared.plan.images)
-    is_untried = prepared.scenario.next_kernel is not None
+    is_untried = prepared.scenario.has_own_incoming
     found: list[Staged] = []
     with show_steps(app) as steps:
         for program in programs:

@@ -143,6 +143,11 @@ class Scenario(Value, frozen=True, kw_only=True):
     #: where each key came from: key path to "file:line" or the option's name
     origins: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def has_own_incoming(self) -> bool:
+        """Whether the user brought the incoming kernel, which may not know the testbed's disks."""
+        return self.next_kernel is not None or self.next_kernel_tree is not None
+
 
 MIN_GUEST_BYTES = 96 * MIB
 MAX_GUEST_BYTES = 64 * GIB

@@ -96,10 +96,7 @@ def run(
             try:
                 with GuestObservers(bed) as watchers:
                     for hop in plan.hops:
-                        is_untried = hop.number == 1 and (
-                            scenario.next_kernel is not None
-                            or scenario.next_kernel_tree is not None
-                        )
+                        is_untried = scenario.has_own_incoming and hop.number == 1
                         if not _hop(bed, hop, watchers, steps, is_untried=is_untried):
                             break
             finally:
