@@ -54,7 +54,7 @@ def make_host(root: Path, machine: LabMachine) -> HeldHost:
     ],
 )
 def test_a_console_that_is_gone_is_said_and_the_host_is_taken_all_the_same(
-    root: Path, console: ConsoleSpec, said: str
+    root: Path, console: ConsoleSpec, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     machine = make_machine(root, console)
     assert said in console_trouble(machine)
@@ -62,6 +62,7 @@ def test_a_console_that_is_gone_is_said_and_the_host_is_taken_all_the_same(
     with host:
         assert not host.has_console
         assert host.death() is None
+    assert ("console of the host is not read" in caplog.text) == (console != ConsoleSpec())
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ needed.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from liveupdate.target.machines import Registry
 from liveupdate.target.ssh.host import AGENT_SOCKET, SshHost, log_in
 from liveupdate.target.ssh.spec import ConsoleSpec, LabMachine
 from liveupdate.transport.agent_link import Garbled, Reply, parse_line
+
+log = logging.getLogger(__name__)
 
 #: an update outlives its process, and a place would be released with the process
 NO_CONSOLE = "it is a labgrid place's, and an update takes no place"
@@ -70,10 +72,13 @@ class HeldHost(SshHost):
 
     def _try_console(self, runtime: Path) -> None:
         if self.machine.console != ConsoleSpec():
-            with contextlib.suppress(LiveUpdateError, OSError):
+            try:
                 self._console = self._connect_console(
                     runtime, self._console_dir, _CONSOLE_S, booted=True
                 )
+            except (LiveUpdateError, OSError) as error:
+                # an update goes on without it, but a panic then looks like a reset
+                log.warning("the console of the host is not read: %s", error)
 
     def death(self) -> Exception | None:
         """Return None also after a panic: the machine may come back and can be asked then."""

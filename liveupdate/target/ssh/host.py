@@ -26,7 +26,7 @@ from liveupdate.target.base import Entered
 from liveupdate.target.labgrid import Place
 from liveupdate.target.machines import Registry
 from liveupdate.target.ssh.spec import LabMachine
-from liveupdate.transport.agent_link import AgentLink, Reply, parse_line
+from liveupdate.transport.agent_link import AgentLink, Garbled, Reply, parse_line
 from liveupdate.transport.bridge import Bridge, Stream
 from liveupdate.transport.console import Console
 from liveupdate.transport.ssh import Channel, Ssh, WrongHostKey
@@ -253,7 +253,8 @@ def _read_answer(channel: Channel, deadline: Deadline) -> None:
         channel.settimeout(None)
     answer = parse_line(bytes(line))
     if not isinstance(answer, Reply):
-        raise LaunchError("the agent's answer is not valid in the protocol of liveupdate")
+        why = f": {answer.why}: {answer.head!r}" if isinstance(answer, Garbled) else ""
+        raise LaunchError(f"the agent's answer is not valid in the protocol of liveupdate{why}")
     if answer.kind == "locked":
         raise HostLocked(answer.message, hint="wait until it has ended, or have it aborted")
     if answer.ok is None:
