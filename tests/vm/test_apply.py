@@ -189,12 +189,12 @@ def test_a_host_that_does_not_come_back_is_reset_and_its_guests_are_lost(
     with desk.stepped(kernel, host) as update:
         update.let_through("jump")
         run_dir = update.kill()
-    said = desk.call("resume", str(run_dir), "--reset", "--json")
+    said = desk.call("resume", str(run_dir), "--reset", "--json", "--host", host)
     assert said.returncode == 3, said.explain()
     assert "the power command failed" in said.stderr, said.explain()
     assert said.document["outcome"] == "interrupted" and said.document["next"], said.explain()
     desk.describe("gone", **gone)
-    said = desk.call("resume", str(run_dir), "--reset", "--json")
+    said = desk.call("resume", str(run_dir), "--reset", "--json", "--host", host)
     assert said.returncode == 1, said.explain()
     assert said.document["outcome"] == "lost", said.explain()
     assert desk.running() == {}

@@ -20,7 +20,7 @@ def test_a_kernel_with_the_names_of_the_next_release_passes(tmp_path: Path) -> N
         "--set", "host.append=kho_scratch=64M,64M,64M",
     )  # fmt: skip
     assert said.returncode == 0, said.explain()
-    run = Path(said.document["run_dir"])
+    run = (tmp_path / "latest").resolve()
     assert "kho_bootmem=64M" in (run / "boot-1" / "console.log").read_text()
     memory = {each["name"]: each["value"] for each in said.document["metrics"]}
     assert memory["memory.scratch"] == 3 * 64 * MIB, memory

@@ -165,7 +165,7 @@ class Desk:
     # --- the tool
 
     def call(self, *args: str) -> cli.Said:
-        if args[0] in ("resume", "abort", "status"):
+        if args[0] in ("resume", "abort", "status") and "--host" not in args:
             args = (*args, "--host", self.host)
         return cli.call(*args, env=self.env)
 
