@@ -71,19 +71,20 @@ def test_frames_go_on_through_the_kexec(
 
 
 def _assert_altered_evidence_is_seen(run: Path, scratch: Path) -> None:
-    copy = shutil.copytree(run, scratch / "altered-account", symlinks=True)
+    copy = shutil.copytree(run, scratch / "altered-account" / run.name, symlinks=True)
     account = copy / "evidence" / "hop-1" / "device-nic0.json"
     account.write_text(account.read_text().replace('"damaged": 0', '"damaged": 1', 1))
     again = cli.call("judge", str(copy), "--json")
     assert again.returncode == 3, again.explain()
     assert again.check(CHECK)["status"] == "ERROR", again.explain()
-    copy = shutil.copytree(run, scratch / "altered-mappings", symlinks=True)
+    copy = shutil.copytree(run, scratch / "altered-mappings" / run.name, symlinks=True)
     (stored,) = copy.glob("evidence/iommu/hop-1/outside-after-*.runs")
     raw = bytearray(stored.read_bytes())
     raw[9] ^= 0x10
     stored.write_bytes(raw)
     again = cli.call("judge", str(copy), "--json")
-    assert again.returncode == 1, again.explain()
+    assert again.returncode == 3, again.explain()
+    assert "cannot be used: altered" in again.document["reason"]
     assert again.check("iommu.mappings")["status"] == "FAIL"
 
 
