@@ -43,7 +43,7 @@ def build_probe(address: str, source: str) -> bytes:
 def decode_reply(frame: bytes, asker: str) -> str:
     """Return the IPv4 address whose owner sent this reply.
 
-    :param asker: our MAC address; a reply to another, or to all, answers no question of ours.
+    :param asker: our MAC address; a reply to another address or to all is not for us.
     :raises ArpError: another kind of frame, or one cut short.
     """
     if len(frame) < _FRAME.size:

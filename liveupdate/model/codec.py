@@ -62,7 +62,7 @@ def decode(wanted: type[T], raw: object, where: str = "value") -> T:
 
 
 def _bound(value: T) -> T:
-    """Refuse integers of more than 64 bits, with which nobody can count.
+    """Refuse integers of more than 64 bits, which floats and arrays cannot hold.
 
     :raises OverflowError: there is one.
     """

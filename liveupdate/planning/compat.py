@@ -3,7 +3,7 @@
 
 Pure: a table of rules over two :class:`KernelImage`. ``liveupdate compat`` prints what they say,
 and the planner refuses a run that would lose the guests. Each rule names its source; paths are of
-Linux 7.3 where nothing else is said.
+Linux 7.3 unless a rule names another release.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class _Table:
         say: Callable[[Row], str],
         column: Column | None = None,
     ) -> Iterator[list[str]]:
-        """Yield a line for each group; a cell of which nothing is said has a note with the reason.
+        """Yield a line for each group; a cell without figures has a note with the reason.
 
         :param column: what the line shows, if it is a figure.
         """

@@ -166,7 +166,7 @@ def test_provenance_of_another_run_is_error(tmp_path: Path) -> None:
 
 
 def test_a_chain_that_was_made_anew_does_not_fit_the_result(run: Path) -> None:
-    """Whoever owns the directory can make a new chain; the seal that was noted down differs."""
+    """The owner of the directory can make a new chain; the seal that was noted down differs."""
 
     def forge(lines: list[bytes]) -> list[bytes]:
         made, prev = [], ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tests of a tree have two stages, and what is said when one is not there."""
+"""Which tests of a tree have two stages, and the error when one is missing."""
 
 from __future__ import annotations
 
