@@ -131,8 +131,20 @@ def fit_slope(values: Sequence[float]) -> float | None:
     return _median(slopes)
 
 
+def _has_restarted(old: Tick, new: Tick, rate: float, over: Sequence[tuple[Tick, Tick]]) -> bool:
+    """Say whether a TSC counts from zero since some moment of the blackout.
+
+    :param rate: cycles per ns of the guest's monotonic clock.
+    :param over: the pairs of ticks that the blackout lies between.
+    """
+    return (old, new) in over and new.tsc <= rate * (new.host_ns - old.host_ns)
+
+
 def find_disagreement(
-    ticks: Sequence[Tick], paused_ns: int | None, resumed_ns: int | None
+    ticks: Sequence[Tick],
+    paused_ns: int | None,
+    resumed_ns: int | None,
+    tsc_restarts: bool = False,
 ) -> tuple[str, bool] | None:
     """Say where a guest's clocks disagree among each other, and whether that lasts; None: nowhere.
 
@@ -140,11 +152,12 @@ def find_disagreement(
     is seen. A payload whose vCPU is stopped between two of its reads has one tick that disagrees
     with both neighbours, and these agree: that does not last, and is no fault of the clocks. Over
     the blackout only the TSC's direction is compared.
+
+    :param tsc_restarts: whether the TSC may count from zero again after the blackout.
     """
     pairs: list[tuple[Tick, Tick]] = []
+    over: list[tuple[Tick, Tick]] = []
     for old, new in pairwise(ticks):
-        if new.tsc < old.tsc:
-            return f"the TSC went back from {old.tsc} to {new.tsc}", True
         if new.seq < old.seq:
             return f"the tick count went back from {old.seq} to {new.seq}", True
         if (
@@ -154,12 +167,18 @@ def find_disagreement(
             or old.host_ns > resumed_ns
         ):
             pairs.append((old, new))
+        else:
+            over.append((old, new))
     rates = [
         (new.tsc - old.tsc) / (new.monotonic_ns - old.monotonic_ns)
         for old, new in pairs
         if new.monotonic_ns != old.monotonic_ns
     ]
     usual = _median(rates) if rates else 0.0
+
+    for old, new in (*pairs, *over):
+        if new.tsc < old.tsc and not (tsc_restarts and _has_restarted(old, new, usual, over)):
+            return f"the TSC went back from {old.tsc} to {new.tsc}", True
 
     def gained(clock: str, old: Tick, new: Tick) -> int:
         more = getattr(new, clock) - getattr(old, clock)

@@ -106,7 +106,15 @@ def _judge_clocks(at: GuestHop, trace: GuestTrace, window: Window) -> Iterator[F
             yield at.missing(f"the rate of the {clock} clock")
         else:
             said.append(_say_clock(clock, change))
-    if wrong := find_disagreement(trace.ticks, window.paused_ns, window.resumed_ns):
+    slept = has_slept(at)
+    wrong = find_disagreement(trace.ticks, window.paused_ns, window.resumed_ns, slept is not False)
+    if (
+        slept is None
+        and wrong is None
+        and find_disagreement(trace.ticks, window.paused_ns, window.resumed_ns)
+    ):
+        yield replace(at, files=sleep_files(at)).missing("whether it slept")
+    if wrong:
         text, lasts = wrong
         if lasts:
             yield at.failed(text, expected="clocks that agree")

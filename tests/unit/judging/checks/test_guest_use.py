@@ -252,3 +252,39 @@ def test_gain_is_an_error_when_the_file_that_says_so_was_altered() -> None:
     check = check_of(CLOCK, replace(wake(evidence, 113 * MS), unreadable={path: "altered"}))
     assert check.status is Outcome.ERROR
     assert path in check.reason
+
+
+def restart_tsc(evidence: Evidence, count: int = 0) -> Evidence:
+    """Let the TSC count from a value again in the first tick after the blackout."""
+    ticks = make.make_ticks()
+    first = next(i for i, tick in enumerate(ticks) if tick.host_ns > BASE + make.RESUMED_NS)
+    less = ticks[first].tsc - count
+    late = [replace(tick, tsc=tick.tsc - less) for tick in ticks[first:]]
+    return make.with_trace(evidence, ticks=(*ticks[:first], *late))
+
+
+def test_tsc_of_a_guest_that_slept_may_count_from_zero_again() -> None:
+    """QEMU resets a CPU when it wakes from S3, as hardware does."""
+    assert check_of(CLOCK, restart_tsc(make_evidence())).status is Outcome.PASS
+
+
+def test_tsc_of_a_guest_that_slept_goes_back_to_nothing_but_zero() -> None:
+    ticks = make.make_ticks()
+    before = max(t.tsc for t in ticks if t.host_ns < BASE + make.PAUSED_NS)
+    check = check_of(CLOCK, restart_tsc(make_evidence(), before - 1))
+    assert check.status is Outcome.FAIL
+    assert f"the TSC went back from {before} to {before - 1}" in check.reason
+
+
+def test_tsc_of_a_guest_that_was_not_asleep_never_goes_back() -> None:
+    check = check_of(CLOCK, restart_tsc(awake_evidence()))
+    assert check.status is Outcome.FAIL
+    assert "the TSC went back" in check.reason
+
+
+def test_tsc_that_went_back_is_an_error_when_nothing_says_whether_the_guest_slept() -> None:
+    devices = {"disk0": trace(DISK, None), "nic0": trace(NIC, None)}
+    evidence = make.with_hop(make.make_evidence(), devices=devices)
+    check = check_of(CLOCK, restart_tsc(evidence))
+    assert check.status is Outcome.ERROR
+    assert "whether it slept" in check.reason
