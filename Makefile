@@ -11,7 +11,7 @@ BASE	?=
 # one part of `make nightly`, such as PART=fleet; empty: all of them
 PART	?=
 # how many tests with the mark side_by_side run at a time (docs/testing.md)
-VM_JOBS	?= 1
+VM_JOBS	?= 2
 PY	:= $(VENV)/bin/python
 SHELLS	:= liveupdate/setup.sh .ci/run ci/lab-job.sh ci/examples/nightly.sh
 

@@ -23,6 +23,9 @@ from tests.support.vm.desk import GUESTS, Desk, assert_rolled_back, assert_updat
 #: offset in a bzImage, Documentation/arch/x86/boot.rst
 XLOADFLAGS = 0x236
 STEPS = [step.name for step in FORWARD]
+
+# one machine for all; what is looked at are decisions, records and who lives, no figure
+pytestmark = [pytest.mark.side_by_side, pytest.mark.xdist_group("apply")]
 #: longer than a lost packet is noticed, shorter than anybody gives up
 CUT_S = 3.0
 
