@@ -96,12 +96,12 @@ static int find(const char *name, struct lu_pool_entry **entry)
 	return *entry ? 0 : -ENOENT;
 }
 
-static int alloc_locked(const char *name, u64 bytes, struct lu_pool_entry **entry)
+/* Take blocks that nothing tells of yet; they stay this caller's without the lock. */
+static int reserve_blocks(const char *name, u64 bytes, u64 *count, u32 *first)
 {
-	u64 count;
-	u32 first;
 	int err;
 
+	guard(mutex)(&lu_pool.lock);
 	err = check_changes();
 	if (err)
 		return err;
@@ -109,17 +109,39 @@ static int alloc_locked(const char *name, u64 bytes, struct lu_pool_entry **entr
 		return -EINVAL;
 	if (bytes > lu_pool.size)
 		return -ENOSPC;
-	if (lu_pool.state == LU_POOL_STATE_BLANK) {
+	if (lu_pool.state == LU_POOL_STATE_READY && lu_pool_table_find(lu_pool.table, name))
+		return -EEXIST;
+	*count = DIV_ROUND_UP_ULL(bytes, LU_POOL_BLOCK_SIZE);
+	err = lu_pool_bitmap_alloc(&lu_pool.map, *count, first);
+	if (!err)
+		lu_pool.zeroing++;
+	return err;
+}
+
+/* Nobody gets to see what was there before. Takes seconds where there is much of it. */
+static void zero_blocks(u64 count, u32 first)
+{
+	for (; count--; first++) {
+		memset(lu_pool.base + ((u64)first << LU_POOL_BLOCK_SHIFT), 0, LU_POOL_BLOCK_SIZE);
+		cond_resched();
+	}
+}
+
+/* Let the table tell of an object; the caller holds the lock. */
+static int add_object(const char *name, u64 bytes, u64 count, u32 first,
+		      struct lu_pool_entry **entry)
+{
+	int err;
+
+	lockdep_assert_held(&lu_pool.lock);
+	lu_pool.zeroing--;
+	err = check_changes();
+	if (!err && lu_pool.state == LU_POOL_STATE_BLANK) {
 		lu_pool_table_format(lu_pool.table, lu_pool.size);
 		lu_pool.state = LU_POOL_STATE_READY;
 	}
-	count = DIV_ROUND_UP_ULL(bytes, LU_POOL_BLOCK_SIZE);
-	err = lu_pool_bitmap_alloc(&lu_pool.map, count, &first);
-	if (err)
-		return err;
-	/* Nobody gets to see what was there before. */
-	memset(lu_pool.base + ((u64)first << LU_POOL_BLOCK_SHIFT), 0, count << LU_POOL_BLOCK_SHIFT);
-	err = lu_pool_table_add(lu_pool.table, name, first, count, bytes);
+	if (!err)
+		err = lu_pool_table_add(lu_pool.table, name, first, count, bytes);
 	if (err) {
 		lu_pool_bitmap_free(&lu_pool.map, first, count);
 		return err;
@@ -140,10 +162,16 @@ static void describe(const struct lu_pool_entry *entry, struct lu_pool_object *o
 int lu_pool_do_alloc(struct lu_pool_object *object)
 {
 	struct lu_pool_entry *entry;
+	u64 count;
+	u32 first;
 	int err;
 
+	err = reserve_blocks(object->name, object->bytes, &count, &first);
+	if (err)
+		return err;
+	zero_blocks(count, first);
 	guard(mutex)(&lu_pool.lock);
-	err = alloc_locked(object->name, object->bytes, &entry);
+	err = add_object(object->name, object->bytes, count, first, &entry);
 	if (!err)
 		describe(entry, object);
 	return err;
@@ -251,6 +279,8 @@ int lu_pool_do_release(void)
 	guard(mutex)(&lu_pool.lock);
 	if (lu_pool.leaving)
 		return -ESHUTDOWN;
+	if (lu_pool.zeroing)
+		return -EBUSY;
 	for (i = 0; i < lu_pool.map.nr; i++)
 		if (lu_pool.users[i])
 			return -EBUSY;
@@ -334,10 +364,16 @@ static void fill_range(const struct lu_pool_entry *entry, struct lu_pool_range *
 int lu_pool_alloc(const char *name, u64 bytes, struct lu_pool_range *range)
 {
 	struct lu_pool_entry *entry;
+	u64 count;
+	u32 first;
 	int err;
 
+	err = reserve_blocks(name, bytes, &count, &first);
+	if (err)
+		return err;
+	zero_blocks(count, first);
 	guard(mutex)(&lu_pool.lock);
-	err = alloc_locked(name, bytes, &entry);
+	err = add_object(name, bytes, count, first, &entry);
 	if (!err)
 		fill_range(entry, range);
 	return err;

@@ -71,6 +71,7 @@ u64 lu_pool_table_bytes(const struct lu_pool_table *table);
  * @map:	which blocks are taken
  * @users:	for each first block of an object: mappings and drivers that use it
  * @state:	LU_POOL_STATE_*
+ * @zeroing:	allocations that have blocks and no object yet
  * @leaving:	the kernel is being left, nothing may change any more
  * @reason:	why the state is LU_POOL_STATE_REFUSED
  */
@@ -84,6 +85,7 @@ struct lu_pool {
 	struct lu_pool_bitmap map;
 	u32 *users;
 	u32 state;
+	unsigned int zeroing;
 	bool leaving;
 	const char *reason;
 };
