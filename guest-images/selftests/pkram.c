@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -357,7 +358,93 @@ static int one_is_to_be_harmed(void)
 	return 0;
 }
 
+/* What a late writer tries, by the place of its errno in the file "result". */
+enum {
+	LATE_CREATE,
+	LATE_UNLINK,
+	LATE_TRUNCATE,
+	LATE_GROW,
+	LATE_PUNCH,
+	LATE_CHMOD,
+	LATE_FORGET,
+	LATE_COUNT,
+	LATE_DONE
+};
+
+#define LATE_MAGIC	0x6c617465
+
+static int error_of(int result)
+{
+	return result < 0 ? errno : 0;
+}
+
+/* Runs until the kernel does not: begins when the reboot notifier says that "lost" has changed. */
+static void write_late(int kmsg, int fd, __u32 *result)
+{
+	struct sched_param urgent = { .sched_priority = 1 };
+	static char line[8192];
+	ssize_t bytes;
+
+	sched_setscheduler(0, SCHED_FIFO, &urgent);
+	do {
+		bytes = read(kmsg, line, sizeof(line) - 1);
+		line[bytes > 0 ? bytes : 0] = '\0';
+	} while (!strstr(line, "'lost' was saved, but has changed since"));
+	result[LATE_CREATE] = error_of(open(place("late", "new"), O_RDWR | O_CREAT, 0600));
+	result[LATE_UNLINK] = error_of(unlink(place("late", "file")));
+	result[LATE_TRUNCATE] = error_of(ftruncate(fd, PAGE));
+	result[LATE_GROW] = error_of(fallocate(fd, 0, 0, 2 * FILE_BYTES));
+	result[LATE_PUNCH] = error_of(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+						HUGE));
+	result[LATE_CHMOD] = error_of(fchmod(fd, 0600));
+	result[LATE_FORGET] = error_of(call(place("late", ""), PKRAM_FORGET));
+	result[LATE_DONE] = LATE_MAGIC;
+	for (;;)
+		pause();
+}
+
+static int one_is_changed_late(void)
+{
+	int kmsg = open("/dev/kmsg", O_RDONLY), fd, results;
+	__u32 *result;
+
+	EXPECT(!mount_it("late", "") && write_file(place("late", "file"), FILE_BYTES, 14));
+	fd = open(place("late", "file"), O_RDWR);
+	results = make(place("late", "result"), PAGE);
+	result = map(results, PAGE);
+	EXPECT(fd >= 0 && result != MAP_FAILED && kmsg >= 0);
+	memset(result, 0, PAGE);
+	EXPECT(!save("late") && lseek(kmsg, 0, SEEK_END) >= 0);
+	fflush(NULL);
+	if (!fork()) {
+		setsid();
+		/* the caller that reads the output of stage 1 must not wait for this process */
+		if (freopen("/dev/null", "r+", stdin)) {
+			dup2(0, 1);
+			dup2(0, 2);
+		}
+		write_late(kmsg, fd, result);
+	}
+	return 0;
+}
+
 /* --- stage 2 */
+
+static int a_late_change_was_refused(void)
+{
+	int fd, at;
+	__u32 *result;
+
+	EXPECT(!mount_it("late", "") && has_file(place("late", "file"), FILE_BYTES, 14));
+	EXPECT(access(place("late", "new"), F_OK) == -1);
+	fd = open(place("late", "result"), O_RDWR);
+	result = map(fd, PAGE);
+	EXPECT(result != MAP_FAILED && result[LATE_DONE] == LATE_MAGIC);
+	for (at = 0; at < LATE_COUNT; at++)
+		EXPECT(result[at] == ESHUTDOWN);
+	EXPECT(!munmap(result, PAGE) && !close(fd) && !umount(place("late", "")));
+	return 0;
+}
 
 static int saves_have_come(void)
 {
@@ -499,6 +586,7 @@ static const struct ktap_case first[] = {
 	{ "one_that_is_not_saved_is_gone", one_that_is_not_saved_is_gone },
 	{ "nobody_wants_this_one", nobody_wants_this_one },
 	{ "one_is_to_be_harmed", one_is_to_be_harmed },
+	{ "one_is_changed_late", one_is_changed_late },
 };
 
 static const struct ktap_case second[] = {
@@ -509,6 +597,7 @@ static const struct ktap_case second[] = {
 	{ "content_is_what_was_written", content_is_what_was_written },
 	{ "a_save_is_made_of_what_has_come", a_save_is_made_of_what_has_come },
 	{ "memory_is_given_back_only_when_told_so", memory_is_given_back_only_when_told_so },
+	{ "a_late_change_was_refused", a_late_change_was_refused },
 };
 
 KTAP_MAIN(first, second)

@@ -82,14 +82,13 @@ static struct folio *add_folio(struct inode *inode, pgoff_t index, struct folio 
 		folio_put(folio);
 		return found;
 	}
-	err = fs->pages + pages > fs->limit ?
-		      -ENOSPC :
-		      xa_err(xa_store(&node->folios, index, folio, GFP_KERNEL));
+	err = fs->pages + pages > fs->limit ? -ENOSPC : pkram_change(fs, node);
+	if (!err)
+		err = xa_err(xa_store(&node->folios, index, folio, GFP_KERNEL));
 	if (err) {
 		folio_put(folio);
 		return ERR_PTR(err);
 	}
-	pkram_changed(fs, node);
 	node->pages += pages;
 	fs->pages += pages;
 	return folio;
@@ -124,7 +123,7 @@ static struct folio *need_folio(struct inode *inode, pgoff_t index, loff_t end)
 	return folio ? add_folio(inode, index, folio) : ERR_PTR(-ENOMEM);
 }
 
-/* Take folios that are all between two indices away from a file. */
+/* Take folios that are all between two indices away from a file, which is in no save. */
 void pkram_drop_folios(struct pkram_fs *fs, struct pkram_node *node, pgoff_t first, pgoff_t last)
 {
 	struct folio *folio;
@@ -134,7 +133,6 @@ void pkram_drop_folios(struct pkram_fs *fs, struct pkram_node *node, pgoff_t fir
 		pages = folio_nr_pages(folio);
 		if (index + pages - 1 > last)
 			continue;
-		pkram_changed(fs, node);
 		if (xa_get_mark(&node->folios, index, PKRAM_KEPT)) {
 			kho_unpreserve_folio(folio);
 			fs->kept--;
@@ -160,62 +158,76 @@ static void zero_in_folio(struct inode *inode, loff_t from, loff_t to)
 	memset(address, 0, bytes);
 }
 
-static void set_size(struct inode *inode, loff_t size)
+static int set_size(struct inode *inode, loff_t size)
 {
 	struct pkram_fs *fs = pkram_fs(inode);
+	int err;
 
 	guard(mutex)(&fs->lock);
-	pkram_changed(fs, pkram_node(inode));
-	i_size_write(inode, size);
+	err = pkram_change(fs, pkram_node(inode));
+	if (!err)
+		i_size_write(inode, size);
+	return err;
 }
 
 /*
  * A file gets longer. Behind its end there may be anything in the page that
  * has the end: of a mapping.
  */
-static void grow(struct inode *inode, loff_t size)
+static int grow(struct inode *inode, loff_t size)
 {
 	loff_t old = i_size_read(inode);
 
 	zero_in_folio(inode, old, min(size, round_up(old, (loff_t)PAGE_SIZE)));
-	set_size(inode, size);
+	return set_size(inode, size);
 }
 
-static void drop_between(struct inode *inode, pgoff_t first, pgoff_t last)
+static int drop_between(struct inode *inode, pgoff_t first, pgoff_t last)
 {
+	struct pkram_node *node = pkram_node(inode);
 	struct pkram_fs *fs = pkram_fs(inode);
+	int err = 0;
 
 	guard(mutex)(&fs->lock);
-	pkram_drop_folios(fs, pkram_node(inode), first, last);
+	if (!is_free(node, first, last))
+		err = pkram_change(fs, node);
+	if (!err)
+		pkram_drop_folios(fs, node, first, last);
+	return err;
 }
 
-static void shrink(struct inode *inode, loff_t size)
+static int shrink(struct inode *inode, loff_t size)
 {
 	loff_t page = round_up(size, (loff_t)PAGE_SIZE);
+	int err;
 
 	filemap_invalidate_lock(inode->i_mapping);
 	unmap_mapping_range(inode->i_mapping, page, 0, 1);
-	set_size(inode, size);
-	drop_between(inode, page >> PAGE_SHIFT, LAST_INDEX);
+	err = set_size(inode, size);
+	if (!err)
+		err = drop_between(inode, page >> PAGE_SHIFT, LAST_INDEX);
 	/* all that is left behind the end is in one folio */
-	zero_in_folio(inode, size, round_up(size, (loff_t)PKRAM_HUGE_PAGES << PAGE_SHIFT));
+	if (!err)
+		zero_in_folio(inode, size,
+			      round_up(size, (loff_t)PKRAM_HUGE_PAGES << PAGE_SHIFT));
 	filemap_invalidate_unlock(inode->i_mapping);
+	return err;
 }
 
 /**
  * pkram_set_size() - truncate a file, or make it longer
  * @inode: of a regular file, locked
  * @size: in bytes
+ *
+ * Return: 0, or -ESHUTDOWN when the next kernel is about to take the file.
  */
 int pkram_set_size(struct inode *inode, loff_t size)
 {
 	loff_t old = i_size_read(inode);
 
 	if (size < old)
-		shrink(inode, size);
-	else if (size > old)
-		grow(inode, size);
-	return 0;
+		return shrink(inode, size);
+	return size > old ? grow(inode, size) : 0;
 }
 
 static ssize_t pkram_read_iter(struct kiocb *iocb, struct iov_iter *to)
@@ -277,6 +289,7 @@ static ssize_t pkram_write_iter(struct kiocb *iocb, struct iov_iter *from)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
 	ssize_t done;
+	int err;
 
 	inode_lock(inode);
 	done = generic_write_checks(iocb, from);
@@ -288,10 +301,14 @@ static ssize_t pkram_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	if (done)
 		goto out;
 	if (iocb->ki_pos > i_size_read(inode))
-		grow(inode, iocb->ki_pos);
-	done = write_folios(inode, iocb, from);
-	if (done > 0 && iocb->ki_pos > i_size_read(inode))
-		set_size(inode, iocb->ki_pos);
+		done = grow(inode, iocb->ki_pos);
+	if (!done)
+		done = write_folios(inode, iocb, from);
+	if (done > 0 && iocb->ki_pos > i_size_read(inode)) {
+		err = set_size(inode, iocb->ki_pos);
+		if (err)
+			done = err;
+	}
 out:
 	inode_unlock(inode);
 	return done;
@@ -318,21 +335,22 @@ static int allocate(struct inode *inode, loff_t offset, loff_t end, bool keep)
 		index = first_index(folio, index) + folio_nr_pages(folio);
 		cond_resched();
 	}
-	if (!keep && end > i_size_read(inode))
-		grow(inode, end);
-	return 0;
+	return keep || end <= i_size_read(inode) ? 0 : grow(inode, end);
 }
 
 static int punch(struct inode *inode, loff_t offset, loff_t end)
 {
 	loff_t from = round_up(offset, (loff_t)PAGE_SIZE), to = round_down(end, (loff_t)PAGE_SIZE);
 	loff_t huge = (loff_t)PKRAM_HUGE_PAGES << PAGE_SHIFT, next;
+	int err = 0;
 
 	filemap_invalidate_lock(inode->i_mapping);
 	if (to > from) {
 		unmap_mapping_range(inode->i_mapping, from, to - from, 1);
-		drop_between(inode, from >> PAGE_SHIFT, (to >> PAGE_SHIFT) - 1);
+		err = drop_between(inode, from >> PAGE_SHIFT, (to >> PAGE_SHIFT) - 1);
 	}
+	if (err)
+		goto out;
 	/* what is left of it is in huge folios that reach over an edge, and in part pages */
 	next = min(end, round_up(offset + 1, huge));
 	zero_in_folio(inode, offset, min(next, from));
@@ -341,8 +359,9 @@ static int punch(struct inode *inode, loff_t offset, loff_t end)
 		zero_in_folio(inode, max(next, round_down(end, huge)), end);
 		zero_in_folio(inode, max(next, to), end);
 	}
+out:
 	filemap_invalidate_unlock(inode->i_mapping);
-	return 0;
+	return err;
 }
 
 static long pkram_fallocate(struct file *file, int mode, loff_t offset, loff_t bytes)

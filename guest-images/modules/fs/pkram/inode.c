@@ -41,8 +41,11 @@ static int pkram_setattr(struct mnt_idmap *idmap, struct dentry *dentry, struct 
 			return err;
 	}
 	guard(mutex)(&fs->lock);
-	if (attr->ia_valid & (ATTR_MODE | ATTR_UID | ATTR_GID | ATTR_MTIME_SET))
-		pkram_changed(fs, pkram_node(inode));
+	if (attr->ia_valid & (ATTR_MODE | ATTR_UID | ATTR_GID | ATTR_MTIME_SET)) {
+		err = pkram_change(fs, pkram_node(inode));
+		if (err)
+			return err;
+	}
 	setattr_copy(idmap, inode, attr);
 	return 0;
 }
@@ -86,13 +89,16 @@ static void name_node(struct pkram_node *node, struct inode *dir, const char *na
 }
 
 /* It has a name no longer, so the next kernel does not get it. */
-static void drop_node(struct pkram_fs *fs, struct inode *inode)
+static int drop_node(struct pkram_fs *fs, struct inode *inode)
 {
 	struct pkram_node *node = pkram_node(inode);
+	int err = pkram_change(fs, node);
 
-	pkram_changed(fs, node);
+	if (err)
+		return err;
 	pkram_unkeep(fs, node);
 	list_del_init(&node->list);
+	return 0;
 }
 
 void pkram_take_attributes(struct inode *inode, const struct pkram_inode *record)
@@ -156,6 +162,7 @@ static int make_node(struct mnt_idmap *idmap, struct inode *dir, struct dentry *
 {
 	struct pkram_fs *fs = pkram_fs(dir);
 	struct inode *inode;
+	int err;
 
 	if (dentry->d_name.len > PKRAM_FILE_NAME_MAX)
 		return -ENAMETOOLONG;
@@ -163,12 +170,18 @@ static int make_node(struct mnt_idmap *idmap, struct inode *dir, struct dentry *
 	if (!inode)
 		return -ENOMEM;
 	inode_init_owner(idmap, inode, dir, mode);
-	guard(mutex)(&fs->lock);
-	pkram_changed(fs, pkram_node(dir));
+	mutex_lock(&fs->lock);
+	err = pkram_change(fs, pkram_node(dir));
+	if (err) {
+		mutex_unlock(&fs->lock);
+		iput(inode);
+		return err;
+	}
 	name_node(pkram_node(inode), dir, dentry->d_name.name, dentry->d_name.len);
 	list_add_tail(&pkram_node(inode)->list, &fs->nodes);
 	d_make_persistent(dentry, inode);
 	inode_set_mtime_to_ts(dir, inode_set_ctime_current(dir));
+	mutex_unlock(&fs->lock);
 	return 0;
 }
 
@@ -191,21 +204,23 @@ static struct dentry *pkram_mkdir(struct mnt_idmap *idmap, struct inode *dir,
 static int pkram_unlink(struct inode *dir, struct dentry *dentry)
 {
 	struct pkram_fs *fs = pkram_fs(dir);
+	int err;
 
 	guard(mutex)(&fs->lock);
-	drop_node(fs, d_inode(dentry));
-	return simple_unlink(dir, dentry);
+	err = drop_node(fs, d_inode(dentry));
+	return err ?: simple_unlink(dir, dentry);
 }
 
 static int pkram_rmdir(struct inode *dir, struct dentry *dentry)
 {
 	struct pkram_fs *fs = pkram_fs(dir);
+	int err;
 
 	if (!simple_empty(dentry))
 		return -ENOTEMPTY;
 	guard(mutex)(&fs->lock);
-	drop_node(fs, d_inode(dentry));
-	return simple_rmdir(dir, dentry);
+	err = drop_node(fs, d_inode(dentry));
+	return err ?: simple_rmdir(dir, dentry);
 }
 
 static int pkram_rename(struct mnt_idmap *idmap, struct inode *old_dir,
@@ -213,6 +228,7 @@ static int pkram_rename(struct mnt_idmap *idmap, struct inode *old_dir,
 			struct dentry *new_dentry, unsigned int flags)
 {
 	struct pkram_fs *fs = pkram_fs(old_dir);
+	int err;
 
 	if (flags & ~RENAME_NOREPLACE)
 		return -EINVAL;
@@ -221,9 +237,11 @@ static int pkram_rename(struct mnt_idmap *idmap, struct inode *old_dir,
 	if (!simple_empty(new_dentry))
 		return -ENOTEMPTY;
 	guard(mutex)(&fs->lock);
-	pkram_changed(fs, pkram_node(d_inode(old_dentry)));
-	if (d_really_is_positive(new_dentry))
-		drop_node(fs, d_inode(new_dentry));
+	err = pkram_change(fs, pkram_node(d_inode(old_dentry)));
+	if (!err && d_really_is_positive(new_dentry))
+		err = drop_node(fs, d_inode(new_dentry));
+	if (err)
+		return err;
 	name_node(pkram_node(d_inode(old_dentry)), new_dir, new_dentry->d_name.name,
 		  new_dentry->d_name.len);
 	return simple_rename(idmap, old_dir, old_dentry, new_dir, new_dentry, flags);
@@ -242,8 +260,7 @@ static long pkram_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		return -EINVAL;
 	if (cmd == PKRAM_SAVE)
 		return pkram_save(fs);
-	pkram_forget(fs);
-	return 0;
+	return pkram_forget(fs);
 }
 
 static const struct file_operations pkram_dir_operations = {

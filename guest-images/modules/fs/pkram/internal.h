@@ -114,6 +114,7 @@ struct pkram_node {
  * @kept: folios that are preserved through KHO
  * @save: what the directory has of its save, if it is saved
  * @saved: what is in it now is what the next kernel gets
+ * @leaving: a reboot has begun: a save stays as it is
  * @parked: saved, and not mounted: only the save is left; pkram_list_lock
  * @keep_folios: it goes, but its folios belong to somebody else
  */
@@ -127,6 +128,7 @@ struct pkram_fs {
 	u64 kept;
 	struct pkram_dir_entry save;
 	bool saved;
+	bool leaving;
 	bool parked;
 	bool keep_folios;
 };
@@ -155,8 +157,10 @@ void pkram_incoming_take(const char *name);
 
 /* save.c */
 int pkram_save(struct pkram_fs *fs);
-void pkram_forget(struct pkram_fs *fs);
-void pkram_changed(struct pkram_fs *fs, const struct pkram_node *node);
+int pkram_forget(struct pkram_fs *fs);
+void pkram_leave(struct pkram_fs *fs);
+void pkram_tidy(struct pkram_fs *fs);
+int pkram_change(struct pkram_fs *fs, const struct pkram_node *node);
 void pkram_unkeep(struct pkram_fs *fs, struct pkram_node *node);
 int pkram_load(struct super_block *sb, const struct pkram_dir_entry *entry, bool incoming);
 void pkram_release(const struct pkram_dir_entry *entry);

@@ -156,14 +156,22 @@ static void give_up(struct pkram_fs *fs)
 }
 
 /**
- * pkram_changed() - give up the save, which is not true any more
+ * pkram_change() - give up the save, which is about to become untrue
  * @fs: &pkram_fs.lock is held
  * @node: what changes; without a name it is in no save
+ *
+ * Return: 0, or -ESHUTDOWN when the next kernel is about to take the save. The
+ * change must not be made then: to give the save up would take its folios from
+ * code that counts on them, and the CPU that does it might be stopped half-way.
  */
-void pkram_changed(struct pkram_fs *fs, const struct pkram_node *node)
+int pkram_change(struct pkram_fs *fs, const struct pkram_node *node)
 {
-	if (fs->saved && !list_empty(&node->list))
-		give_up(fs);
+	if (!fs->saved || list_empty(&node->list))
+		return 0;
+	if (fs->leaving)
+		return -ESHUTDOWN;
+	give_up(fs);
+	return 0;
 }
 
 static void forget(struct pkram_fs *fs)
@@ -179,10 +187,41 @@ static void forget(struct pkram_fs *fs)
 /**
  * pkram_forget() - preserve nothing of a file system any more
  * @fs: it is mounted
+ *
+ * Return: 0, or -ESHUTDOWN when the next kernel is about to take it.
  */
-void pkram_forget(struct pkram_fs *fs)
+int pkram_forget(struct pkram_fs *fs)
 {
 	guard(mutex)(&fs->lock);
+	if (fs->leaving)
+		return -ESHUTDOWN;
+	forget(fs);
+	return 0;
+}
+
+/**
+ * pkram_leave() - a reboot has begun: a save stays as it is from here on
+ * @fs: mounted or parked
+ */
+void pkram_leave(struct pkram_fs *fs)
+{
+	guard(mutex)(&fs->lock);
+	fs->leaving = true;
+}
+
+/**
+ * pkram_tidy() - forget what is in no save
+ * @fs: is leaving
+ *
+ * What was preserved and is in no save would be lost memory to the next kernel.
+ */
+void pkram_tidy(struct pkram_fs *fs)
+{
+	guard(mutex)(&fs->lock);
+	if (fs->saved || !fs->kept)
+		return;
+	pr_warn("'%s' was saved, but has changed since: nothing of it is carried over\n",
+		fs->name);
 	forget(fs);
 }
 
@@ -204,6 +243,8 @@ int pkram_save(struct pkram_fs *fs)
 	guard(mutex)(&fs->lock);
 	if (fs->saved)
 		return 0;
+	if (fs->leaving)
+		return -ESHUTDOWN;
 	if (!kho_is_enabled())
 		return -EOPNOTSUPP;
 	list_for_each_entry(node, &fs->nodes, list) {

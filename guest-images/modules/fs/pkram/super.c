@@ -32,6 +32,9 @@ DEFINE_MUTEX(pkram_list_lock);
 
 static struct kmem_cache *inode_cache;
 
+/* a reboot has begun; pkram_list_lock */
+static bool leaving;
+
 static struct inode *pkram_alloc_inode(struct super_block *sb)
 {
 	struct pkram_node *node;
@@ -151,6 +154,9 @@ static int pkram_fill_super(struct super_block *sb, struct fs_context *fc)
 	if (!sb->s_root)
 		return -ENOMEM;
 	guard(mutex)(&pkram_list_lock);
+	/* it would take a save that the next kernel is about to take */
+	if (leaving)
+		return -ESHUTDOWN;
 	found = find_fs(fs->name);
 	if (found && !found->parked)
 		return invalf(fc, "pkram: '%s' is mounted", fs->name);
@@ -275,19 +281,16 @@ static struct file_system_type pkram_type = {
 	.kill_sb		= pkram_kill_sb,
 };
 
-/* What was preserved and is in no save would be lost memory to the next kernel. */
 static int before_reboot(struct notifier_block *block, unsigned long action, void *data)
 {
 	struct pkram_fs *fs;
 
 	guard(mutex)(&pkram_list_lock);
-	list_for_each_entry(fs, &pkram_list, list) {
-		if (fs->saved || !fs->kept)
-			continue;
-		pr_warn("'%s' was saved, but has changed since: nothing of it is carried over\n",
-			fs->name);
-		pkram_forget(fs);
-	}
+	leaving = true;
+	list_for_each_entry(fs, &pkram_list, list)
+		pkram_leave(fs);
+	list_for_each_entry(fs, &pkram_list, list)
+		pkram_tidy(fs);
 	return NOTIFY_DONE;
 }
 
