@@ -68,7 +68,12 @@ def report(app: App, *, run_dir: Path, kind: str, output: Path | None) -> int:
     from liveupdate.cli.output import say, write_file
 
     outcome = results.judge_directory(run_dir, results.required_checks())
-    text = results.render(outcome, kind, color=output is None and results.has_color(app))
+    text = results.render(
+        outcome,
+        kind,
+        color=output is None and results.has_color(app),
+        with_details=app.verbosity > 0,
+    )
     if output is not None:
         write_file(output, text)
     else:

@@ -64,8 +64,8 @@ def judge_record(record: RunDir, plan: Plan, required: frozenset[str]) -> Outcom
     return Outcome(plan=plan, evidence=evidence, verdict=verdict, run_dir=record.path)
 
 
-def render(outcome: Outcome, kind: str, *, color: bool = False) -> str:
-    """Render a report in text, json, junit, ktap or html; ``color`` is for text only."""
+def render(outcome: Outcome, kind: str, *, color: bool = False, with_details: bool = False) -> str:
+    """Render a report in text, json, junit, ktap or html; the flags are for text only."""
     arguments = (outcome.plan, outcome.evidence, outcome.verdict)
     match kind:
         case "json":
@@ -76,7 +76,7 @@ def render(outcome: Outcome, kind: str, *, color: bool = False) -> str:
             return render_ktap(*arguments)
         case "html":
             return render_html(*arguments)
-    text = render_text(*arguments)
+    text = render_text(*arguments, with_details=with_details)
     return paint(text) if color else text
 
 
@@ -116,7 +116,8 @@ def store_reports(outcome: Outcome) -> Outcome:
 
 def show(outcome: Outcome, app: App, *, as_json: bool) -> int:
     """Print the result and return the exit status."""
-    say(render(outcome, "json") if as_json else render(outcome, "text", color=has_color(app)))
+    kind = "json" if as_json else "text"
+    say(render(outcome, kind, color=has_color(app), with_details=app.verbosity > 0))
     return ExitCode(outcome.verdict.exit_code)
 
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report for a terminal: plain text, no escapes, 100 columns."""
+"""The report for a terminal: plain text, no escapes, 78 columns.
+
+The verdict comes first, then one line for each guest, kernels and devices of each hop, and the
+checks. Build ids, gaps of each hop and phases are details.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from liveupdate.core.units import format_ns, format_size
 from liveupdate.model.evidence import Evidence, HopEvidence
 from liveupdate.model.plan import Plan
 from liveupdate.model.targets import DEFAULT
-from liveupdate.model.verdict import Outcome, Verdict
+from liveupdate.model.verdict import Metric, Outcome, Verdict
 from liveupdate.report.common import (
     GAPS,
     clean,
@@ -22,29 +26,30 @@ from liveupdate.report.common import (
     say_seal,
 )
 
-_WIDTH = 100
+_WIDTH = 78
 _ID_WIDTH = 22
 _FRAMES = {"sent": "sent", "received": "received", "landed": "landed in the blackout"}
 
 
-def render_text(plan: Plan, evidence: Evidence, verdict: Verdict) -> str:
+def render_text(
+    plan: Plan, evidence: Evidence, verdict: Verdict, *, with_details: bool = False
+) -> str:
     """Render the verdict; ends with a newline."""
-    lines = [f"{say_outcome(verdict)}  {_say_run(plan, evidence)}"]
-    if seal := say_seal(evidence):
-        lines.append(f"  {seal}")
+    lines = _wrap(f"{say_outcome(verdict)}  {_say_run(plan, evidence)}", "  ", "")
     if verdict.reason:
         lines += _wrap(clean(verdict.reason), "  ")
     if verdict.rolled_back:
         lines.append("  rolled back: the guests run on the outgoing kernel")
+    lines += ["", *_render_guests(plan, evidence, verdict)]
     for hop in evidence.hops:
-        lines += ["", *_render_hop(plan, hop, verdict)]
+        lines += _render_hop(plan, hop, verdict, with_details=with_details)
     lines += ["", *_render_checks(verdict)]
     trend = [
         f"{metric.labels['of']} {say_metric(metric)}"
         for metric in find_metrics(verdict, "leak.bytes_per_hop")
     ]
     if trend:
-        lines += ["", "leak per hop: " + ", ".join(trend)]
+        lines += ["", *_wrap("leak per hop: " + ", ".join(trend), "  ", "")]
     if evidence.incidents:
         lines += ["", "incidents:"]
         for incident in evidence.incidents:
@@ -52,7 +57,35 @@ def render_text(plan: Plan, evidence: Evidence, verdict: Verdict) -> str:
             lines += _wrap(
                 clean(f"hop {incident.hop} {incident.kind}{guest}: {incident.text}"), "  "
             )
+    if seal := say_seal(evidence):
+        lines += ["", *_wrap(seal, "  ", "")]
     return "\n".join(lines) + "\n"
+
+
+def _render_guests(plan: Plan, evidence: Evidence, verdict: Verdict) -> Iterator[str]:
+    """Say in one line for each guest how long it stood still, over all hops."""
+    names = [name for hop in evidence.hops for name in guests_of(plan, hop)]
+    for guest in dict.fromkeys([*(each.name for each in plan.guests), *names]):
+        blackouts = list(find_metrics(verdict, "blackout", guest=guest))
+        gaps = [gap for name in GAPS for gap in find_metrics(verdict, name, guest=guest)]
+        yield clean(f"{guest}: {_say_range(blackouts)}{_say_longest(gaps)}")
+
+
+def _say_range(blackouts: Sequence[Metric]) -> str:
+    if not blackouts:
+        return "blackout unknown"
+    ordered = sorted(blackouts, key=lambda metric: metric.value)
+    if len(ordered) == 1:
+        return f"blackout {say_metric(ordered[0])}"
+    return f"blackouts {say_metric(ordered[0])} to {say_metric(ordered[-1])}"
+
+
+def _say_longest(gaps: Sequence[Metric]) -> str:
+    if not gaps:
+        return ""
+    longest = max(gaps, key=lambda metric: metric.value)
+    name = longest.name.removeprefix("gap.")
+    return f", longest gap {say_metric(longest)} ({name}, hop {longest.labels['hop']})"
 
 
 def _say_run(plan: Plan, evidence: Evidence) -> str:
@@ -67,18 +100,27 @@ def _say_run(plan: Plan, evidence: Evidence) -> str:
     return clean(f"{said}; {target}{start}, run {provenance.run_id}")
 
 
-def _wrap(text: str, margin: str, first: str = "") -> list[str]:
-    first = first or margin
+def _wrap(text: str, margin: str, first: str | None = None) -> list[str]:
+    """Wrap text behind a margin; ``first`` is what its first line begins with."""
+    first = margin if first is None else first
     lines = textwrap.wrap(
         text, _WIDTH, initial_indent=first, subsequent_indent=margin, break_on_hyphens=False
     )
     return lines or [first]
 
 
-def _render_hop(plan: Plan, hop: HopEvidence, verdict: Verdict) -> Iterator[str]:
+def _render_hop(
+    plan: Plan, hop: HopEvidence, verdict: Verdict, *, with_details: bool
+) -> Iterator[str]:
+    if not with_details:
+        releases = [facts.release if facts else "unknown" for facts in (hop.before, hop.after)]
+        yield clean(f"hop {hop.number}: {releases[0]} → {releases[1]}")
+        yield from _render_devices(hop, verdict)
+        return
+    yield ""
     yield f"hop {hop.number}"
-    yield f"  outgoing  {clean(say_kernel(hop.before))}"
-    yield f"  incoming  {clean(say_kernel(hop.after))}"
+    yield from _wrap(clean(say_kernel(hop.before)), " " * 12, "  outgoing  ")
+    yield from _wrap(clean(say_kernel(hop.after)), " " * 12, "  incoming  ")
     for guest in guests_of(plan, hop):
         labels = {"hop": str(hop.number), "guest": guest}
         gaps = [
@@ -86,10 +128,9 @@ def _render_hop(plan: Plan, hop: HopEvidence, verdict: Verdict) -> Iterator[str]
             for name in GAPS
             for metric in find_metrics(verdict, name, **labels)
         ]
-        blackout = [say_metric(metric) for metric in find_metrics(verdict, "blackout", **labels)]
-        yield clean(
-            f"  {guest}: blackout {blackout[0] if blackout else 'unknown'}; gaps: "
-            f"{', '.join(gaps) or 'unknown'}"
+        blackout = _say_range(list(find_metrics(verdict, "blackout", **labels)))
+        yield from _wrap(
+            clean(f"{guest}: {blackout}; gaps: {', '.join(gaps) or 'unknown'}"), "    ", "  "
         )
     yield from _render_devices(hop, verdict)
     yield from _render_phases(hop)
@@ -109,20 +150,18 @@ def _render_devices(hop: HopEvidence, verdict: Verdict) -> Iterator[str]:
         alone = f"{how} for {gap[0]}" if gap else ""
         frames = f"frames: {', '.join(said)}" if said else ""
         parts = [part for part in (frames, alone) if part]
-        yield clean(f"  {device}: {'; '.join(parts) or 'nothing seen'}")
+        yield from _wrap(clean(f"{device}: {'; '.join(parts) or 'nothing seen'}"), "    ", "  ")
     watch = [
         f"{label} {say_metric(metric)}"
         for name, label in (("rate", "at"), ("cpu", "for"), ("hole", "of a core, longest hole"))
         for metric in find_metrics(verdict, f"iommu.sampling.{name}", hop=str(hop.number))
     ]
     if watch:
-        yield clean(f"  iommu: looked at from outside {' '.join(watch)}")
+        yield from _wrap(clean(f"iommu: looked at from outside {' '.join(watch)}"), "    ", "  ")
     for metric in find_metrics(verdict, "iommu.preserve", hop=str(hop.number)):
         pages, devices = metric.labels.get("pages"), metric.labels.get("devices")
-        yield clean(
-            f"  iommu: {pages} table pages of {devices} devices preserved in {say_metric(metric)},"
-            " by the kernel's own clock"
-        )
+        preserved = f"{pages} table pages of {devices} devices preserved in {say_metric(metric)}"
+        yield from _wrap(clean(f"iommu: {preserved}, by the kernel's own clock"), "    ", "  ")
 
 
 def _render_phases(hop: HopEvidence) -> Iterator[str]:

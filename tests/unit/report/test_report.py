@@ -142,12 +142,40 @@ def test_ktap_says_what_the_verdict_says(case: tuple[Plan, Evidence, Verdict]) -
         )
 
 
-def test_text_names_kernels_results_blackout_and_phases() -> None:
+def test_text_begins_with_the_verdict_and_a_line_for_each_guest() -> None:
     text = render_text(PLAN, GOOD, judge(PLAN, GOOD))
-    assert text.startswith("PASS")
-    for word in ("a" * 40, "b" * 40, "blackout 4.01 s", "vcpu", "clock", "network", "storage",
-                 "512 pages equal", "prepare", "kernel", "memory.placement"):  # fmt: skip
+    lines = text.splitlines()
+    assert lines[0].startswith("PASS  test: 1 hop")
+    assert lines[2] == "vm0: blackout 4.01 s, longest gap 4.05 s (storage, hop 1)"
+    assert lines[3] == "hop 1: 7.3.4-lu-a → 7.3.4-lu-b"
+    for word in ("512 pages equal", "memory.placement"):
         assert word in text, word
+
+
+def test_text_says_how_long_a_guest_stood_still_over_all_hops() -> None:
+    case = CASES["hops"]
+    lines = render_text(*case, judge(*case)).splitlines()
+    assert [line.partition(",")[0] for line in lines if line.startswith("vm0: ")] == [
+        "vm0: blackouts 4.01 s to 4.01 s"
+    ]
+    assert sum(line.startswith("hop ") for line in lines) == 4
+
+
+def test_text_with_details_has_build_ids_gaps_and_phases_of_each_hop() -> None:
+    verdict = judge(PLAN, GOOD)
+    details = ("a" * 40, "b" * 40, "blackout 4.01 s; gaps: vcpu", "storage", "prepare", "kernel")
+    text = render_text(PLAN, GOOD, verdict, with_details=True)
+    for word in details:
+        assert word in text, word
+    short = render_text(PLAN, GOOD, verdict)
+    assert "from pause" in text and "from pause" not in short and "a" * 40 not in short
+
+
+def test_text_fits_into_78_columns(case: tuple[Plan, Evidence, Verdict]) -> None:
+    for with_details in (False, True):
+        for line in render_text(*case, with_details=with_details).splitlines():
+            # a word that is longer than a line stays in one piece: paths and numbers are copied
+            assert len(line) <= 78 or len(line.split()) <= 2, line
 
 
 def test_the_headline_of_what_was_rolled_back_says_so_unless_a_guest_was_lost() -> None:

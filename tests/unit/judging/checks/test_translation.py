@@ -90,7 +90,7 @@ def test_what_watching_cost_is_measured() -> None:
 def test_time_that_keeping_tables_took_is_measured_and_said() -> None:
     (said,) = (each for each in judge(PLAN, GOOD).metrics if each.name == "iommu.preserve")
     assert (said.value, said.labels["pages"], said.labels["devices"]) == (2 * MS, "142", "1")
-    text = render_text(PLAN, GOOD, judge(PLAN, GOOD))
+    text = " ".join(render_text(PLAN, GOOD, judge(PLAN, GOOD)).split())
     assert "142 table pages of 1 devices preserved in 2 ms, by the kernel's own clock" in text
     unknown = judge(PLAN, spoil(GOOD, kept=None)).metrics
     assert not [each for each in unknown if each.name == "iommu.preserve"]
