@@ -16,7 +16,7 @@ PY	:= $(VENV)/bin/python
 SHELLS	:= liveupdate/setup.sh .ci/run ci/lab-job.sh ci/examples/nightly.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check nightly lint unit component vm vm-shared vm-alone bench images tools kernel-check modules-check clean
+.PHONY: help setup run test check nightly lint unit component vm vm-shared vm-alone bench man images tools kernel-check modules-check clean
 
 help: ## list all targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -80,6 +80,9 @@ vm-alone:
 
 bench: tools images ## measure the budgets and print their table; BASE=COMMIT: against that commit
 	$(PY) -m tests.bench $(if $(BASE),--base $(BASE))
+
+man: tools ## manual pages into build/man, from the help of every verb
+	$(PY) -m liveupdate.cli.man build/man
 
 images: ## build all missing images, also those for tests
 	$(VENV)/bin/liveupdate images build --tests

@@ -119,7 +119,7 @@ def _set_color(ctx: click.Context, _param: click.Parameter, choice: str | None) 
 
 GLOBAL_OPTIONS = (
     click.option("-v", "--verbose", count=True, expose_value=False, callback=_set_verbosity,
-                 help="Log more; twice for all details."),
+                 help="Log and report more; twice for all details."),
     click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet,
                  help="Log errors only."),
     click.option("--color", type=click.Choice(["auto", "always", "never"]), expose_value=False,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from liveupdate.cli import complete
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option, results_option
 from liveupdate.model.verdict import ExitCode
@@ -16,7 +17,11 @@ from liveupdate.model.verdict import ExitCode
 PATIENCE_S = 120.0
 
 run_argument = click.argument(
-    "run_dir", metavar="[RUN]", required=False, type=click.Path(path_type=Path)
+    "run_dir",
+    metavar="[RUN]",
+    required=False,
+    type=click.Path(path_type=Path),
+    shell_complete=complete.runs,
 )
 step_option = click.option("--step", "by_step", is_flag=True, help="Ask before each step.")
 yes_option = click.option("--yes", "is_sure", is_flag=True, help="Skip the confirmation.")

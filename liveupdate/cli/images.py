@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import click
 
+from liveupdate.cli import complete
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option
 from liveupdate.cli.output import say, say_json
@@ -22,7 +23,7 @@ def images() -> None:
 
 
 @images.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, shell_complete=complete.images)
 @click.option("--tests", is_flag=True, help="Also build the kernels that fault tests need.")
 @common
 def build(app: App, *, names: tuple[str, ...], tests: bool) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from liveupdate.cli import complete
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option
 from liveupdate.cli.output import say, say_json
@@ -55,9 +56,12 @@ def inspect(app: App, *, image: Path, as_json: bool) -> int:
 
 
 @click.command()
-@click.argument("outgoing")
-@click.argument("incoming")
-@click.option("--mechanism", default="luo-memfd", metavar="NAME", help="luo-memfd by default.")
+@click.argument("outgoing", shell_complete=complete.kernels)
+@click.argument("incoming", shell_complete=complete.kernels)
+@click.option(
+    "--mechanism", default="luo-memfd", metavar="NAME", shell_complete=complete.mechanisms,
+    help="luo-memfd by default.",
+)  # fmt: skip
 @json_option
 @common
 def compat(app: App, *, outgoing: str, incoming: str, mechanism: str, as_json: bool) -> int:

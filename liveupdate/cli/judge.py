@@ -7,12 +7,15 @@ from pathlib import Path
 
 import click
 
+from liveupdate.cli import complete
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option, report_files
 from liveupdate.core.errors import EvidenceError
 from liveupdate.model.verdict import ExitCode
 
-run_dir_argument = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+run_dir_argument = click.argument(
+    "run_dir", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete.runs
+)
 
 
 @click.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from liveupdate.cli import complete
 from liveupdate.cli.app import App
 from liveupdate.cli.options import common, json_option
 from liveupdate.cli.output import say
@@ -30,7 +31,7 @@ def _counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int
 
 
 @click.command()
-@click.argument("scenario", required=False)
+@click.argument("scenario", required=False, shell_complete=complete.scenarios)
 @click.option("--mechanisms", callback=_listed, default="all", metavar="M,…", help="all, or names.")
 @click.option(
     "--guest-memory", callback=_listed, default="256M", metavar="SIZE,…", help="RAM of every guest."

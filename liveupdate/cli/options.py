@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from liveupdate.cli import complete
 from liveupdate.cli.app import GLOBAL_OPTIONS, App
 from liveupdate.cli.output import setup_logging
 
@@ -100,9 +101,13 @@ def scenario_options(function: F) -> F:
     decorated = click.option(
         "--cold", is_flag=True, help="Boot the host; do not load a saved one."
     )(decorated)
-    for option, _, metavar, text in reversed(OVERRIDES):
-        decorated = click.option(option, _parameter(option), metavar=metavar, help=text)(decorated)
-    return click.argument("scenario", required=False)(decorated)  # type: ignore[no-any-return]
+    for option, key, metavar, text in reversed(OVERRIDES):
+        decorated = click.option(
+            option, _parameter(option), metavar=metavar, help=text,
+            shell_complete=complete.VALUES.get(key),
+        )(decorated)  # fmt: skip
+    argument = click.argument("scenario", required=False, shell_complete=complete.scenarios)
+    return argument(decorated)  # type: ignore[no-any-return]
 
 
 def _parameter(option: str) -> str:

@@ -204,17 +204,67 @@ def test_completion_script_asks_this_program(
     assert f"_LIVEUPDATE_COMPLETE={shell}_complete" in capsys.readouterr().out
 
 
-def test_completion_completes_verbs() -> None:
-    env = {
-        **os.environ,
-        "_LIVEUPDATE_COMPLETE": "bash_complete",
-        "COMP_WORDS": "liveupdate ima",
-        "COMP_CWORD": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "liveupdate"], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.strip() == "plain,images"
+def test_completion_completes_verbs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask_shell(monkeypatch, capsys, "ima") == ["plain,images"]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("run", "vfio-c"), ["vfio-continuous"]),
+        (("run", "--fault", "flip-b"), ["flip-bit"]),
+        (("run", "--mechanism", "luo"), ["luo-memfd"]),
+        (("run", "--target", "lib"), ["libvirt"]),
+        (("run", "--accel", ""), ["auto", "kvm", "tcg"]),
+        (("compat", "kernel-sk"), ["kernel-skew"]),
+        (("images", "build", "kernel-sk"), ["kernel-skew"]),
+        (("judge", "runs/2"), ["runs/20260102-b", "runs/20260101-a"]),
+        (("matrix", "vfio-q"), ["vfio-quiesce"]),
+    ],
+)
+def test_values_are_completed(
+    words: tuple[str, ...],
+    offered: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("20260101-a", "20260102-b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert ask_shell(monkeypatch, capsys, *words) == [f"plain,{value}" for value in offered]
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "./my"), ("run", "--next-kernel", "/b"), ("judge", "bundle.t")]
+)
+def test_files_are_left_to_the_shell(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask_shell(monkeypatch, capsys, *words) == [f"file,{words[-1]}"]
+
+
+def ask_shell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> list[str]:
+    monkeypatch.setenv("_LIVEUPDATE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", " ".join(("liveupdate", *words)))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    main([])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_every_verb_has_a_manual_page_with_its_options(tmp_path: Path) -> None:
+    from liveupdate.cli.man import write_pages
+
+    pages = {page.stem: page.read_text() for page in write_pages(tmp_path)}
+    assert {f"liveupdate-{verb}" for verb in VERBS} < set(pages)
+    assert r"\-\-next\-kernel" in pages["liveupdate-run"]
+    assert "liveupdate-images-gc" in pages
+    for verb, (_, text) in VERBS.items():
+        assert text.rstrip(".") in pages[f"liveupdate-{verb}"].replace("\\-", "-"), verb
 
 
 def test_faults_are_listed_with_what_they_must_come_to(
