@@ -150,8 +150,9 @@ def find_disagreement(
 
     A tick has all of them from about one moment, so that a single reading shows it, however late it
     is seen. A payload whose vCPU is stopped between two of its reads has one tick that disagrees
-    with both neighbours, and these agree: that does not last, and is no fault of the clocks. Over
-    the blackout only the TSC's direction is compared.
+    with both neighbours, and these agree: that does not last, and is no fault of the clocks. It is
+    left alone when the guest made no tick for as long, and said when it did. Over the blackout only
+    the TSC's direction is compared.
 
     :param tsc_restarts: whether the TSC may count from zero again after the blackout.
     """
@@ -186,7 +187,10 @@ def find_disagreement(
             more = round(more / usual) if usual else new.monotonic_ns - old.monotonic_ns
         return int(more) - (new.monotonic_ns - old.monotonic_ns)
 
+    read_late: Tick | None = None
     for (old, new), later in zip_longest(pairs, pairs[1:]):
+        if old is read_late:
+            continue
         ran_ns = new.monotonic_ns - old.monotonic_ns
         if new.seq - old.seq > ran_ns / _TICK_NS + _TICKS_MORE:
             return f"there were {new.seq - old.seq} ticks in {format_ns(ran_ns)}", True
@@ -195,6 +199,9 @@ def find_disagreement(
             if abs(apart_ns) > _CLOCKS_NS:
                 follows = later is not None and later[0] is new
                 lasts = follows and abs(gained(clock, old, later[1])) > _CLOCKS_NS
+                if follows and not lasts and later[1].host_ns - old.host_ns >= abs(apart_ns):
+                    read_late = new
+                    break
                 text = f"{name} and the monotonic clock moved apart by {format_ns(abs(apart_ns))}"
                 return f"{text} outside the blackout", lasts
     return None
