@@ -6,7 +6,9 @@ At the end says which files took how long (the table of docs/testing.md), those 
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -16,6 +18,11 @@ from hypothesis import settings
 # A busy machine is no failure; what takes how long is what `make bench` is for.
 settings.register_profile("liveupdate", deadline=None)
 settings.load_profile("liveupdate")
+
+# Tests start the tool a few hundred times, and each process would compile it again; `make clean`
+# removes what is written. Set here, before the test modules are imported.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A shell's `&` and nohup start us with these ignored, the tool respects that, and so would every
 # child: what the tests say about signals would not be about the tool.
@@ -39,6 +46,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         top = item.path.relative_to(_ROOT).parts[0]
         if top in _MARKERS:
             item.add_marker(top)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m unit``, read no other directory: every worker would import all of it."""
+    if not collection_path.is_relative_to(_ROOT) or config.option.markexpr not in _MARKERS:
+        return None
+    top = collection_path.relative_to(_ROOT).parts[:1]
+    if top and top[0] in _MARKERS and top[0] != config.option.markexpr:
+        return True
+    return None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
