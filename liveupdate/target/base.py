@@ -21,10 +21,12 @@ from liveupdate.model.targets import TargetKind
 from liveupdate.target.machines import Registry, write_owner
 from liveupdate.transport.agent_link import AgentLink
 from liveupdate.transport.console import Console
-from liveupdate.transport.ssh import Ssh
 
 if TYPE_CHECKING:
     from liveupdate.target.qemu.host import QemuHost
+
+    # loads paramiko, which only a host that is there needs
+    from liveupdate.transport.ssh import Ssh
 
 T = TypeVar("T")
 
