@@ -60,9 +60,9 @@ lint: tools ## ruff, mypy, import-linter, shellcheck, ansible-lint
 unit: tools ## pure tests
 	$(COMPUTE) $(PY) -m pytest -m unit -n auto $(PYTEST)
 
-# Most of the time these wait; idle processes take over what long ones have left.
+# Most of the time these wait. What shares a lab goes to one process.
 component: tools ## a local sshd, fake peers, a QEMU without a guest
-	$(PY) -m pytest -m component -n 4 --dist worksteal $(PYTEST)
+	$(PY) -m pytest -m component -n 4 --dist loadgroup $(PYTEST)
 
 vm: tools images ## tests that boot hosts with guests
 	$(MAKE) --no-print-directory -j1 -k vm-shared vm-alone

@@ -26,6 +26,8 @@ from liveupdate.target.ssh.spec import ConsoleSpec, LabgridSpec, LabMachine
 from tests.support import labgrid
 
 pytest.importorskip("labgrid", reason="pip install -e '.[labgrid]'")
+# one worker: the lab is the same for all
+pytestmark = pytest.mark.xdist_group("labgrid")
 
 PLACE = "box"
 HOLD = """
@@ -110,7 +112,7 @@ def machine(lab: Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     yield lab
     holder = lab.lab.holder(PLACE)
     if holder is not None:
-        lab.lab.client("-p", PLACE, "release", "--kick")
+        lab.lab.release(PLACE)
 
 
 def wait_free(machine: Machine) -> None:
@@ -156,7 +158,7 @@ def test_it_is_given_back_when_whoever_held_it_is_interrupted_or_killed(
 
 
 def test_somebody_elses_place_is_refused_by_name_and_not_touched(machine: Machine) -> None:
-    machine.lab.client("-p", PLACE, "acquire", who=labgrid.OTHER)
+    machine.lab.acquire(PLACE, who=labgrid.OTHER)
     before = len(machine.switched)
     with pytest.raises(LaunchError, match=r"'box' is held by far/somebody.*allow desk/me"):
         machine.make_host("a3").__enter__()
@@ -165,15 +167,15 @@ def test_somebody_elses_place_is_refused_by_name_and_not_touched(machine: Machin
 
 
 def test_a_place_that_lets_us_in_is_used_and_left_to_its_holder(machine: Machine) -> None:
-    machine.lab.client("-p", PLACE, "acquire", who=labgrid.OTHER)
-    machine.lab.client("-p", PLACE, "allow", "desk/me", who=labgrid.OTHER)
+    machine.lab.acquire(PLACE, who=labgrid.OTHER)
+    machine.lab.allow(PLACE, "desk/me", who=labgrid.OTHER)
     with Place(machine.spec) as place:
         assert place.lost is None
     assert machine.lab.holder(PLACE) == "far/somebody"
 
 
 def test_a_place_taken_beforehand_is_kept(machine: Machine) -> None:
-    machine.lab.client("-p", PLACE, "acquire")
+    machine.lab.acquire(PLACE)
     with Place(machine.spec):
         pass
     assert machine.lab.holder(PLACE) == "desk/me"
@@ -181,8 +183,8 @@ def test_a_place_taken_beforehand_is_kept(machine: Machine) -> None:
 
 def test_a_place_that_is_taken_away_is_said_and_not_touched_any_more(machine: Machine) -> None:
     with machine.make_host("a6") as host:
-        machine.lab.client("-p", PLACE, "release", "--kick", who=labgrid.OTHER)
-        machine.lab.client("-p", PLACE, "acquire", who=labgrid.OTHER)
+        machine.lab.release(PLACE)
+        machine.lab.acquire(PLACE, who=labgrid.OTHER)
         wait_until(lambda: host.death() is not None, Deadline.after(20.0, "the loss to be seen"))
         before = len(machine.switched)
         with pytest.raises(PlaceLost, match="was taken away"):

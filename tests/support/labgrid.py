@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-import os
+import queue
 import select
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
@@ -35,33 +35,71 @@ class Lab:
         self._coordinator: proc.Child | None = None
         self._exporter: proc.Child | None = None
 
-    def client(self, *args: str, who: dict[str, str] = ME, check: bool = True) -> str:
-        """Call labgrid-client as somebody; return what it says."""
-        done = subprocess.run(
-            [BIN / "labgrid-client", "-x", self.address, *args],
-            env={**os.environ, **who},
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        assert not check or done.returncode == 0, f"{args}: {done.stdout}{done.stderr}"
-        return done.stdout + done.stderr
+    def create(self, place: str, resources: str) -> None:
+        """Make a place of the resources that match ``EXPORTER/GROUP/CLASS``."""
+        with self._session(ME) as (stub, wire, _):
+            stub.AddPlace(wire.AddPlaceRequest(name=place), timeout=START_S)
+            match = wire.AddPlaceMatchRequest(placename=place, pattern=resources)
+            stub.AddPlaceMatch(match, timeout=START_S)
+
+    def acquire(self, place: str, who: Mapping[str, str] = ME) -> None:
+        """Take a place as a user."""
+        with self._session(who) as (stub, wire, _):
+            stub.AcquirePlace(wire.AcquirePlaceRequest(placename=place), timeout=START_S)
+
+    def allow(self, place: str, user: str, who: Mapping[str, str]) -> None:
+        """Let ``user`` in, as the user who holds the place."""
+        with self._session(who) as (stub, wire, _):
+            stub.AllowPlace(wire.AllowPlaceRequest(placename=place, user=user), timeout=START_S)
+
+    def release(self, place: str) -> None:
+        """Free a place, of whomever it is: what ``labgrid-client release --kick`` does."""
+        with self._session(ME) as (stub, wire, _):
+            stub.ReleasePlace(wire.ReleasePlaceRequest(placename=place), timeout=START_S)
 
     def holder(self, place: str) -> str | None:
-        """Return who holds a place, None: it is free.
+        """Return who holds a place, None: it is free."""
+        with self._session(ME) as (stub, wire, _):
+            answer = stub.GetPlaces(wire.GetPlacesRequest(), timeout=START_S)
+        (holder,) = (each.acquired for each in answer.places if each.name == place)
+        return str(holder) or None
 
-        Asks the coordinator itself: a labgrid-client costs half a second of CPU to start.
+    def resources(self) -> set[str]:
+        """Return the classes of all resources that the coordinator knows."""
+        with self._session(ME) as (_, _, known):
+            return known
+
+    @contextmanager
+    def _session(self, who: Mapping[str, str]) -> Iterator[tuple[Any, Any, set[str]]]:
+        """Be one of labgrid's clients: its calls, its messages, the classes of the resources.
+
+        A labgrid-client of its own would cost half a second of CPU to start. The coordinator
+        takes a call for that of the user who opened the stream on the same connection.
         """
         import grpc
         from labgrid.remote.generated import labgrid_coordinator_pb2 as wire
         from labgrid.remote.generated import labgrid_coordinator_pb2_grpc as service
 
+        asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        name = f"{who['LG_HOSTNAME']}/{who['LG_USERNAME']}"
+        asked.put(wire.ClientInMessage(startup=wire.StartupDone(version="test", name=name)))
+        asked.put(wire.ClientInMessage(subscribe=wire.Subscribe(all_resources=True)))
+        asked.put(wire.ClientInMessage(sync=wire.Sync(id=1)))
+        known: set[str] = set()
         with grpc.insecure_channel(self.address) as channel:
-            coordinator = service.CoordinatorStub(channel)
-            answer = coordinator.GetPlaces(wire.GetPlacesRequest(), timeout=START_S)
-        (holder,) = (each.acquired for each in answer.places if each.name == place)
-        return str(holder) or None
+            stub = service.CoordinatorStub(channel)
+            stream = stub.ClientStream(iter(asked.get, None), timeout=START_S)
+            try:
+                for message in stream:
+                    known.update(
+                        each.resource.cls for each in message.updates if each.HasField("resource")
+                    )
+                    if message.HasField("sync"):
+                        break
+                yield stub, wire, known
+            finally:
+                asked.put(None)
+                stream.cancel()
 
     def start_coordinator(self) -> None:
         """Start it and wait until it can be called: an exporter gives up at the first refusal."""
@@ -100,18 +138,18 @@ class Lab:
         self._exporter = child = self._start(
             "exporter", "-c", self.address, "--name", "lab", "--hostname", "127.0.0.1", str(path)
         )
-        seen = [""]
+        seen: list[set[str]] = [set()]
 
         def there() -> bool:
             self._check(child, "exporter")
-            seen[0] = self.client("resources", check=False)
+            seen[0] = self.resources()
             return wanted in seen[0]
 
         wait_until(
             there,
             Deadline.after(START_S, "the exporter's resources"),
-            interval_s=0.3,
-            describe=lambda: f"the coordinator knows {seen[0]!r}; {self.tail('exporter')}",
+            interval_s=0.1,
+            describe=lambda: f"the coordinator knows {seen[0] or '{}'}; {self.tail('exporter')}",
         )
 
     def tail(self, program: str) -> str:
@@ -227,8 +265,7 @@ box:
 """,
             "NetworkPowerPort",
         )
-        lab.client("-p", place, "create")
-        lab.client("-p", place, "add-match", "lab/box/*")
+        lab.create(place, "lab/box/*")
         yield lab
 
 

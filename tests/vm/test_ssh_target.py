@@ -92,7 +92,7 @@ def test_a_lab_job_finds_a_lost_session_publishes_it_and_gives_its_place_back(
             assert any(name.endswith("/result.json") for name in bundle.getnames())
         assert served.holder("box") is None
         # and one that somebody else holds is refused, by name
-        served.client("-p", "box", "acquire", who=labgrid.OTHER)
+        served.acquire("box", who=labgrid.OTHER)
         said = cli.run(tmp_path, "--target", f"ssh:{path}")
         assert said.returncode == 3, said.explain()
         assert "'box' is held by far/somebody" in said.stdout + said.stderr
