@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,15 @@ def root() -> Iterator[Path]:
     """A runtime directory with a path short enough for sockets."""
     path = Path(f"/tmp/lu-test-{os.getpid()}")
     path.mkdir(mode=0o700)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def in_ram() -> Iterator[Path]:
+    """A directory in RAM: its path is short enough for sockets, and a sync costs nothing there."""
+    shm = Path("/dev/shm")
+    path = Path(tempfile.mkdtemp(prefix="lu-", dir=shm if shm.is_dir() else None))
     yield path
     shutil.rmtree(path)
 

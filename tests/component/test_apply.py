@@ -64,9 +64,8 @@ class HookedWal(Wal):
 class Bench:
     """A host, and the run directory of an update of it."""
 
-    def __init__(self, tmp_path: Path) -> None:
-        self.tmp_path = tmp_path
-        image = tmp_path / "bzImage"
+    def __init__(self, root: Path) -> None:
+        image = root / "bzImage"
         image.write_bytes(b"kernel")
         self.kernel = KernelImage(
             path=str(image),
@@ -84,7 +83,7 @@ class Bench:
             mechanism=MECHANISMS["luo-memfd"],
         )
         self.plan = self._plan()
-        self.record = RunDir.create(tmp_path / "runs", plan=self.plan, scenario="")
+        self.record = RunDir.create(root / "runs", plan=self.plan, scenario="")
         self.run_dir = self.record.path
         with Wal(self.run_dir, create=True) as wal:
             wal.append("begin", update="u1", host="box", place="/box.toml", owner="me@here")
@@ -170,8 +169,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
+def bench(in_ram: Path) -> Iterator[Bench]:
+    made = Bench(in_ram)
     yield made
     made.host.close()
 

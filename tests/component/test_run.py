@@ -6,8 +6,7 @@ of an error at any place, what is stored then, and that nothing is left behind.
 from __future__ import annotations
 
 import base64
-import shutil
-import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from liveupdate.core import deadline
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import (
     DeadlineExceeded,
@@ -64,18 +64,14 @@ BRING_UP_CALLS = ("set_time", "set_nonce", "start_guests", "pfns")
 
 
 @pytest.fixture
-def made() -> Iterator[FakeRun]:
-    """A run in RAM: its path is short enough for sockets, and a sync costs nothing there."""
-    shm = Path("/dev/shm")
-    root = Path(tempfile.mkdtemp(prefix="lu-", dir=shm if shm.is_dir() else None))
-    sockets = root / "s"
+def made(in_ram: Path) -> Iterator[FakeRun]:
+    sockets = in_ram / "s"
     sockets.mkdir()
-    run = FakeRun(root=sockets, results=root / "runs")
+    run = FakeRun(root=sockets, results=in_ram / "runs")
     before = leftovers(sockets)
     yield run
     # whatever happened in the test
     assert leftovers(sockets) == before
-    shutil.rmtree(root)
 
 
 class Answered(Exception):
@@ -392,17 +388,25 @@ def test_a_users_kernel_without_a_driver_for_the_disk_is_no_loss(
     assert (kind == "harness") == ("CONFIG_VIRTIO_BLK=y" in result.evidence.incidents[0].text)
 
 
-@pytest.mark.parametrize(
-    ("hops", "total_s", "step"), [(1, 6.0, "blackout"), (2, 0.0, "bring-up")], ids=str
-)
+@pytest.mark.parametrize("step", ["blackout", "bring-up"])
 def test_a_run_ends_when_its_time_is_up_and_names_the_step(
-    made: FakeRun, hops: int, total_s: float, step: str
+    made: FakeRun, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    made.plan = quick_plan(hops=hops)
+    total_s = 0.0 if step == "bring-up" else 600.0
+    made.plan = quick_plan(hops=2)
     made.plan = replace(
         made.plan, timeouts=replace(made.plan.timeouts, jump_s=60.0, total_s=total_s)
     )
     made.script.incoming = "hang"
+    real = LiveHop.see_jump
+
+    def see_jump(hop: LiveHop) -> None:
+        # the run's own time is up now, however long a busy machine took to get here
+        limit = deadline._whole.get()
+        object.__setattr__(limit, "expires_at", time.monotonic() + 0.3)
+        real(hop)
+
+    monkeypatch.setattr(LiveHop, "see_jump", see_jump)
     result = made.run()
     assert result.verdict.outcome is Outcome.ERROR
     texts = [each.text for each in result.evidence.incidents if each.kind == "deadline"]
