@@ -880,6 +880,23 @@ def test_memory_that_is_lost_in_every_hop_is_a_leak() -> None:
     assert "9 MiB per hop" in check.reason
 
 
+@pytest.mark.parametrize("up", [2, 3, 4, 5])
+def test_leak_shows_although_free_memory_goes_up_in_one_hop(up: int) -> None:
+    plan, evidence = leaking(40 * MIB, 5)
+    facts = evidence.hops[up - 1].after
+    assert facts is not None
+    raised = make.with_after(evidence, up, mem_free_bytes=facts.mem_free_bytes + 45 * MIB)
+    check = check_of(judge(plan, raised), "handover.session")
+    assert check.status is Outcome.FAIL and "free memory falls by" in check.reason
+
+
+def test_kernels_of_different_size_are_no_leak() -> None:
+    plan, evidence = leaking(0, 5)
+    for number in (2, 4):
+        evidence = make.with_after(evidence, number, mem_free_bytes=300 * MIB)
+    assert judge(plan, evidence).outcome is Outcome.PASS
+
+
 @pytest.mark.parametrize(("per_hop", "hops"), [(7 * MIB, 5), (9 * MIB, 3), (-20 * MIB, 5)])
 def test_small_short_or_rising_series_is_no_leak(per_hop: int, hops: int) -> None:
     plan, evidence = leaking(per_hop, hops)
