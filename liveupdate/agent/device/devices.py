@@ -314,7 +314,9 @@ class Device:
         self._job.find(self._memory)
         if self.spec.fault == "reset-device":
             self.spec.fault = ""
-            self._pin.reset()
+            from .fault_tools import reset
+
+            reset(self, self._pin)
         # Before this kernel touches the device: only the device itself did this.
         landed = self._job.landed()
         self.tell(
@@ -372,9 +374,17 @@ class Device:
 
     def release_page(self) -> None:
         """Free a page of the memory that the device may write to; for a fault."""
-        from ..base.fault_tools import punch_hole
+        from ..base.fault_tools import punch_hole, report
 
-        punch_hole(self._fd, self._job.size - PAGE_BYTES, PAGE_BYTES)
+        offset = self._job.size - PAGE_BYTES
+        before = os.fstat(self._fd).st_blocks
+        punch_hole(self._fd, offset, PAGE_BYTES)
+        after = os.fstat(self._fd).st_blocks
+        where = f"offset {offset:#x} of the device's memory"
+        told = report(
+            "release-page", "blocks of 512 bytes that are allocated", where, before, after
+        )
+        self.tell("struck", **told)
 
     def status(self) -> dict[str, object]:
         """Return its state. ``account`` is None when there is no memory."""

@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import time
+
 from ..base.fast_stdlib import TYPE_CHECKING
-from ..base.fault_tools import move_page
+from ..base.fault_tools import move_page, process_state, report
 from ..mechanisms.base import TOKEN_STATE
 from ..mechanisms.fault_tools import take_token
 
 if TYPE_CHECKING:
     from .guests import Guest
+
+#: a process that was killed ends in no time, unless the machine is very busy
+KILL_S = 5.0
 
 
 def apply_after_pause(guest: Guest, faults: list[dict[str, object]]) -> None:
@@ -22,6 +27,13 @@ def apply_after_pause(guest: Guest, faults: list[dict[str, object]]) -> None:
             guest.vmm.wait_end(1.0)
         elif fault.get("fault") == "refuse-state" and guest.session is not None:
             take_token(guest.session, TOKEN_STATE)
+            try:
+                take_token(guest.session, TOKEN_STATE)
+                after = "free"
+            except OSError as err:
+                after = f"taken: {err}"
+            told = report("refuse-state", "the state's token", guest.spec.session, "free", after)
+            guest.tell("struck", **told)
 
 
 def apply_after_retrieve(guest: Guest) -> None:
@@ -34,12 +46,44 @@ def apply_after_retrieve(guest: Guest) -> None:
             if guest.ram is None:
                 continue
             before, after = move_page(guest.ram.fd, page)
-            guest.tell("fault", fault="move-page", page=page, pfn_before=before, pfn_after=after)
+            where = f"page {page} of the guest's RAM"
+            told = report("move-page", "page frame", where, f"{before:#x}", f"{after:#x}")
+            guest.tell("struck", **told)
 
 
 def apply_after_resume(guest: Guest) -> None:
     """Apply the guest's faults that belong after its resume."""
     for fault in guest.faults:
         if fault.get("fault") == "kill-vmm":
-            guest.vmm.kill()
-            guest.tell("fault", fault="kill-vmm")
+            kill_vmm(guest)
+
+
+def kill_vmm(guest: Guest) -> None:
+    """Kill a guest's VMM."""
+    pid = guest.vmm.pid
+    before = process_state(pid)
+    guest.vmm.kill()
+    deadline = time.monotonic() + KILL_S
+    while (after := process_state(pid)) not in ("gone", "Z") and time.monotonic() < deadline:
+        time.sleep(0.005)
+    guest.tell("struck", **report("kill-vmm", "the VMM", f"process {pid}", before, after))
+
+
+def reset_guest(guest: Guest) -> None:
+    """Reset a guest."""
+    before = guest.vmm.query_status()
+    guest.vmm.reset()
+    told = report("reset-guest", "the guest", "its VMM's monitor", before, guest.vmm.wait_reset())
+    guest.tell("struck", **told)
+
+
+def close_session(guest: Guest) -> None:
+    """Close the session that carries a guest."""
+    session = guest.session
+    if session is None:
+        return
+    before = "open" if session.is_open else "closed"
+    session.close()
+    after = "open" if session.is_open else "closed"
+    told = report("close-session", "the guest's session", session.name, before, after)
+    guest.tell("struck", **told)

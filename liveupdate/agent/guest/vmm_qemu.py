@@ -350,6 +350,20 @@ class QemuVmm:
         """Reset the guest; with ``-no-reboot`` that ends the VMM."""
         self._batch([("set-action", {"reboot": "reset"}), ("system_reset", {})])
 
+    def wait_reset(self) -> str:
+        """Wait until the VMM reports the reset, and return its reason.
+
+        :raises VmmError: it does not.
+        """
+        wanted = "host-qmp-system-reset"
+        try:
+            data = self._monitor().wait_event(
+                "RESET", lambda d: d.get("reason") == wanted, time.monotonic() + COMMAND_S
+            )
+        except QmpLost as err:
+            raise VmmError("vmm", f"guest '{self.spec.name}': {err}") from err
+        return f"RESET, {data.get('reason')}"
+
     def arm(self) -> None:
         """Do all of ``save`` that can be done ahead, in the brownout."""
         self._batch(_SAVE_SETUP)

@@ -98,8 +98,14 @@ class Calls:
         if read_text("/sys/kernel/kexec_loaded") == "1":
             _kexec("-u")
         words = f"{text(args, 'append')} {self._handover.next_words()}".rstrip()
+        was_loaded = read_text("/sys/kernel/kexec_loaded")
         _kexec(_LOADERS[loader], "-l", path, f"--command-line={words}")
-        return {"elapsed_ns": time.monotonic_ns() - began}
+        return {
+            "elapsed_ns": time.monotonic_ns() - began,
+            "command": f"kexec {_LOADERS[loader]} -l {path}",
+            "was_loaded": was_loaded,
+            "is_loaded": read_text("/sys/kernel/kexec_loaded"),
+        }
 
     def _call_unload_kernel(self, _args: Args) -> Args:
         if read_text("/sys/kernel/kexec_loaded") == "1":

@@ -60,11 +60,16 @@ def _kill_vmm(agent: Agent, details: Args) -> After:
     if details.get("when") == "resumed":
         guest.faults.append(details)
         return None
-    return guest.vmm.kill
+    from ..guest.fault_tools import kill_vmm
+
+    return lambda: kill_vmm(guest)
 
 
 def _reset_guest(agent: Agent, details: Args) -> After:
-    return guest_of(agent.guests, details).vmm.reset
+    from ..guest.fault_tools import reset_guest
+
+    guest = guest_of(agent.guests, details)
+    return lambda: reset_guest(guest)
 
 
 def _map_unpreserved(agent: Agent, details: Args) -> After:
@@ -83,27 +88,38 @@ def _reset_device(agent: Agent, details: Args) -> After:
 
 
 def _fill_region(agent: Agent, _details: Args) -> After:
+    from ..base.fault_tools import report
     from ..mechanisms.fault_tools import fill
 
     def fill_it() -> None:
-        fill(agent.handover.open())
+        mechanism = agent.handover.open()
+        before, after = fill(mechanism)
+        told = report("fill-region", "room of the mechanism", mechanism.name, before, after)
+        agent.emit("struck", told)
 
     return fill_it
 
 
 def _wrong_pointer(agent: Agent, _details: Args) -> After:
-    agent.handover.open().mislead()
+    from ..base.fault_tools import report
+
+    mechanism = agent.handover.open()
+    before = mechanism.next_words()
+    mechanism.mislead()
+    where = "words for the incoming kernel's command line"
+    told = report("wrong-pointer", "the pointer", where, before, mechanism.next_words())
+    agent.emit("struck", told)
     return None
 
 
 def _spin(agent: Agent, _details: Args) -> After:
     from ..base.fault_tools import spin
 
-    def drain_and_spin() -> None:
+    def tell(told: dict[str, object]) -> None:
+        agent.emit("struck", told)
         agent.port.drain(DRAIN_S)
-        spin()
 
-    return drain_and_spin
+    return lambda: spin("spin", tell)
 
 
 def _exit(agent: Agent, _details: Args) -> After:

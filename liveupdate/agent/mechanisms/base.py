@@ -128,8 +128,12 @@ class Mechanism:
         """Return words for the next kernel's command line, in addition to the planned ones."""
         return ""
 
-    def exhaust(self) -> None:
-        """Use up the room beside guests' RAM, or refuse to give any; for faults."""
+    def exhaust(self) -> tuple[int, int]:
+        """Use up the room beside guests' RAM, or refuse to give any; for faults.
+
+        :return: bytes of that room before and afterwards, as read; 0: there is none of its own.
+        """
+        return 0, 0
 
     def mislead(self) -> None:
         """Let :meth:`next_words` point elsewhere from now on; for faults."""

@@ -194,9 +194,11 @@ class BreadcrumbMechanism(PoolMechanism):
         """Point the next kernel a page beside the stream; for faults."""
         self._beside = _PAGE_BYTES
 
-    def exhaust(self) -> None:
+    def exhaust(self) -> tuple[int, int]:
         """Count all room in the stream as taken; for faults."""
-        self._taken["exhaust"] = self._room
+        before = self._room - sum(self._taken.values())
+        self._taken["exhaust"] = before
+        return before, self._room - sum(self._taken.values())
 
     def create(self, name: str) -> PreservedSet:
         """Begin an outgoing preserved set, without leftovers of an interrupted update."""

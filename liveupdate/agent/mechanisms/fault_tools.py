@@ -26,17 +26,22 @@ def take_token(session: PreservedSet, token: int) -> None:
         os.close(taken)
 
 
-def fill(mechanism: Mechanism) -> int:
-    """Take all memory a mechanism has left; return how many bytes that was."""
-    mechanism.exhaust()
+def fill(mechanism: Mechanism) -> tuple[str, str]:
+    """Take all memory a mechanism has left; return the room before and afterwards, for people."""
+    beside_before, beside_after = mechanism.exhaust()
     taken, piece, number = 0, _FILL_BYTES, 0
+    refusal = ""
     while piece >= _HUGE_BYTES:
         try:
             mechanism.allocate_ram(f"fill-{number}", piece)
         except OSError as err:
             if err.errno != errno.ENOSPC:
                 raise
+            refusal = f"; {piece} more bytes are refused: {err.strerror}"
             piece //= 2
             continue
         taken, number = taken + piece, number + 1
-    return taken
+    return (
+        f"{taken} bytes for guests, {beside_before} beside them",
+        f"0 bytes for guests, {beside_after} beside them{refusal}",
+    )

@@ -93,12 +93,13 @@ class PkramMechanism(FileMechanism):
         """Return what describes the content, as the module counts it."""
         return int(read_text(f"{SYSFS}/metadata_bytes"))
 
-    def exhaust(self) -> None:
+    def exhaust(self) -> tuple[int, int]:
         """Set the limit to what is in use, so that there is no more room; for faults."""
         # to take all memory that the kernel has would be another fault
         found = os.statvfs(self.root)
         used = (found.f_blocks - found.f_bfree) * found.f_frsize
         mount("pkram", self.root, "pkram", f"size={used}", remount=True)
+        return found.f_bfree * found.f_frsize, os.statvfs(self.root).f_bfree * found.f_frsize
 
 
 def save(root: str) -> None:

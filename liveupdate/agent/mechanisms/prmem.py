@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 
-from ..base.fast_stdlib import write_text
+from ..base.fast_stdlib import read_text, write_text
 from . import modules
 from .base import MechanismError
 from .pool import Pool, PoolMechanism, ioc, text_of
@@ -124,10 +124,12 @@ class PrmemMechanism(PoolMechanism):
         """Return what describes the instances, as the module counts it."""
         return self.pool.used()[1]
 
-    def exhaust(self) -> None:
+    def exhaust(self) -> tuple[int, int]:
         """Set the limit to what is in use, so that there is no more room; for faults."""
         # to take all memory that the kernel has would be another fault
-        write_text(MAX_BYTES, str(self.pool.used()[0]))
+        used, before = self.pool.used()[0], int(read_text(MAX_BYTES))
+        write_text(MAX_BYTES, str(used))
+        return before - used, int(read_text(MAX_BYTES)) - used
 
 
 open_mechanism = PrmemMechanism

@@ -365,13 +365,19 @@ class Handover:
                 if "guest" not in fault and self._session is not None:
                     self._session.close()
                 for name, guest in self._guests.items():
-                    if fault.get("guest", name) == name and guest.session is not None:
-                        guest.session.close()
+                    if fault.get("guest", name) == name:
+                        from ..guest.fault_tools import close_session
+
+                        close_session(guest)
             elif kind == "spin-at-jump":
                 from ..base import fault_tools
 
-                self._drain(DRAIN_S)
-                fault_tools.spin()
+                fault_tools.spin("spin-at-jump", self._tell_struck)
+
+    def _tell_struck(self, told: dict[str, object]) -> None:
+        """Send the report of a fault, which is the last thing that leaves."""
+        self._emit("struck", told)
+        self._drain(DRAIN_S)
 
     # --- either
 

@@ -18,19 +18,44 @@ from liveupdate.agent.link.main import Agent
 FAULTS = Path(__file__).parents[4] / "liveupdate" / "faults"
 
 
+#: above every pid_max
+NO_PID = 1 << 23
+
+
 def make_agent() -> Agent:
     """An agent with a guest and a device, which note what is done to them."""
     done: list[str] = []
-    vmm = SimpleNamespace(kill=lambda: done.append("kill"), reset=lambda: done.append("reset"))
-    guest = SimpleNamespace(vmm=vmm, faults=[], spec=SimpleNamespace(pages=8))
+    told: list[dict[str, object]] = []
+    vmm = SimpleNamespace(
+        pid=NO_PID,
+        kill=lambda: done.append("kill"),
+        reset=lambda: done.append("reset"),
+        query_status=lambda: "running",
+        wait_reset=lambda: "RESET",
+    )
+    guest = SimpleNamespace(
+        vmm=vmm,
+        faults=[],
+        spec=SimpleNamespace(pages=8),
+        tell=lambda event, **data: tell(event, data),
+    )
+
+    def tell(event: str, data: dict[str, object]) -> None:
+        assert event == "struck"
+        told.append(data)
+
     device = SimpleNamespace(
         spec=SimpleNamespace(fault=""),
         map_unpreserved=lambda: done.append("map"),
         release_page=lambda: done.append("release"),
     )
-    mechanism = SimpleNamespace(mislead=lambda: done.append("mislead"))
+    mechanism = SimpleNamespace(
+        mislead=lambda: done.append("mislead"), next_words=lambda: f"word={len(done)}"
+    )
     handover = SimpleNamespace(faults=[], devices={"nic0": device}, open=lambda: mechanism)
-    agent = SimpleNamespace(guests={"vm0": guest}, handover=handover, done=done)
+    agent = SimpleNamespace(
+        guests={"vm0": guest}, handover=handover, done=done, told=told, emit=tell
+    )
     return cast(Agent, agent)
 
 
@@ -60,6 +85,29 @@ def test_what_is_done_at_once_or_after_the_reply(
         assert agent.done == []  # type: ignore[attr-defined]
         after()
     assert agent.done == done  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        ({"fault": "reset-guest", "guest": "vm0"}, ("its VMM's monitor", "running", "RESET")),
+        ({"fault": "kill-vmm", "guest": "vm0"}, (f"process {NO_PID}", "gone", "gone")),
+        (
+            {"fault": "wrong-pointer"},
+            ("words for the incoming kernel's command line", "word=0", "word=1"),
+        ),
+    ],
+)
+def test_what_was_struck_is_told_as_it_was_read_before_and_after(
+    request_: dict[str, object], told: tuple[str, str, str]
+) -> None:
+    agent = make_agent()
+    after = inject(agent, request_)
+    if after is not None:
+        after()
+    (report,) = agent.told  # type: ignore[attr-defined]
+    assert report["fault"] == request_["fault"]
+    assert (report["where"], report["before"], report["after"]) == told
 
 
 def test_what_comes_later_is_noted_with_its_details() -> None:

@@ -158,7 +158,9 @@ def test_filling_the_region_fills_the_stream(kernels: Kernels) -> None:
         raise OSError(28, "No space left on device")
 
     mechanism.allocate_ram = refuse  # type: ignore[method-assign, assignment]
-    assert fault_tools.fill(mechanism) == 0
+    before, after = fault_tools.fill(mechanism)
+    assert before == f"0 bytes for guests, {mechanism._room} beside them"
+    assert after.startswith("0 bytes for guests, 0 beside them; 2097152 more bytes are refused")
     with pytest.raises(OSError, match="No space left"):
         mechanism.create("lu.guest.vm0").preserve(memfd(STATE), TOKEN_STATE)
 

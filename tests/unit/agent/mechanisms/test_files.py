@@ -137,7 +137,9 @@ def test_filling_ends_when_the_carrier_is_full(
         os.ftruncate(fd, length)
 
     monkeypatch.setattr(os, "posix_fallocate", fallocate)
-    assert fill(mechanism) == 4 * MIB
+    before, after = fill(mechanism)
+    assert before == f"{4 * MIB} bytes for guests, 0 beside them"
+    assert after.endswith(f"{2 * MIB} more bytes are refused: No space left on device")
     assert left == 1 * MIB
 
 

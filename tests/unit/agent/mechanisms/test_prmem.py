@@ -112,7 +112,8 @@ def test_no_room_is_a_limit_and_not_the_memory_of_others(
     mechanism.allocate_ram("vm0", 8192)
     written: list[tuple[str, str]] = []
     monkeypatch.setattr(prmem, "write_text", lambda *what: written.append(what))
-    mechanism.exhaust()
+    monkeypatch.setattr(prmem, "read_text", lambda _path: written[-1][1] if written else "10000")
+    assert mechanism.exhaust() == (10000 - 8192, 0)
     assert written == [(prmem.MAX_BYTES, "8192")]
 
 
