@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from liveupdate.cli.app import App
 from liveupdate.cli.options import ScenarioArgs
@@ -277,6 +277,7 @@ def find_images(scenario: Scenario, app: App | None = None) -> ImageSet:
         images,
         outgoing=kernels.get("outgoing", images.outgoing),
         incoming=kernels.get("incoming", images.incoming),
+        replaced={side: getattr(images, side).build_id for side in kernels} or UNSET,
     )
 
 

@@ -24,7 +24,7 @@ from liveupdate.core.steps import StepEvent
 from liveupdate.evidence.files import RunFiles, StoreError
 from liveupdate.evidence.reread import load_evidence
 from liveupdate.model import codec, slots
-from liveupdate.model.evidence import Artifact, Evidence, Incident
+from liveupdate.model.evidence import Artifact, Evidence, Incident, Struck
 from liveupdate.model.plan import Plan
 from liveupdate.model.slots import Document, Series, Slot
 
@@ -40,6 +40,8 @@ class RunDir:
         self._failed: dict[str, str] = {}
         self._first_failure: StoreError | None = None
         self._incidents: list[Incident] = []
+        #: by hop
+        self._struck: dict[int, Struck] = {}
         self._rolled_back = False
 
     @classmethod
@@ -146,7 +148,7 @@ class RunDir:
         """Read all evidence back from disk; files that cannot be used are in ``unreadable``. Never
         raises.
 
-        It also names what this object could not store, and keeps its incidents.
+        It also names what this object could not store, and keeps its incidents and strikes.
         """
         evidence = load_evidence(self._files)
         with self._lock:
@@ -154,6 +156,12 @@ class RunDir:
             lost = [each for each in self._incidents if each not in evidence.incidents]
             return replace(
                 evidence,
+                hops=tuple(
+                    hop
+                    if hop.struck or hop.number not in self._struck
+                    else replace(hop, struck=(self._struck[hop.number],))
+                    for hop in evidence.hops
+                ),
                 incidents=(*evidence.incidents, *lost),
                 unreadable=dict(sorted(unreadable.items())),
                 rolled_back=evidence.rolled_back or self._rolled_back,
@@ -203,6 +211,12 @@ class RunDir:
         with self._lock:
             self._incidents.append(incident)
         self.add(slots.INCIDENTS, [incident])
+
+    def add_struck(self, struck: Struck, hop: int) -> None:
+        """Store what a fault changed; the fault may be that nothing can be stored."""
+        with self._lock:
+            self._struck[hop] = struck
+        self.add(slots.STRUCK, [struck], hop)
 
     def set_rolled_back(self) -> None:
         """Store that the update was rolled back and the guests were seen alive on the outgoing

@@ -7,11 +7,14 @@ these offer (:mod:`liveupdate.planning.faults`). The judge never reads any of th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from liveupdate.core.units import PhysAddr, format_addr
+from liveupdate.model.evidence import Struck
 from liveupdate.model.mechanism import Offer
 from liveupdate.model.plan import Expected
 from liveupdate.model.targets import Capability
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"
 """The scenario of a run that names none: one guest, one kexec."""
+
+REGION_WORDS = ("memmap", "reserve_mem")
+"""Kernel parameters that set memory aside for a mechanism."""
 
 CALL_S = 10.0
 """How long the agent or a monitor may take to do what a fault asks, in seconds."""
@@ -93,7 +99,11 @@ class HopChange:
     abi: str = "same"
 
 
-Strike = Callable[["Testbed"], None]
+Later = Callable[[], Struck | None]
+"""Looks at the end of the hop for what was changed; None: nothing was."""
+
+Strike = Callable[["Testbed"], Struck | Later]
+"""Breaks something, and returns what it changed, read before and read back; or how to find out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +164,52 @@ def planned_fault(
     return replace(row(None), change=change)
 
 
-def ask_agent(bed: Testbed, name: str, **details: object) -> None:
-    """Let the agent carry out its part of fault ``name``; errors as :meth:`AgentLink.call`."""
+def struck(
+    what: str, where: str, before: str, after: str, *, view: str = "outside", at_ns: int = 0
+) -> Struck:
+    """Make the record of a strike.
+
+    :param at_ns: when its effect was read; 0: just now.
+    """
+    at_ns = at_ns or time.monotonic_ns()
+    return Struck(what=what, where=where, before=before, after=after, at_ns=at_ns, view=view)
+
+
+def ask_agent(bed: Testbed, name: str, **details: object) -> Later:
+    """Let the agent carry out its part of fault ``name``; errors as :meth:`AgentLink.call`.
+
+    :return: looks for the agent's event ``struck``, which may come as late as in the incoming
+        kernel.
+    """
+    agent = bed.host.agent
+    mark = agent.mark()
     bed.call("inject", {"fault": name, "args": details}, timeout_s=CALL_S)
+
+    def find() -> Struck | None:
+        for event in agent.events(mark):
+            if event.name == "struck" and event.data.get("fault") == name:
+                told = [event.data.get(key) for key in ("what", "where", "before", "after")]
+                texts = [str(each) for each in told if isinstance(each, (str, int))]
+                if len(texts) == len(told):
+                    return struck(*texts, view="inside", at_ns=event.at_ns)
+        return None
+
+    return find
+
+
+def write_memory(bed: Testbed, what: str, address: int, data: bytes) -> Struck:
+    """Write to the host's RAM from outside, and read back what is there then.
+
+    :raises NotRam: the bytes are not all RAM.
+    """
+    ram = bed.own_machine.ram
+    before = ram.read(address, len(data))
+    ram.write(PhysAddr(address), data)
+    after = ram.read(address, len(data))
+    return struck(what, f"host-physical {format_addr(address)}", before.hex(), after.hex())
+
+
+def flip(bed: Testbed, what: str, address: int, bit: int) -> Struck:
+    """Flip one bit of a byte of the host's RAM; errors as :func:`write_memory`."""
+    (byte,) = bed.own_machine.ram.read(address, 1)
+    return write_memory(bed, f"bit {bit} of a byte of {what}", address, bytes([byte ^ 1 << bit]))

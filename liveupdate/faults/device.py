@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING
 
 from liveupdate.core.deadline import Deadline
 from liveupdate.core.errors import EvidenceError
-from liveupdate.core.units import PhysAddr
+from liveupdate.core.units import PhysAddr, format_addr
 from liveupdate.faults.base import (
     HopChange,
+    Later,
     Moment,
     Part,
     ask_agent,
     fails,
     fault,
+    flip,
     planned_fault,
+    struck,
+    write_memory,
 )
+from liveupdate.model.evidence import Struck
 
 if TYPE_CHECKING:
     from liveupdate.run.testbed import Testbed
@@ -47,7 +52,7 @@ drop_translation = planned_fault(
     needs={Part.DEVICE},
     expect=fails("iommu.mappings"),
 )
-def tamper_pte(bed: Testbed) -> None:
+def tamper_pte(bed: Testbed) -> Struck:
     """Let the entry of the device's last page lead to its first page."""
     from liveupdate.formats.iommu import ADDRESS_MASK
     from liveupdate.formats.vtd.paging import find_leaf
@@ -64,7 +69,8 @@ def tamper_pte(bed: Testbed) -> None:
         raise EvidenceError("the device has no two pages of one size to be mixed up")
     binding = mappings.binding
     leaf = find_leaf(bed.own_machine.ram, binding.top, binding.levels, last.iova + offset)
-    _xor_word(bed, leaf, (target ^ others[0]) & ADDRESS_MASK)
+    what = f"the page-table entry of IOVA {format_addr(last.iova + offset)}"
+    return _xor_word(bed, what, leaf, (target ^ others[0]) & ADDRESS_MASK)
 
 
 @fault(
@@ -74,12 +80,14 @@ def tamper_pte(bed: Testbed) -> None:
     needs={Part.DEVICE},
     expect=fails("iommu.translation"),
 )
-def tamper_context(bed: Testbed) -> None:
+def tamper_context(bed: Testbed) -> Struck:
     """Clear the present bit of the device's context entry."""
     from liveupdate.formats.vtd.tables import find_entry
 
     root, device = bed.find_device(_first(bed))
-    _xor_word(bed, find_entry(bed.own_machine.ram, root, device), 1)
+    return _xor_word(
+        bed, "the device's context entry", find_entry(bed.own_machine.ram, root, device), 1
+    )
 
 
 # --- DMA
@@ -101,11 +109,22 @@ stock_kernel = planned_fault(
     needs={Part.DEVICE, Part.FRAMES},
     expect=fails("device.dma-continuity"),
 )
-def drop_frames(bed: Testbed) -> None:
+def drop_frames(bed: Testbed) -> Later:
     """Drop five numbered frames on the control host, after a few that get through."""
     sender = bed.senders[_first(bed)]
     first = sender.next_number + DROP_AFTER
     sender.lost = frozenset(range(first, first + DROPPED))
+
+    def look() -> Struck | None:
+        dropped = sender.dropped
+        if not dropped:
+            return None  # the blackout was over before
+        after = f"dropped: number {', '.join(str(each.number) for each in dropped)}"
+        where = f"the sender of {_first(bed)}"
+        at_ns = dropped[-1].sent_ns or 0
+        return struck("frames for the device", where, "dropped: none", after, at_ns=at_ns)
+
+    return look
 
 
 @fault(
@@ -115,9 +134,14 @@ def drop_frames(bed: Testbed) -> None:
     needs={Part.DEVICE},
     expect=fails("handover.session", 5),
 )
-def map_unpreserved(bed: Testbed) -> None:
+def map_unpreserved(bed: Testbed) -> Struck:
     """Let the agent map memory for the device that the kernel does not preserve."""
+    before = bed.device_mappings(_first(bed))
     ask_agent(bed, "map-unpreserved", device=_first(bed))
+    after = bed.device_mappings(_first(bed))
+    new = " and ".join(sorted(after - before)) or "nothing new"
+    where = f"IOMMU tables of {_first(bed)}"
+    return struck("mappings of the device", where, f"{len(before)} runs of pages", new)
 
 
 @fault(
@@ -127,7 +151,7 @@ def map_unpreserved(bed: Testbed) -> None:
     needs={Part.DEVICE},
     expect=fails("device.dma-continuity"),
 )
-def corrupt_record(bed: Testbed) -> None:
+def corrupt_record(bed: Testbed) -> Struck:
     """Flip a bit of the record of kept DMA in the host's RAM, in a field that the outgoing
     kernel does not use.
     """
@@ -136,7 +160,7 @@ def corrupt_record(bed: Testbed) -> None:
     # The outgoing kernel still goes by the record when it stops all other devices: what it reads
     # must stay as it is, or this would break the DMA before the record is checked.
     address = PhysAddr(_find_record(bed) + keep_dma.PRESERVE_NS_AT)
-    bed.own_machine.ram.flip_bit(address, 0)
+    return flip(bed, "the record of kept DMA", address, 0)
 
 
 @fault(
@@ -146,13 +170,15 @@ def corrupt_record(bed: Testbed) -> None:
     needs={Part.DEVICE},
     expect=fails("device.dma-continuity"),
 )
-def record_version(bed: Testbed) -> None:
+def record_version(bed: Testbed) -> Struck:
     """Change the version in the record of kept DMA, and correct its checksum."""
     from liveupdate.formats import keep_dma
 
     address = _find_record(bed)
     record = keep_dma.with_version(_read_record(bed, address), keep_dma.VERSION + 1)
-    bed.own_machine.ram.write(address, record)
+    # version and checksum are in the header
+    what = "the header of the record of kept DMA"
+    return write_memory(bed, what, address, record[: keep_dma.HEADER_BYTES])
 
 
 @fault(
@@ -162,9 +188,9 @@ def record_version(bed: Testbed) -> None:
     needs={Part.DEVICE},
     expect=fails("device.dma-continuity"),
 )
-def reset_device(bed: Testbed) -> None:
+def reset_device(bed: Testbed) -> Later:
     """Let the incoming agent reset the function before it takes the device over."""
-    ask_agent(bed, "reset-device", device=_first(bed))
+    return ask_agent(bed, "reset-device", device=_first(bed))
 
 
 @fault(
@@ -174,9 +200,9 @@ def reset_device(bed: Testbed) -> None:
     needs={Part.DEVICE},
     expect=fails("handover.session", 5),
 )
-def dma_after_free(bed: Testbed) -> None:
+def dma_after_free(bed: Testbed) -> Later:
     """Let the agent free a page that the device may still write to."""
-    ask_agent(bed, "release-page", device=_first(bed))
+    return ask_agent(bed, "release-page", device=_first(bed))
 
 
 # --- a guest's own devices
@@ -189,9 +215,12 @@ def dma_after_free(bed: Testbed) -> None:
     needs={Part.GUEST_CARD},
     expect=fails("device.dma-continuity"),
 )
-def guest_link_cut(bed: Testbed) -> None:
+def guest_link_cut(bed: Testbed) -> Struck:
     """Switch the link of the guest's network card off, through QEMU's monitor."""
-    bed.cut_cable(_first(bed))
+    name = _first(bed)
+    before = bed.read_link(name)
+    bed.cut_cable(name)
+    return struck("link of the guest's network card", name, before, bed.read_link(name))
 
 
 def _first(bed: Testbed) -> str:
@@ -220,6 +249,6 @@ def _read_record(bed: Testbed, address: PhysAddr) -> bytes:
     return bed.own_machine.ram.read(address, keep_dma.record_bytes(header))
 
 
-def _xor_word(bed: Testbed, address: int, bits: int) -> None:
-    with bed.own_machine.ram.view(address, 8) as view:
-        view[:] = (int.from_bytes(view, "little") ^ bits).to_bytes(8, "little")
+def _xor_word(bed: Testbed, what: str, address: int, bits: int) -> Struck:
+    word = int.from_bytes(bed.own_machine.ram.read(address, 8), "little") ^ bits
+    return write_memory(bed, what, address, word.to_bytes(8, "little"))

@@ -9,13 +9,16 @@ from liveupdate.core.deadline import Deadline
 from liveupdate.faults.base import (
     CALL_S,
     HopChange,
+    Later,
     Moment,
     ask_agent,
     errs,
     fails,
     fault,
     planned_fault,
+    struck,
 )
+from liveupdate.model.evidence import Struck
 from liveupdate.model.mechanism import Offer
 from liveupdate.model.targets import Capability
 
@@ -85,9 +88,9 @@ hang_incoming = planned_fault(
     at=Moment.BROWNOUT,
     expect=fails("handover.session"),
 )
-def close_session(bed: Testbed) -> None:
+def close_session(bed: Testbed) -> Later:
     """Let the agent close the guest's session before the jump."""
-    ask_agent(bed, "close-session", guest=bed.first_guest.spec.name)
+    return ask_agent(bed, "close-session", guest=bed.first_guest.spec.name)
 
 
 @fault(
@@ -96,9 +99,9 @@ def close_session(bed: Testbed) -> None:
     at=Moment.BROWNOUT,
     expect=fails("handover.session", 5),
 )
-def freeze_refused(bed: Testbed) -> None:
+def freeze_refused(bed: Testbed) -> Later:
     """Let the agent's freeze fail."""
-    ask_agent(bed, "refuse-state", guest=bed.first_guest.spec.name)
+    return ask_agent(bed, "refuse-state", guest=bed.first_guest.spec.name)
 
 
 @fault(
@@ -107,9 +110,9 @@ def freeze_refused(bed: Testbed) -> None:
     at=Moment.BROWNOUT,
     expect=errs("handover.kho", 124),
 )
-def hang_outgoing(bed: Testbed) -> None:
+def hang_outgoing(bed: Testbed) -> Later:
     """Let the agent hang the outgoing kernel after the freeze."""
-    ask_agent(bed, "spin-at-jump")
+    return ask_agent(bed, "spin-at-jump")
 
 
 @fault(
@@ -119,6 +122,20 @@ def hang_outgoing(bed: Testbed) -> None:
     needs={Capability.MONITOR},
     expect=fails("handover.kho"),
 )
-def cold_reset(bed: Testbed) -> None:
+def cold_reset(bed: Testbed) -> Later:
     """Reset the machine in place of the jump."""
-    bed.own_machine.qmp.execute("system_reset", {}, Deadline.after(CALL_S, "system_reset"))
+    deadline = Deadline.after(CALL_S, "the machine to be reset")
+    qmp = bed.own_machine.qmp
+    status = qmp.execute("query-status", {}, deadline)
+    before = str(status.get("status")) if isinstance(status, dict) else "unknown"
+    qmp.execute("system_reset", {}, deadline)
+
+    def find_end() -> Struck | None:
+        # -no-reboot turns any reset into the end
+        for event in qmp.events():
+            if event.name == "SHUTDOWN":
+                after = f"SHUTDOWN, {event.data.get('reason')}"
+                return struck("the machine", "its monitor", before, after, at_ns=event.at_ns)
+        return None
+
+    return find_end

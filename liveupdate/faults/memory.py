@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from liveupdate.faults.base import Moment, Part, ask_agent, fails, fault
+from liveupdate.faults.base import Later, Moment, Part, ask_agent, fails, fault, flip
+from liveupdate.model.evidence import Struck
 from liveupdate.model.mechanism import Offer
 from liveupdate.model.targets import Capability
 
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     needs={Capability.PHYSICAL_MEMORY, Part.DIGESTS},
     expect=fails("memory.content"),
 )
-def flip_bit(bed: Testbed) -> None:
+def flip_bit(bed: Testbed) -> Struck:
     """Flip one bit of a page of the guest's pattern, in the host's RAM."""
-    bed.own_machine.ram.flip_bit(bed.first_guest.pattern_address(), 3)
+    guest = bed.first_guest
+    return flip(bed, f"the pattern of {guest.spec.name}", guest.pattern_address(), 3)
 
 
 @fault(
@@ -32,7 +34,7 @@ def flip_bit(bed: Testbed) -> None:
     needs={Offer.MEMFD},
     expect=fails("memory.placement"),
 )
-def move_page(bed: Testbed) -> None:
+def move_page(bed: Testbed) -> Later:
     """Let the agent give one page another frame, with the same content."""
     guest = bed.first_guest
-    ask_agent(bed, "move-page", guest=guest.spec.name, page=guest.pattern_page())
+    return ask_agent(bed, "move-page", guest=guest.spec.name, page=guest.pattern_page())

@@ -7,17 +7,30 @@ from typing import TYPE_CHECKING
 
 from liveupdate.core.errors import EvidenceError
 from liveupdate.core.units import format_addr
-from liveupdate.faults.base import HopChange, Moment, ask_agent, fails, fault, planned_fault
+from liveupdate.faults.base import (
+    REGION_WORDS,
+    HopChange,
+    Later,
+    Moment,
+    ask_agent,
+    fails,
+    fault,
+    flip,
+    planned_fault,
+)
+from liveupdate.model.evidence import Struck
 from liveupdate.model.mechanism import Offer
 from liveupdate.model.targets import Capability
 
 if TYPE_CHECKING:
     from liveupdate.run.testbed import Testbed
 
+_DESCRIPTION = "what describes the region's content"
+
 region_missing = planned_fault(
     "region-missing",
     "the incoming kernel's command line has no reserved region",
-    HopChange(drop=("memmap", "reserve_mem")),
+    HopChange(drop=REGION_WORDS),
     needs={Offer.REGION},
     expect=fails("handover.session"),
 )
@@ -38,9 +51,9 @@ region_size = planned_fault(
     needs={Offer.STORE, Capability.PHYSICAL_MEMORY},
     expect=fails("handover.session"),
 )
-def region_corrupt(bed: Testbed) -> None:
+def region_corrupt(bed: Testbed) -> Struck:
     """Flip a bit in the page that describes the region; only its checksum covers the bit."""
-    bed.own_machine.ram.flip_bit(_find_description(bed) + bed.mechanism.corrupt_at, 1)
+    return flip(bed, _DESCRIPTION, _find_description(bed) + bed.mechanism.corrupt_at, 1)
 
 
 @fault(
@@ -50,9 +63,9 @@ def region_corrupt(bed: Testbed) -> None:
     needs={Offer.STORE, Capability.PHYSICAL_MEMORY},
     expect=fails("handover.session"),
 )
-def region_version(bed: Testbed) -> None:
+def region_version(bed: Testbed) -> Struck:
     """Flip a bit of the version in the page that describes the region."""
-    bed.own_machine.ram.flip_bit(_find_description(bed) + bed.mechanism.version_at, 1)
+    return flip(bed, _DESCRIPTION, _find_description(bed) + bed.mechanism.version_at, 1)
 
 
 @fault(
@@ -62,9 +75,9 @@ def region_version(bed: Testbed) -> None:
     needs={Offer.STORE},
     expect=fails("handover.session", 5),
 )
-def region_full(bed: Testbed) -> None:
+def region_full(bed: Testbed) -> Later:
     """Let the agent's mechanism use up its room."""
-    ask_agent(bed, "fill-region")
+    return ask_agent(bed, "fill-region")
 
 
 @fault(
@@ -74,9 +87,9 @@ def region_full(bed: Testbed) -> None:
     needs={Offer.POINTER},
     expect=fails("handover.session"),
 )
-def wrong_pointer(bed: Testbed) -> None:
+def wrong_pointer(bed: Testbed) -> Later:
     """Let the agent point the incoming kernel a page beside the stream."""
-    ask_agent(bed, "wrong-pointer")
+    return ask_agent(bed, "wrong-pointer")
 
 
 def _find_description(bed: Testbed) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from liveupdate.formats.iommu import Requester
 
 _MAX_DEPTH = 8
+_MAX_DEVICES = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,27 @@ def list_functions(answer: object) -> tuple[PciFunction, ...]:
 def find_function(answer: object, qdev_id: str) -> PciFunction | None:
     """Find a device; function 0 if it has several."""
     return next((each for each in list_functions(answer) if each.qdev_id == qdev_id), None)
+
+
+def find_bar(answer: object, qdev_id: str, number: int) -> int | None:
+    """Return the address of a BAR that is memory; None: the device is not there, or the BAR has no
+    address now.
+    """
+    waiting = [device for bus in _objects(answer) for device in _objects(bus.get("devices"))]
+    for _ in range(_MAX_DEVICES):
+        if not waiting:
+            return None
+        device = waiting.pop(0)
+        bridge = device.get("pci_bridge")
+        if isinstance(bridge, dict):
+            waiting += _objects(bridge.get("devices"))
+        if device.get("qdev_id") != qdev_id:
+            continue
+        for region in _objects(device.get("regions")):
+            address = region.get("address")
+            if (region.get("bar"), region.get("type")) == (number, "memory"):
+                return address if isinstance(address, int) and address > 0 else None
+    return None
 
 
 def _walk(devices: object, above: tuple[Requester, ...]) -> Iterator[PciFunction]:

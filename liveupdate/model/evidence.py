@@ -334,6 +334,26 @@ class IommuEvidence(Value, frozen=True, kw_only=True):
     kept: KeptTables | None = None
 
 
+class Struck(Value, frozen=True, kw_only=True):
+    """What a fault changed, as it was read after the strike.
+
+    :ivar where: an address, a process id, a path, a register.
+    :ivar before: as it was read before the strike; memory in hexadecimal.
+    :ivar after: as it was read back.
+    :ivar at_ns: when ``after`` was read, or when the host's report of it arrived.
+    :ivar view: "outside" (read by the control host) or "inside" (what the host says).
+    """
+
+    what: str
+    where: str
+    before: str
+    after: str
+    at_ns: int
+    view: str
+    #: the fault's name
+    fault: str = ""
+
+
 class HopEvidence(Value, frozen=True, kw_only=True):
     """Everything observed over one kexec."""
 
@@ -353,6 +373,8 @@ class HopEvidence(Value, frozen=True, kw_only=True):
     ssh_boot_id: str | None = None
     ssh_nonce_ok: bool | None = None
     costs: HopCosts = field(default_factory=HopCosts)
+    #: what faults changed
+    struck: tuple[Struck, ...] = ()
     #: None: nothing of a device or an IOMMU was looked at
     iommu: IommuEvidence | None = None
     #: what slots without a field of their own have, by path

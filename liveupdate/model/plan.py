@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import UNSET, UnsetType
 
 from liveupdate.model.base import Value
@@ -49,6 +51,8 @@ class ImageSet(Value, frozen=True, kw_only=True):
     rootfs_sha256: str
     ssh_client_key: str
     ssh_host_key_pub: str
+    #: build ids of the kernels in whose place a fault has put others, by "outgoing" and "incoming"
+    replaced: Mapping[str, str] | UnsetType = UNSET
 
 
 class MachineSpec(Value, frozen=True, kw_only=True):
@@ -100,6 +104,8 @@ class FaultPlan(Value, frozen=True, kw_only=True):
 
     name: str
     expected: Expected
+    #: a run without a record of its strike is an ERROR; an earlier version did not say so
+    proves: bool | UnsetType = UNSET
 
 
 class Plan(Value, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ from liveupdate.model.evidence import (
     Provenance,
     SessionFacts,
     SshFacts,
+    Struck,
     Tick,
     VmmStatus,
     Watched,
@@ -198,6 +199,7 @@ SSH = Document(
     unpack=lambda ssh: {"ssh_boot_id": ssh.boot_id, "ssh_nonce_ok": ssh.nonce_ok},
 )
 SESSIONS = Series(f"{_HOP}/sessions.jsonl", SessionFacts, "sessions", ("handover.session",))
+STRUCK = Series(f"{_HOP}/struck.jsonl", Struck, "struck", ("handover.kho",))
 PHASES = Series(f"{_HOP}/phases.jsonl", Phase, "phases")
 MARKS = Series(
     f"{_HOP}/marks.jsonl",

@@ -35,6 +35,8 @@ class FrameSender:
         self.error: BaseException | None = None
         #: numbers that are dropped on purpose, for the fault ``drop-frames``
         self.lost: frozenset[int] = frozenset()
+        #: those that were
+        self.dropped: tuple[FrameSent, ...] = ()
         self._send = send
         self._build = build
         self._interval_ns = round(1e9 / rate)
@@ -106,7 +108,10 @@ class FrameSender:
             else:
                 sent_ns = self._send(frame, patience_s)
                 patience_s = 0.0 if sent_ns is None else PATIENCE_S
+            row = FrameSent(number, due_ns, sent_ns)
+            if number in self.lost:
+                self.dropped += (row,)
             with self._changed:
-                self._frames.append(FrameSent(number, due_ns, sent_ns))
+                self._frames.append(row)
                 self.next_number = number + 1
             due_ns += self._interval_ns

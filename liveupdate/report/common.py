@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from liveupdate.core.units import format_ns, format_size
-from liveupdate.model.evidence import Artifact, Evidence, HopEvidence, KernelFacts
+from liveupdate.model.evidence import Artifact, Evidence, HopEvidence, KernelFacts, Struck
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import ExitCode, Metric, Verdict
 
@@ -46,6 +46,12 @@ def say_outcome(verdict: Verdict) -> str:
     if verdict.exit_code is ExitCode.ROLLED_BACK:
         return "ROLLED BACK"
     return verdict.outcome.value
+
+
+def say_struck(struck: Struck) -> str:
+    """Format what a fault changed."""
+    changed = f"{struck.what} ({struck.where}): {struck.before} became {struck.after}"
+    return f"{struck.fault}: {changed}; seen from {struck.view}"
 
 
 def say_metric(metric: Metric) -> str:

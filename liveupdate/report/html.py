@@ -14,7 +14,14 @@ from markupsafe import Markup
 from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import Plan
 from liveupdate.model.verdict import Verdict
-from liveupdate.report.common import artifacts_of, clean, say_metric, say_outcome, say_seal
+from liveupdate.report.common import (
+    artifacts_of,
+    clean,
+    say_metric,
+    say_outcome,
+    say_seal,
+    say_struck,
+)
 from liveupdate.report.timeline_svg import render_timeline
 
 
@@ -46,5 +53,6 @@ def render_html(plan: Plan, evidence: Evidence, verdict: Verdict) -> str:
         command=shlex.join(provenance.argv) if provenance else "",
         artifacts=artifacts_of(evidence),
         say_metric=say_metric,
+        say_struck=say_struck,
         timeline=lambda hop: Markup(render_timeline(plan, hop, verdict)),
     )

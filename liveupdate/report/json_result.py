@@ -18,7 +18,7 @@ from msgspec import Meta, Struct, field
 
 from liveupdate.judging.table import CHECK_IDS
 from liveupdate.model import codec
-from liveupdate.model.evidence import Artifact, Evidence, Incident, Phase, Provenance
+from liveupdate.model.evidence import Artifact, Evidence, Incident, Phase, Provenance, Struck
 from liveupdate.model.plan import KernelImage, Plan
 from liveupdate.model.verdict import Check, Metric, Outcome, Verdict
 from liveupdate.report.common import artifacts_of
@@ -87,6 +87,8 @@ class Result(Struct, frozen=True, kw_only=True):
     target: str
     mechanism: str
     fault: str | None
+    #: what the fault changed, as it was read before and read back
+    struck: tuple[Struck, ...]
     kernels: tuple[ResultKernel, ...]
     checks: Annotated[tuple[Check, ...], Meta(min_length=len(CHECK_IDS), max_length=len(CHECK_IDS))]
     phases: tuple[ResultPhase, ...]
@@ -122,6 +124,7 @@ def make_result(
         target=plan.target,
         mechanism=plan.mechanism,
         fault=plan.fault.name if plan.fault else None,
+        struck=tuple(each for hop in evidence.hops for each in hop.struck),
         kernels=tuple(ResultKernel.of(boot, image) for boot, image in kernels),
         checks=verdict.checks,
         phases=tuple(ResultPhase.of(phase) for hop in evidence.hops for phase in hop.phases),

@@ -24,6 +24,7 @@ from liveupdate.report.common import (
     say_metric,
     say_outcome,
     say_seal,
+    say_struck,
 )
 
 _WIDTH = 78
@@ -115,12 +116,14 @@ def _render_hop(
     if not with_details:
         releases = [facts.release if facts else "unknown" for facts in (hop.before, hop.after)]
         yield clean(f"hop {hop.number}: {releases[0]} → {releases[1]}")
+        yield from _render_struck(hop)
         yield from _render_devices(hop, verdict)
         return
     yield ""
     yield f"hop {hop.number}"
     yield from _wrap(clean(say_kernel(hop.before)), " " * 12, "  outgoing  ")
     yield from _wrap(clean(say_kernel(hop.after)), " " * 12, "  incoming  ")
+    yield from _render_struck(hop)
     for guest in guests_of(plan, hop):
         labels = {"hop": str(hop.number), "guest": guest}
         gaps = [
@@ -134,6 +137,11 @@ def _render_hop(
         )
     yield from _render_devices(hop, verdict)
     yield from _render_phases(hop)
+
+
+def _render_struck(hop: HopEvidence) -> Iterator[str]:
+    for each in hop.struck:
+        yield from _wrap(clean(f"struck: {say_struck(each)}"), "    ", "  ")
 
 
 def _render_devices(hop: HopEvidence, verdict: Verdict) -> Iterator[str]:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from liveupdate.core.errors import RemoteError
 from liveupdate.core.steps import Steps
-from liveupdate.faults.base import Fault, Moment
-from liveupdate.faults.table import FAULTS
+from liveupdate.faults.base import Moment
 from liveupdate.model import codec, slots
 from liveupdate.model.evidence import Incident, PageDigests, PageFrames, SessionFacts
 from liveupdate.model.plan import Hop
@@ -25,6 +24,7 @@ from liveupdate.planning.planner import fill_append
 from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.probes.memory import DigestPass
 from liveupdate.run.observers.host_queries import ask_facts, record_vmm, verify_pattern
+from liveupdate.run.strikes import Strikes
 from liveupdate.run.testbed import GuestHandle, Testbed
 from liveupdate.run.timeline import find_moments, marks, phases
 from liveupdate.transport.agent_link import AgentEvent
@@ -47,10 +47,7 @@ class HopEngine:
         self.steps = steps
         #: when things were seen from here; what the agent's events say comes to it in the end
         self.moments: dict[tuple[str, str], int] = {}
-        fault = bed.plan.fault
-        self._fault: Fault | None = None
-        if fault is not None and self.n == 1:
-            self._fault = FAULTS[fault.name]
+        self.fault = Strikes(bed, self.n, steps)
 
     def make(self, move: str) -> Mapping[str, object]:
         """Make one of :data:`~liveupdate.run.moves.MOVES`.
@@ -71,7 +68,7 @@ class HopEngine:
     def prepare(self) -> None:
         """Preserve the guests' memory, and store where it is."""
         self.note("prepare")
-        self.strike(Moment.PREPARE)
+        self.fault.strike(Moment.PREPARE)
         self.preserve()
         self.note("prepared")
         self.see_preserved()
@@ -83,7 +80,7 @@ class HopEngine:
         """Load the incoming kernel."""
         append = fill_append(self.hop.append, self.tsc_khz)
         self.note("load")
-        self.bed.call(
+        self.fault.loaded = self.bed.call(
             "load_kernel",
             {
                 "path": self.place_kernel(),
@@ -95,13 +92,13 @@ class HopEngine:
         )
         self.note("loaded-kernel")
         self.see_loaded()
-        self.strike(Moment.BROWNOUT)
+        self.fault.strike(Moment.BROWNOUT)
         return {"append": append}
 
     def jump(self) -> None:
         """Tell the host to jump; its agent answers before it does anything."""
         self.before_jump()
-        if not self.strike(Moment.JUMP):
+        if not self.fault.strike(Moment.JUMP):
             self.note("jump")
             self.bed.call("jump", timeout_s=self.bed.plan.timeouts.jump_s)
         self.see_jump()
@@ -170,6 +167,7 @@ class HopEngine:
         """Store the facts of the outgoing kernel."""
         facts = ask_facts(self.bed)
         self.bed.record.put(slots.KERNEL_BEFORE, facts, self.n)
+        self.fault.before = facts
         self.tsc_khz = facts.tsc_khz
 
     def put_pfns(self, guest: GuestHandle, slot: slots.Document[PageFrames]) -> None:
@@ -195,7 +193,9 @@ class HopEngine:
 
     def see_kernel(self) -> None:
         """Store the facts of the incoming kernel."""
-        self.bed.record.put(slots.KERNEL_AFTER, ask_facts(self.bed), self.n)
+        facts = ask_facts(self.bed)
+        self.bed.record.put(slots.KERNEL_AFTER, facts, self.n)
+        self.fault.after = facts
 
     def see_guests(self, carried: Collection[str]) -> None:
         """Ask VMMs and payloads for their state.
@@ -240,13 +240,3 @@ class HopEngine:
     def incident(self, kind: str, text: str, *, guest: str = "") -> None:
         """Store an incident of this hop."""
         self.bed.record.add_incident(Incident(kind=kind, hop=self.n, text=text, guest=guest))
-
-    def strike(self, moment: Moment) -> bool:
-        """Carry out the fault if this is its moment; return whether it was."""
-        fault = self._fault
-        if fault is None or fault.at is not moment or fault.strike is None:
-            return False
-        self.steps.note("fault", fault=fault.name)
-        self.incident("fault", fault.name)
-        fault.strike(self.bed)
-        return True

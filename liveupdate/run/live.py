@@ -72,6 +72,7 @@ class LiveHop(HopEngine):
 
     def store(self) -> None:
         """Store what there is of this hop; never raises for missing evidence."""
+        self.fault.store()
         self._devices.store()
         self._guest_observers.store(self.n)
         self._iommu_observer.store()
@@ -135,9 +136,9 @@ class LiveHop(HopEngine):
         """
         # The freeze pass reads memory that is no longer written; it must end before a fault writes.
         self._digests.wait()
-        self.strike(Moment.BLACKOUT)
+        self.fault.strike(Moment.BLACKOUT)
         self.moments["first-line", ""] = self._wait_boot().at_ns
-        self.strike(Moment.INCOMING)
+        self.fault.strike(Moment.INCOMING)
         for guest in self.bed.guests:
             self._digests.begin(guest.spec.name, "boot")
         self._follow()
@@ -167,7 +168,7 @@ class LiveHop(HopEngine):
 
     def observe_after(self) -> None:
         """Wait for the first tick of each guest and for the end of the observation."""
-        self.strike(Moment.RESUMED)
+        self.fault.strike(Moment.RESUMED)
         window = Deadline.after(self.bed.plan.observe.after_s, "the observation window")
         self._devices.resumed()
         for guest in self.payload_guests():

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from liveupdate.core.deadline import Deadline
+from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.errors import EvidenceError, LiveUpdateError, LostMachine, StateError
 from liveupdate.core.units import PAGE_BYTES, PhysAddr
 from liveupdate.evidence import RunDir
@@ -30,10 +30,11 @@ from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
 from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.probes.frames import FrameSender
+from liveupdate.probes.link import read_link
 from liveupdate.probes.memory import guest_page_index, page_address
 from liveupdate.probes.qemu_machine import Machine
 from liveupdate.target.base import Host
-from liveupdate.target.qemu.argv import device_id, wire_id
+from liveupdate.target.qemu.argv import SSH_NIC, device_id, wire_id
 from liveupdate.target.qemu.host import QemuHost
 from liveupdate.transport.agent_link import AgentEvent
 from liveupdate.transport.ssh import Ssh
@@ -207,6 +208,27 @@ class Testbed:
         """Pull out the cable of a passed-through network card."""
         link = {"name": wire_id(name), "up": False}
         self.own_machine.qmp.execute("set_link", link, Deadline.after(CALL_S, "set_link"))
+
+    def read_link(self, name: str = "") -> str:
+        """Read from outside whether a network card has a link: "up" or "down".
+
+        :param name: of a passed-through device; "": SSH's card.
+        :raises DeadlineExceeded: its register cannot be read.
+        """
+        kind = next((each.kind for each in self.plan.devices if each.name == name), "virtio")
+        card = device_id(name) if name else SSH_NIC
+        deadline = Deadline.after(CALL_S, f"the link register of '{card}' to be readable")
+        return wait_until(lambda: read_link(self.own_machine.qmp, card, kind), deadline)
+
+    def device_mappings(self, name: str) -> frozenset[str]:
+        """Walk the IOMMU's tables of a passed-through device in RAM; each run of pages as text.
+
+        :raises EvidenceError: the machine has no such device, or no IOMMU.
+        """
+        machine = self.own_machine
+        root, device = self.find_device(name)
+        sets = Machine.find(machine.qmp).unit.decode(machine.ram, root, [device]).sets
+        return frozenset(str(run) for each in sets for run in each.runs)
 
     def refresh_pfns(self) -> None:
         """Read the page frames of all guests again, after they may have moved."""

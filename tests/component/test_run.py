@@ -6,6 +6,7 @@ of an error at any place, what is stored then, and that nothing is left behind.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from liveupdate.core.errors import (
     RemoteError,
 )
 from liveupdate.evidence import RunDir
+from liveupdate.faults.table import FAULTS
 from liveupdate.model.evidence import Evidence, Incident
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import Observation, Scenario
@@ -436,6 +438,8 @@ def test_a_freeze_that_is_refused_is_rolled_back_and_the_guests_seen(
     expected = [("freeze-refused", 1)]
     assert kinds(result) == ([("fault", 1), *expected] if fault else expected)
     assert result.evidence.rolled_back and int(result.verdict.exit_code) == 5
+    told = [each.after for each in result.evidence.hops[0].struck]
+    assert told == ([] if fault is None else ["taken"])
     assert made.machine.calls[-2:] == ["jump", "abandon"]
     assert made.steps("start")[-1] == "roll-back"
 
@@ -493,8 +497,13 @@ def test_a_fault_of_the_blackout_strikes_in_the_first_hop_alone(
     result = made.run()
     assert kinds(result) == [("fault", 1)]
     assert statuses(result)[check] == "FAIL"
+    first, second = result.evidence.hops
+    (struck,) = first.struck
+    assert second.struck == ()
+    assert (struck.fault, struck.view) == (fault, "outside")
+    assert struck.before != struck.after
+    assert first.paused_ns["vm0"] < struck.at_ns < first.resumed_ns["vm0"]
     if fault == "flip-bit":
-        first, second = result.evidence.hops
         (before,), (after,) = first.memory, second.memory
         assert before.freeze is not None and before.boot is not None and after.freeze is not None
         # it struck between the two passes: afterwards the page stays as it is
@@ -502,17 +511,36 @@ def test_a_fault_of_the_blackout_strikes_in_the_first_hop_alone(
         assert first.guests[0].pattern is not None and first.guests[0].pattern.bad == 1
 
 
+def test_a_fault_whose_effect_cannot_be_read_is_an_error(
+    made: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look() -> None:
+        raise EvidenceError("it is gone")
+
+    later = dataclasses.replace(FAULTS["flip-bit"], strike=lambda _bed: look)
+    monkeypatch.setattr("liveupdate.run.strikes.FAULTS", {"flip-bit": later})
+    made.plan = quick_plan(fault="flip-bit")
+    result = made.run()
+    assert result.verdict.outcome is Outcome.ERROR
+    texts = [each.text for each in result.evidence.incidents if each.kind == "harness"]
+    assert texts == ["what fault 'flip-bit' changed cannot be read: it is gone"]
+
+
 def test_a_fault_instead_of_the_jump_is_found_by_what_was_seen(made: FakeRun) -> None:
     made.plan = quick_plan(fault="cold-reset")
     result = made.run()
     assert kinds(result) == [("fault", 1), ("reset", 1)]
     assert "jump" not in made.machine.calls
+    (struck,) = result.evidence.hops[0].struck
+    assert struck.after == "SHUTDOWN, host-qmp-system-reset"
 
 
 def test_a_monitor_that_is_lost_is_an_incident_and_no_end(made: FakeRun) -> None:
     made.plan = quick_plan(fault="qmp-drop")
     result = made.run()
     assert kinds(result) == [("fault", 1), ("lost-qmp", 1)]
+    (struck,) = result.evidence.hops[0].struck
+    assert (struck.before, struck.after) == ("connected", "gone: cut")
     assert made.steps("start")[3:] == list(HOP_STEPS)
 
 
@@ -522,6 +550,10 @@ def test_a_disk_that_is_full_ends_in_a_verdict_that_says_so(made: FakeRun) -> No
     assert result.verdict.outcome is Outcome.ERROR
     assert any("No space left" in why for why in result.evidence.unreadable.values())
     assert made.steps("failed") == []
+    # what could not be stored is in the verdict of the run itself
+    (struck,) = result.evidence.hops[0].struck
+    assert "No space left" in struck.after
+    assert made.record.load_evidence().hops[0].struck == ()
 
 
 # --- the observers

@@ -32,6 +32,7 @@ from liveupdate.model.evidence import (
     Phase,
     Provenance,
     SessionFacts,
+    Struck,
     Tick,
     Watched,
 )
@@ -72,6 +73,14 @@ COSTS = CostFacts(
     ),
 )
 HANDED_OVER = HandedOver(nodes=10, folios=((0, 100), (9, 2)), ours_bytes=4 * MIB)
+
+
+def make_struck(fault: str) -> Struck:
+    """The record of a strike in the blackout of hop 1."""
+    return Struck(
+        fault=fault, what="bit 3 of a byte", where="host-physical 0x1000", before="00", after="08",
+        at_ns=102 * SECOND, view="outside",
+    )  # fmt: skip
 
 
 def make_plan(

@@ -51,6 +51,9 @@ def test_fault_comes_to_its_stated_verdict(fault: Fault, tmp_path: Path) -> None
     extra += _BOUND if "budget.blackout" in also else ()
     said = cli.run(tmp_path, "--fault", fault.name, *extra)
     expected = fault.expected
+    (struck,) = said.document["struck"]
+    assert struck["fault"] == fault.name, said.explain()
+    assert struck["before"] != struck["after"], struck
     assert said.returncode == expected.exit_code, said.explain()
     check = said.check(expected.check)
     assert check["status"] == expected.status, said.explain()

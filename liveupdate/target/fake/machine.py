@@ -288,6 +288,10 @@ class FakeMachine:
         if args["fault"] != "refuse-state":
             raise Refusal("fault", f"the fake has no fault '{args['fault']}'")
         self.script.refuse_freeze = "the VMM's state was refused"
+        self.emit(
+            "struck", fault="refuse-state", what="the state's token", where="lu.guest.vm0",
+            before="free", after="taken",
+        )  # fmt: skip
 
     def _call_jump(self, _args: Mapping[str, Any]) -> None:
         if not self._is_loaded:

@@ -140,6 +140,13 @@ class QemuHost(Entered):
         """Cut the network of SSH; for the fault tests."""
         self.qmp.execute("set_link", {"name": SSH_NIC, "up": False})
 
+    def read_stat(self) -> bytes:
+        """Read ``/proc/PID/stat`` of QEMU; empty when there is no such process."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_bytes()
+        except OSError:
+            return b""
+
     def kill(self) -> None:
         """Kill QEMU with its process group; for the fault tests."""
         self._killed = True

@@ -419,9 +419,9 @@ def test_every_check_that_wants_a_file_misses_it(
 
 def test_every_slot_is_in_one_of_the_runs_above() -> None:
     found = {slot for each in (EVIDENCE, DEVICE_EVIDENCE) for _path, slot in files_of(each)}
-    # a guest of another kind, a device of the agent's own, and an update that was given up
+    # a guest of another kind, a device of the agent's own, an update that was given up, a fault
     rest = {slots.PINGS, slots.DEVICE, slots.FRAMES, slots.ROLLED_BACK}
-    rest |= {slots.INCIDENTS, slots.COSTS_AFTER}
+    rest |= {slots.INCIDENTS, slots.COSTS_AFTER, slots.STRUCK}
     assert set(slots.SLOTS) - found == rest
 
 

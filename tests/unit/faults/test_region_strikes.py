@@ -12,8 +12,10 @@ import pytest
 from msgspec.structs import replace
 
 from liveupdate.core.errors import EvidenceError
-from liveupdate.core.units import PhysAddr
+from liveupdate.core.units import PhysAddr, format_addr
+from liveupdate.faults.base import Later
 from liveupdate.faults.table import FAULTS
+from liveupdate.model.evidence import Struck
 from liveupdate.model.plan import Region
 from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.run.testbed import Testbed
@@ -35,7 +37,9 @@ def ram() -> Iterator[tuple[PhysMem, int]]:
     os.close(fd)
 
 
-def strike(fault: str, mechanism: str, ram: tuple[PhysMem, int], start: int | None) -> None:
+def strike(
+    fault: str, mechanism: str, ram: tuple[PhysMem, int], start: int | None
+) -> Struck | Later:
     bed = SimpleNamespace(
         own_machine=SimpleNamespace(ram=ram[0], ram_fd=ram[1]),
         mechanism=MECHANISMS[mechanism],
@@ -45,7 +49,7 @@ def strike(fault: str, mechanism: str, ram: tuple[PhysMem, int], start: int | No
     )
     struck = FAULTS[fault].strike
     assert struck is not None
-    struck(cast(Testbed, bed))
+    return struck(cast(Testbed, bed))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,9 @@ def test_one_bit_where_the_mechanism_says_is_flipped(name: str, ram: tuple[PhysM
     start = AT if mechanism.marker is None else None
     for fault, at in (("corrupt", mechanism.corrupt_at), ("version", mechanism.version_at)):
         ram[0].write(AT, head.ljust(PAGE, b"\0"))
-        strike(f"region-{fault}", name, ram, start)
+        told = strike(f"region-{fault}", name, ram, start)
+        assert isinstance(told, Struck) and told.where == f"host-physical {format_addr(AT + at)}"
+        assert int(told.before, 16) ^ int(told.after, 16) == 2
         found = ram[0].read(AT, PAGE)
         before = head.ljust(PAGE, b"\0")
         changed = {n: found[n] ^ before[n] for n in range(PAGE) if found[n] != before[n]}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from liveupdate.formats import qemu_trace
 from liveupdate.formats.iommu import parse_bdf
-from liveupdate.formats.qemu_pci import find_function, list_functions
+from liveupdate.formats.qemu_pci import find_bar, find_function, list_functions
 from liveupdate.formats.qemu_trace import QemuTraceError, decode_line
 from tests.support.query_pci import PCI
 
@@ -134,6 +134,16 @@ def test_device_is_found_by_its_id_with_the_bridges_above() -> None:
     assert found.bridges == (parse_bdf("00:10.0"),)
     assert find_function(PCI, "dev-nic1") is None
     assert len(list_functions(PCI)) == 3
+
+
+@pytest.mark.parametrize(
+    ("card", "number", "address"),
+    [("dev-nic0", 0, 0xFEA00000), ("dev-nic0", 2, None), ("dev-nic0", 3, None), ("dev-x", 0, None)],
+)
+def test_bar_is_found_by_its_number_unless_it_is_ports_or_has_no_address(
+    card: str, number: int, address: int | None
+) -> None:
+    assert find_bar(PCI, card, number) == address
 
 
 @pytest.mark.parametrize(

@@ -962,6 +962,8 @@ _OPTIONAL = {
     "phases", "agent_pings", "artifacts",
     # the plan has no device
     "devices", "iommu",
+    # nor a fault
+    "struck",
     # what it costs is measured, not judged, and no check knows what is in no field
     "costs", "more",
 }  # fmt: skip

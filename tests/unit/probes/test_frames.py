@@ -97,6 +97,7 @@ def test_lost_frames_are_noted_as_sent() -> None:
     assert all(frame.sent_ns is not None for frame in sent)
     assert build(3) not in wire.frames
     assert len(wire.frames) == len(sent) - 2
+    assert sender.dropped == tuple(frame for frame in sent if frame.number in (3, 4))
 
 
 def test_failure_is_kept_and_a_pause_still_returns() -> None:

@@ -45,11 +45,14 @@ def spoilt(text: str = HOSTILE) -> Evidence:
     return replace(make.with_after(GOOD, generation=7), incidents=incidents)
 
 
+STRUCK = make.with_hop(GOOD, struck=(make.make_struck("flip-bit"),))
+
 CASES = {
     "good": (PLAN, GOOD),
     "hops": (make.make_plan(hops=4), make.make_evidence(hops=4)),
     "device": (seen.make_plan(), seen.make_evidence()),
     "hostile": (PLAN, spoilt()),
+    "struck": (PLAN, STRUCK),
     "empty": (PLAN, Evidence(provenance=None, hops=())),
     "timed-out": (
         PLAN,
@@ -69,6 +72,18 @@ def case(request: pytest.FixtureRequest) -> tuple[Plan, Evidence, Verdict]:
 
 def validate(document: object) -> None:
     jsonschema.Draft202012Validator(SCHEMA).validate(document)
+
+
+def test_reports_show_what_a_fault_struck() -> None:
+    verdict = judge(PLAN, STRUCK)
+    said = "flip-bit: bit 3 of a byte (host-physical 0x1000): 00 became 08; seen from outside"
+    for with_details in (False, True):
+        text = render_text(PLAN, STRUCK, verdict, with_details=with_details)
+        assert f"struck: {said}" in " ".join(text.split())
+    assert f"struck: hop 1, {said}" in render_html(PLAN, STRUCK, verdict)
+    (struck,) = json.loads(render_json(PLAN, STRUCK, verdict))["struck"]
+    assert (struck["before"], struck["after"]) == ("00", "08")
+    assert "struck:" not in render_text(PLAN, GOOD, verdict)
 
 
 def test_schema_is_a_schema_and_knows_every_check() -> None:
