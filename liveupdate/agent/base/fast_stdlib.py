@@ -27,9 +27,13 @@ else:
     except ImportError:  # another interpreter: slower, same names
         from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM
         from socket import socket as Socket
+try:
+    from _blake2 import blake2b
+except ImportError:
+    from hashlib import blake2b
 
 #: names from elsewhere that others take from here
-__all__ = ["AF_UNIX", "SOCK_STREAM", "Socket"]
+__all__ = ["AF_UNIX", "SOCK_STREAM", "Socket", "blake2b"]
 
 
 def now_ns() -> int:

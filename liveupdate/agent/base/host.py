@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import os
 import struct
@@ -224,8 +225,11 @@ def facts(preserved_bytes: int) -> dict[str, object]:
     }
 
 
+PAGE_BYTES = 4096
 _PAGEMAP_STEP = 32 << 20
 FRAME_MASK = (1 << 55) - 1
+#: two mappings of one device with one size cannot be told apart in /proc/self/maps
+_mapping = _thread.allocate_lock()
 
 
 def page_frames(fd: int, size: int, offset: int = 0) -> list[int]:
@@ -237,7 +241,7 @@ def page_frames(fd: int, size: int, offset: int = 0) -> list[int]:
     """
     from mmap import MAP_POPULATE, MAP_SHARED, PROT_READ, mmap
 
-    with mmap(fd, size, MAP_SHARED | MAP_POPULATE, PROT_READ, offset=offset) as area:
+    with _mapping, mmap(fd, size, MAP_SHARED | MAP_POPULATE, PROT_READ, offset=offset) as area:
         start = mapping_start(fd, size)
         frames: list[int] = []
         for at in range(0, size, _PAGEMAP_STEP):
@@ -251,6 +255,24 @@ def page_frames(fd: int, size: int, offset: int = 0) -> list[int]:
             frames += found
         del area
     return frames
+
+
+def find_extents(fd: int, size: int, offset: int = 0) -> list[tuple[int, int]]:
+    """Return where a part of a file lies in memory: physical address and bytes of each piece.
+
+    :raises OSError: the kernel does not say, or a page has no frame.
+    """
+    pieces: list[tuple[int, int]] = []
+    whole = -(-size // PAGE_BYTES) * PAGE_BYTES
+    for page, frame in enumerate(page_frames(fd, whole, offset)):
+        if not frame:
+            raise OSError(14, f"page {page} has no frame")  # EFAULT
+        address, length = frame * PAGE_BYTES, min(PAGE_BYTES, size - page * PAGE_BYTES)
+        if pieces and sum(pieces[-1]) == address:
+            pieces[-1] = (pieces[-1][0], pieces[-1][1] + length)
+        else:
+            pieces.append((address, length))
+    return pieces
 
 
 def _find_frames(start: int, count: int) -> list[int]:

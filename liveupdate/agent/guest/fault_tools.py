@@ -3,37 +3,63 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from ..base.fast_stdlib import TYPE_CHECKING
-from ..base.fault_tools import move_page, process_state, report
+from ..base.fault_tools import PAGE_BYTES, move_page, process_state, report
 from ..mechanisms.base import TOKEN_STATE
 from ..mechanisms.fault_tools import take_token
+from .vmm_qemu import VmmError
 
 if TYPE_CHECKING:
+    from ..mechanisms.base import PreservedSet
     from .guests import Guest
 
 #: a process that was killed ends in no time, unless the machine is very busy
 KILL_S = 5.0
 
 
-def apply_after_pause(guest: Guest, faults: list[dict[str, object]]) -> None:
-    """Apply those of the handover's faults that come between a guest's pause and its saving."""
+def apply_at_freeze(guest: Guest, moment: str, faults: list[dict[str, object]]) -> None:
+    """Apply those of the handover's faults that come while a guest is frozen.
+
+    :param moment: ``paused``, before its state is saved; ``saved``, before that is preserved.
+    """
     for fault in faults:
         if fault.get("guest", guest.spec.name) != guest.spec.name:
             continue
-        if fault.get("fault") == "kill-vmm-at-freeze":
-            guest.vmm.kill()
-            guest.vmm.wait_end(1.0)
-        elif fault.get("fault") == "refuse-state" and guest.session is not None:
-            take_token(guest.session, TOKEN_STATE)
-            try:
-                take_token(guest.session, TOKEN_STATE)
-                after = "free"
-            except OSError as err:
-                after = f"taken: {err}"
-            told = report("refuse-state", "the state's token", guest.spec.session, "free", after)
-            guest.tell("struck", **told)
+        match moment, fault.get("fault"):
+            case "paused", "kill-vmm-at-freeze":
+                guest.vmm.kill()
+                guest.vmm.wait_end(1.0)
+            case "paused", "refuse-state" if guest.session is not None:
+                _refuse_state(guest, guest.session)
+            case "saved", "cut-state":
+                _cut_state(guest)
+
+
+def _refuse_state(guest: Guest, session: PreservedSet) -> None:
+    """Have the kernel refuse the state, by taking its token."""
+    take_token(session, TOKEN_STATE)
+    try:
+        take_token(session, TOKEN_STATE)
+        after = "free"
+    except OSError as err:
+        after = f"taken: {err}"
+    told = report("refuse-state", "the state's token", guest.spec.session, "free", after)
+    guest.tell("struck", **told)
+
+
+def _cut_state(guest: Guest) -> None:
+    """Have half of the saved state preserved, in whole pages."""
+    before = os.fstat(guest.state).st_size
+    after = before // 2 // PAGE_BYTES * PAGE_BYTES
+    if not after:
+        raise VmmError("state", f"a state of {before} bytes is too short to be cut")
+    os.ftruncate(guest.state, after)
+    left = os.fstat(guest.state).st_size
+    where = f"the VM state of '{guest.spec.name}'"
+    guest.tell("struck", **report("cut-state", "length in bytes", where, before, left))
 
 
 def apply_after_retrieve(guest: Guest) -> None:

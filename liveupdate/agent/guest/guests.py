@@ -14,6 +14,7 @@ from ..base.host import disk_serial, find_disk
 from ..mechanisms.base import TOKEN_STATE, MechanismError
 from .net import Network
 from .spec import GuestEntry, GuestSpec
+from .state import StateSum, say_places, sum_up
 from .vmm_qemu import SLEEP_S, QemuVmm, VmmError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ..mechanisms.base import Mechanism, PreservedSet, Ram
 
     Watch = Callable[["Guest"], None]
+    #: called with a moment of the freeze: "paused", "saved"
+    Strike = Callable[["Guest", str], None]
 
 PAGE_BYTES = 4096
 QUIT_S = 10.0
@@ -48,6 +51,8 @@ class Guest:
         #: how long allocating its RAM took; None: it came from the previous kernel
         self.allocate_ns: int | None = None
         self.state = -1
+        #: what is in ``state``, or ought to be in it when it has come over
+        self.saved: StateSum | None = None
         #: what it goes out with, or came in with until ``finish``
         self.session: PreservedSet | None = None
         #: why it is not running; None: it should run
@@ -136,10 +141,14 @@ class Guest:
                 self.tell("preserve-refused", times=self.session.refusals)
         elapsed = now_ns() - began
         self.state = os.memfd_create(f"lu-state-{self.spec.name}", os.MFD_CLOEXEC)
+        sum_up(self.state)  # of nothing yet: brings in the code that the blackout needs
         return elapsed
 
-    def freeze(self, after_pause: Callable[[Guest], None]) -> None:
-        """Pause it, save and preserve its state."""
+    def freeze(self, strike: Strike) -> None:
+        """Pause it, save and preserve its state.
+
+        :param strike: for faults.
+        """
         session = self.session
         if session is None:
             raise VmmError("state", f"guest '{self.spec.name}' is not prepared")
@@ -149,14 +158,16 @@ class Guest:
         self.running = False
         self.tell("paused")
         self._tell_digests("freeze")
-        after_pause(self)
+        strike(self, "paused")
         size = self.vmm.save(self.state)
         # PRESERVE_FD takes whole pages and fixes the size
         os.ftruncate(self.state, -(-size // PAGE_BYTES) * PAGE_BYTES)
-        self.tell("saved", bytes=size)
+        self.saved = sum_up(self.state)
+        self.tell("saved", bytes=size, **self.saved.to_json())
+        strike(self, "saved")
         session.preserve(self.state, TOKEN_STATE)
         session.seal()
-        self.tell("preserved")
+        self.tell("preserved", **say_places(session, TOKEN_STATE, self.state))
 
     def _send_to_sleep(self) -> None:
         """Suspend the guest, so that its drivers stop their devices. After an error it may still
@@ -201,8 +212,13 @@ class Guest:
         self.tell("resumed", rolled_back=True)
 
     def entry(self) -> GuestEntry:
-        """Return the guest's entry in the manifest."""
-        return GuestEntry(self.spec, os.fstat(self.state).st_size, self.faults)
+        """Return the guest's entry in the manifest.
+
+        :raises ValueError: its state was not saved.
+        """
+        if self.saved is None:
+            raise ValueError(f"the state of guest '{self.spec.name}' was not saved")
+        return GuestEntry(self.spec, self.saved, self.faults)
 
     # --- incoming
 
@@ -228,6 +244,8 @@ class Guest:
             device.pin.take()
         self._spawn(find_disk(self.spec.disk), incoming=True)
         self._watch(self)
+        # while the VMM starts, which takes longer
+        self._check_state()
         self.vmm.greet()
         self.tell("vmm-up")
         self.vmm.load(self.state)
@@ -236,6 +254,20 @@ class Guest:
         self.running = True
         if self.spec.devices:
             self._wake()
+
+    def _check_state(self) -> None:
+        """Refuse to load a state that is not what was saved; its VMM is ended then.
+
+        :raises VmmError: ``state``.
+        """
+        found = sum_up(self.state)
+        self.tell("state-read", **found.to_json())
+        differs = None if self.saved is None else self.saved.compare(found)
+        if differs is not None:
+            self.vmm.ending = True
+            self.vmm.kill()
+            self.vmm.wait_end(QUIT_S)
+            raise VmmError("state", f"{differs}; it was not loaded")
 
     # --- either
 

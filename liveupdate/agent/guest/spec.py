@@ -10,6 +10,7 @@ from ..base.names import NAME_CHARS, SpecError, check_name
 
 if TYPE_CHECKING:
     from .passthrough import Assigned
+    from .state import StateSum
 
 MIB = 1 << 20
 U64_MAX = (1 << 64) - 1
@@ -113,9 +114,10 @@ class GuestEntry:
     """One guest in the manifest: what the outgoing agent tells the incoming one about it."""
 
     def __init__(
-        self, spec: GuestSpec, state_bytes: int, faults: list[dict[str, object]] | None = None
+        self, spec: GuestSpec, state: StateSum, faults: list[dict[str, object]] | None = None
     ) -> None:
         self.spec = spec
-        self.state_bytes = state_bytes
+        #: its VM state, as it was saved
+        self.state = state
         #: faults of tests for the incoming side, as given to ``inject``
         self.faults = faults or []

@@ -132,6 +132,7 @@ def _exit(agent: Agent, _details: Args) -> After:
 
 _FAULTS: dict[str, Callable[[Agent, Args], After]] = {
     "close-session": _at_freeze,
+    "cut-state": _at_freeze,
     "kill-vmm-at-freeze": _at_freeze,
     "refuse-state": _at_freeze,
     "spin-at-jump": _at_freeze,

@@ -72,6 +72,15 @@ class PreservedSet:
         """Declare all contents final; the kernel is left next."""
         raise NotImplementedError
 
+    def places(self, token: int, source: int) -> list[tuple[int, int]]:
+        """Return where a sealed set has the content of a token for the next kernel: physical
+        address and bytes of each piece, in order.
+
+        :param source: what was preserved.
+        :raises OSError: the kernel does not say.
+        """
+        raise NotImplementedError
+
     def retrieve_ram(self, size: int) -> Ram:
         """Return the RAM that was carried over.
 

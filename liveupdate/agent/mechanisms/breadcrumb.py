@@ -78,6 +78,10 @@ class BreadcrumbSet(CopySet):
         """Keep a copy of the content for the stream."""
         self._parts.data[token] = _read_all(source, 0, os.fstat(source).st_size)
 
+    def places(self, token: int, source: int) -> list[tuple[int, int]]:
+        """Return where the stream has the content of ``token``."""
+        return [(self._mechanism.address_of(self.name, token), len(self._parts.data[token]))]
+
     def retrieve_ram(self, size: int) -> Ram:
         """Return the object of the pool that the stream names.
 
@@ -230,6 +234,13 @@ class BreadcrumbMechanism(PoolMechanism):
             while at < len(data):
                 at += os.pwrite(self.pool.fd, memoryview(data)[at:], self._offset + at)
             os.pwrite(self.pool.fd, data[: len(_EMPTY)], self._offset)
+
+    def address_of(self, name: str, token: int) -> int:
+        """Return where the outgoing stream has the content of a token, which it has once its set
+        is sealed.
+        """
+        with self._lock:
+            return self.pool.start + self._offset + stream.offset_of(self._sealed, name, token)
 
     def drop(self, name: str) -> None:
         """Leave a preserved set out; a stream that had it is none any more."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 
+from ..base.host import find_extents
 from .base import Mechanism, MechanismError, PreservedSet, Ram, populate
 from .copies import HUGE_BYTES, CopySet, copy_all
 
@@ -51,6 +52,14 @@ class FileSet(CopySet):
             os.fsync(out)
         finally:
             os.close(out)
+
+    def places(self, token: int, source: int) -> list[tuple[int, int]]:
+        """Return where the file of ``token`` lies in memory."""
+        fd = os.open(f"{self._path}/{token}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return find_extents(fd, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
 
     def retrieve_ram(self, size: int) -> Ram:
         """Open the file of the RAM.

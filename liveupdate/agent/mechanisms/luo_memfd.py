@@ -14,6 +14,7 @@ import struct
 import time
 
 from ..base.fast_stdlib import close_fd
+from ..base.host import find_extents
 from .base import TOKEN_RAM, Mechanism, MechanismError, PreservedSet, Ram
 from .copies import HUGE_BYTES
 
@@ -97,6 +98,10 @@ class Session(PreservedSet):
 
     def seal(self) -> None:
         """Nothing to do: the memfds themselves are carried, with whatever is in them."""
+
+    def places(self, token: int, source: int) -> list[tuple[int, int]]:
+        """Return where the memfd's pages are: PRESERVE_FD has pinned them."""
+        return find_extents(source, os.fstat(source).st_size)
 
     def preserve(self, fd: int, token: int) -> None:
         """Have ``fd`` carried over under ``token``; fills holes, so takes time by size."""

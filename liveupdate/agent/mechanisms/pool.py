@@ -15,6 +15,7 @@ import os
 import struct
 
 from ..base.fast_stdlib import TYPE_CHECKING, read_text
+from ..base.host import find_extents
 from . import modules
 from .base import Mechanism, MechanismError, PreservedSet, Ram
 from .copies import HUGE_BYTES, CopySet, copy_all
@@ -239,6 +240,11 @@ class PoolSet(CopySet):
         size, offset = self._pool.find(name)
         copy_all(source, self._pool.fd, offset=offset, size=size)
         self._pool.seal(name)
+
+    def places(self, token: int, source: int) -> list[tuple[int, int]]:
+        """Return where the object of ``token`` lies in memory."""
+        size, offset = self._pool.find(self._object(token))
+        return find_extents(self._pool.fd, size, offset)
 
     def retrieve_ram(self, size: int) -> Ram:
         """Return the object of the RAM.

@@ -75,6 +75,19 @@ def encode(sets: dict[str, Parts]) -> bytes:
     return body + END.pack(LU_END, END.size - RECORD.size, len(pieces), crc32(body))
 
 
+def offset_of(sets: dict[str, Parts], name: str, token: int) -> int:
+    """Return where in the stream of :func:`encode` the content of a token begins.
+
+    Sets that come later do not move it.
+    """
+    before = dict(sets)
+    while before.popitem()[0] != name:
+        pass
+    parts = sets[name]
+    before[name] = Parts(parts.ram, {k: v for k, v in parts.data.items() if k < token})
+    return len(encode(before)) - END.size + RECORD.size + DATA.size
+
+
 def read_head(head: bytes, room: int) -> int:
     """Return how many bytes a stream has, from its first :data:`HEAD` bytes.
 

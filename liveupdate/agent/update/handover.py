@@ -340,7 +340,7 @@ class Handover:
             self._session.seal()
 
     def _freeze_guest(self, guest: Guest) -> None:
-        guest.freeze(self._after_pause)
+        guest.freeze(self._strike)
 
     def _thaw(self, guests: list[Guest]) -> None:
         self.state = "failed"
@@ -352,11 +352,11 @@ class Handover:
             if error is not None:
                 guest.error = str(error)
 
-    def _after_pause(self, guest: Guest) -> None:
+    def _strike(self, guest: Guest, moment: str) -> None:
         if self.faults:
             from ..guest import fault_tools
 
-            fault_tools.apply_after_pause(guest, self.faults)
+            fault_tools.apply_at_freeze(guest, moment, self.faults)
 
     def _before_kexec(self) -> None:
         for fault in self.faults:

@@ -5,8 +5,8 @@ Fixed size, because PRESERVE_FD freezes the size, and written at freeze. Untrust
 another version of the agent, or a kernel that kept it badly, may have left anything there.
 
 Layout, little-endian: char magic[8]; u32 version; u32 body bytes; u32 crc32 of the body;
-u32 reserved 0; body: JSON ``{"boot_id", "guests": [{"spec", "state_bytes", "faults"}], "devices":
-[spec]}``.
+u32 reserved 0; body: JSON ``{"boot_id", "guests": [{"spec", "state_bytes", "state_digest",
+"faults"}], "devices": [spec]}``. A version of the agent that took no digest has left none.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from struct import Struct
 
 from ..base.fast_stdlib import decode_json, encode_json
 from ..guest.spec import GuestEntry, GuestSpec
+from ..guest.state import StateSum
 
 MAGIC = b"LUMANIF1"
 VERSION = 1
@@ -52,8 +53,7 @@ def encode(
         {
             "boot_id": boot_id,
             "guests": [
-                {"spec": g.spec.to_json(), "state_bytes": g.state_bytes, "faults": g.faults}
-                for g in guests
+                {"spec": g.spec.to_json(), **g.state.to_json(), "faults": g.faults} for g in guests
             ],
             "devices": devices or [],
         }
@@ -96,12 +96,15 @@ def _decode_body(body: object) -> tuple[str, list[GuestEntry], list[object]]:
     for item in raw:
         if not isinstance(item, dict):
             raise ManifestError("a guest must be an object")
-        state, faults = item.get("state_bytes"), item.get("faults", [])
-        if not isinstance(state, int) or not 0 < state <= _STATE_BYTES_MAX:
-            raise ManifestError(f"'state_bytes' is {state!r}")
+        size, digest = item.get("state_bytes"), item.get("state_digest", "")
+        faults = item.get("faults", [])
+        if not isinstance(size, int) or not 0 < size <= _STATE_BYTES_MAX:
+            raise ManifestError(f"'state_bytes' is {size!r}")
+        if not isinstance(digest, str):
+            raise ManifestError(f"'state_digest' is {digest!r}")
         if not isinstance(faults, list) or not all(isinstance(f, dict) for f in faults):
             raise ManifestError("'faults' must be a list of objects")
-        guests.append(GuestEntry(GuestSpec(item.get("spec")), state, faults))
+        guests.append(GuestEntry(GuestSpec(item.get("spec")), StateSum(size, digest), faults))
     names = {g.spec.name for g in guests}
     if len(names) != len(guests) or len({g.spec.index for g in guests}) != len(guests):
         raise ManifestError("two guests share a name or an index")

@@ -80,6 +80,14 @@ def test_page_frames_has_one_entry_per_page() -> None:
     assert len(frames) == 30  # all 0 without CAP_SYS_ADMIN
 
 
+def test_extents_join_frames_that_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "page_frames", lambda *_args: [7, 8, 3, 4])
+    assert host.find_extents(-1, 3 * 4096 + 10) == [(7 * 4096, 8192), (3 * 4096, 4096 + 10)]
+    monkeypatch.setattr(host, "page_frames", lambda *_args: [7, 0])
+    with pytest.raises(OSError, match="page 1 has no frame"):
+        host.find_extents(-1, 8192)
+
+
 def test_missing_disk_names_those_that_are_there() -> None:
     assert host.find_disk("/dev/vdz") == "/dev/vdz"
     with pytest.raises(FileNotFoundError, match="no disk with serial 'nowhere'"):

@@ -52,7 +52,7 @@ def make_guest(**parts: object) -> tuple[Guest, list[Told]]:
 )
 def test_token_that_was_taken_is_asked_for_again(is_lax: bool, after: str) -> None:
     guest, told = make_guest(session=Set(is_lax=is_lax))
-    fault_tools.apply_after_pause(guest, [{"fault": "refuse-state", "guest": "vm0"}])
+    fault_tools.apply_at_freeze(guest, "paused", [{"fault": "refuse-state", "guest": "vm0"}])
     ((report),) = told
     assert (report["fault"], report["before"], report["after"]) == ("refuse-state", "free", after)
 

@@ -112,7 +112,8 @@ def events() -> list[str]:
 
 
 def make_guest(events: list[str], *devices: dict[str, str], **how: bool) -> tuple[Guest, FakeVmm]:
-    session = cast(PreservedSet, SimpleNamespace(preserve=lambda *_: None, seal=lambda: None))
+    made = SimpleNamespace(preserve=lambda *_: None, seal=lambda: None, places=lambda *_: [])
+    session = cast(PreservedSet, made)
     network = SimpleNamespace(open_tap=lambda _name: os.open("/dev/null", os.O_RDONLY))
     guest = Guest(
         spec(*devices),
@@ -137,7 +138,7 @@ def close(guest: Guest) -> None:
 
 def test_a_guest_with_devices_sleeps_before_it_is_saved(events: list[str]) -> None:
     guest, vmm = make_guest(events, NIC)
-    guest.freeze(lambda _guest: None)
+    guest.freeze(lambda _guest, _moment: None)
     assert vmm.calls == ["send_to_sleep", "stop", "save"]
     assert events == ["falling-asleep", "asleep", "paused", "saved", "preserved"]
     close(guest)
@@ -145,7 +146,7 @@ def test_a_guest_with_devices_sleeps_before_it_is_saved(events: list[str]) -> No
 
 def test_a_guest_without_devices_does_not_sleep(events: list[str]) -> None:
     guest, vmm = make_guest(events)
-    guest.freeze(lambda _guest: None)
+    guest.freeze(lambda _guest, _moment: None)
     assert vmm.calls == ["stop", "save"]
     close(guest)
 
@@ -160,7 +161,7 @@ def test_a_guest_is_resumed_when_it_says_that_it_is_awake(
     guest.resume()
     assert taken == ["0000:01:00.0", "0000:02:00.0"]
     assert vmm.calls == ["spawn", "greet", "load", "cont", "wake"]
-    assert events == ["vmm-up", "loaded", "guest-line", "awake", "resumed"]
+    assert events == ["state-read", "vmm-up", "loaded", "guest-line", "awake", "resumed"]
     close(guest)
 
 
@@ -182,7 +183,7 @@ def test_a_guest_that_does_not_wake_up_is_not_resumed(
 
 def test_a_guest_that_sleeps_is_woken_by_the_way_back(events: list[str]) -> None:
     guest, vmm = make_guest(events, NIC)
-    guest.freeze(lambda _guest: None)
+    guest.freeze(lambda _guest, _moment: None)
     guest.thaw()
     assert vmm.calls[-2:] == ["cont", "wake"]
     assert events[-2:] == ["awake", "resumed"]
@@ -192,7 +193,7 @@ def test_a_guest_that_sleeps_is_woken_by_the_way_back(events: list[str]) -> None
 def test_a_guest_that_would_not_sleep_goes_on(events: list[str]) -> None:
     guest, vmm = make_guest(events, NIC, sleeps=False)
     with pytest.raises(VmmError, match="does not go to sleep"):
-        guest.freeze(lambda _guest: None)
+        guest.freeze(lambda _guest, _moment: None)
     assert "paused" not in events
     guest.thaw()
     assert vmm.calls == ["send_to_sleep", "cont"]
@@ -207,7 +208,7 @@ def test_a_guest_that_would_not_sleep_is_quoted(events: list[str]) -> None:
 
     vmm.send_to_sleep = refuse  # type: ignore[method-assign]
     with pytest.raises(VmmError, match="it said .*Device or resource busy") as caught:
-        guest.freeze(lambda _guest: None)
+        guest.freeze(lambda _guest, _moment: None)
     assert caught.value.kind == "sleep"
     close(guest)
 

@@ -197,3 +197,19 @@ def test_room_of_the_stream_is_metadata(kernels: Kernels) -> None:
 def test_longest_stream_is_within_what_is_accounted_for() -> None:
     overhead = stream.RECORDS_MAX * (stream.RECORD.size + stream.DATA.size + 8 + stream.NAME_MAX)
     assert overhead < MIB
+
+
+def test_a_state_lies_in_the_stream_where_it_stays_when_more_is_sealed(kernels: Kernels) -> None:
+    mechanism = kernels.boot()
+    agent, fds = mechanism.create("lu.agent"), {}
+    agent.preserve(memfd(b"manifest"), 1)
+    guests = {name: mechanism.create(f"lu.guest.{name}") for name in ("a", "vm1")}
+    for name, guest in guests.items():
+        guest.preserve_ram(mechanism.allocate_ram(name, 2 * MIB))
+        fds[name] = memfd(name.encode() * 333)
+        guest.preserve(fds[name], TOKEN_STATE)
+        guest.seal()
+    agent.seal()
+    for name, guest in guests.items():
+        ((address, size),) = guest.places(TOKEN_STATE, fds[name])
+        assert os.pread(kernels.pool.fd, size, address - START) == name.encode() * 333

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from liveupdate.agent.mechanisms import reserved_dax
+from liveupdate.agent.mechanisms import files, reserved_dax
 from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError, open_mechanism, wanted
 from liveupdate.agent.mechanisms.fault_tools import fill, take_token
 from liveupdate.agent.mechanisms.files import FileMechanism
@@ -166,3 +166,20 @@ def test_only_what_is_ours_or_was_never_used_is_touched() -> None:
         reserved_dax.describe(head(b"\x53\xef", b"root"))
     with pytest.raises(MechanismError, match="no ext4 and is not blank"):
         reserved_dax.describe(head(b"\x00\x01", b""))
+
+
+def find_extents(fd: int, size: int, offset: int = 0) -> list[tuple[int, int]]:
+    """Say of a file that its first byte is at its inode, as if that were memory."""
+    return [(os.fstat(fd).st_ino + offset, size)]
+
+
+def test_a_state_lies_in_the_file_of_its_token(
+    mechanism: FileMechanism, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "find_extents", find_extents)
+    out = mechanism.create("lu.guest.vm0")
+    fd = memfd(b"state")
+    out.preserve(fd, TOKEN_STATE)
+    out.seal()
+    inode = (tmp_path / "lu.guest.vm0" / str(TOKEN_STATE)).stat().st_ino
+    assert out.places(TOKEN_STATE, fd) == [(inode, 5)]

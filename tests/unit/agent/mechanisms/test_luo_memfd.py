@@ -73,3 +73,17 @@ def test_new_ram_is_settled_before_anybody_uses_it(monkeypatch: pytest.MonkeyPat
     assert asked == [(device.fd, luo_memfd._CREATE_SESSION), (session_fd, luo_memfd._PRESERVE_FD)]
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(session_fd)
+
+
+def find_extents(fd: int, size: int, offset: int = 0) -> list[tuple[int, int]]:
+    """Say of a file that its first byte is at its inode, as if that were memory."""
+    return [(os.fstat(fd).st_ino + offset, size)]
+
+
+def test_a_memfd_lies_where_its_own_pages_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(luo_memfd, "find_extents", find_extents)
+    fd = os.memfd_create("state")
+    os.ftruncate(fd, 8192)
+    session = luo_memfd.Session(7, "lu.guest.vm0", incoming=False)
+    assert session.places(2, fd) == [(os.fstat(fd).st_ino, 8192)]
+    os.close(fd)

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from liveupdate.agent.mechanisms import pool as pool_module
 from liveupdate.agent.mechanisms.base import TOKEN_STATE, MechanismError
 from liveupdate.agent.mechanisms.pool import PoolMechanism, PoolSet, region_of
 from liveupdate.core.units import MIB
@@ -101,3 +102,20 @@ def test_region_is_the_one_on_the_command_line() -> None:
         region_of("memmap=384M!0x60000000")
     with pytest.raises(MechanismError, match="has 2 times"):
         region_of("memmap=1M$1M memmap=1M$4M")
+
+
+def find_extents(fd: int, size: int, offset: int = 0) -> list[tuple[int, int]]:
+    """Say of a file that its first byte is at its inode, as if that were memory."""
+    return [(os.fstat(fd).st_ino + offset, size)]
+
+
+def test_a_state_lies_in_the_object_of_its_token(
+    mechanism: PoolMechanism, pool: FakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "find_extents", find_extents)
+    mechanism.allocate_ram("vm0", 2 * MIB)
+    out = mechanism.create("lu.guest.vm0")
+    fd = memfd(STATE)
+    out.preserve(fd, TOKEN_STATE)
+    out.seal()
+    assert out.places(TOKEN_STATE, fd) == [(os.fstat(pool.fd).st_ino + 2 * MIB, len(STATE))]

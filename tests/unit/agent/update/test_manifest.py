@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from liveupdate.agent.base.fast_stdlib import encode_json
 from liveupdate.agent.base.names import SpecError
 from liveupdate.agent.guest.spec import APPEND_MAX, GuestEntry, GuestSpec
+from liveupdate.agent.guest.state import StateSum
 from liveupdate.agent.update import manifest
 
 #: the whole unit suite has seconds, and shares its CPUs
@@ -23,7 +24,7 @@ GOOD: dict[str, object] = {"name": "vm0", "index": 0, "memory_bytes": 256 << 20}
 
 
 def entry(**changes: object) -> GuestEntry:
-    return GuestEntry(GuestSpec({**GOOD, **changes}), 4096)
+    return GuestEntry(GuestSpec({**GOOD, **changes}), StateSum(4096, "ab" * 16))
 
 
 def test_manifest_survives_the_round_trip() -> None:
@@ -35,6 +36,7 @@ def test_manifest_survives_the_round_trip() -> None:
     assert boot_id == BOOT
     assert guests[0].spec.to_json() == guest.spec.to_json()
     assert guests[0].faults == guest.faults
+    assert vars(guests[0].state) == {"size": 4096, "digest": "ab" * 16}
     assert [g.spec.name for g in guests] == ["vm0", "vm1"]
 
 
@@ -97,6 +99,7 @@ def seal(body: object, version: int = manifest.VERSION) -> bytes:
         {"boot_id": BOOT, "guests": [{"spec": GOOD}]},
         {"boot_id": BOOT, "guests": [{"spec": GOOD, "state_bytes": -1}]},
         {"boot_id": BOOT, "guests": [{"spec": {}, "state_bytes": 4096}]},
+        {"boot_id": BOOT, "guests": [{"spec": GOOD, "state_bytes": 4096, "state_digest": 1}]},
         {"boot_id": BOOT, "guests": [{"spec": GOOD, "state_bytes": 4096, "faults": [1]}]},
         {"boot_id": BOOT, "guests": [{"spec": GOOD, "state_bytes": 4096}] * 2},
     ],
@@ -104,6 +107,13 @@ def seal(body: object, version: int = manifest.VERSION) -> bytes:
 def test_well_sealed_nonsense_is_refused(body: object) -> None:
     with pytest.raises(manifest.ManifestError):
         manifest.decode(seal(body))
+
+
+def test_a_manifest_of_an_agent_that_took_no_digest_is_read() -> None:
+    _, (guest,), _ = manifest.decode(
+        seal({"boot_id": BOOT, "guests": [{"spec": GOOD, "state_bytes": 4096}]})
+    )
+    assert vars(guest.state) == {"size": 4096, "digest": ""}
 
 
 def test_other_version_is_refused() -> None:
