@@ -14,11 +14,13 @@ from liveupdate.judging.checks import (
     liveness,
     mappings,
     memory,
+    state,
     translation,
 )
 
 FAMILIES = (
     handover,
+    state,
     memory,
     liveness,
     guest,

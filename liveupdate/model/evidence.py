@@ -23,6 +23,7 @@ from liveupdate.model.iommu_samples import (
     UnitSample,
     WatchedDevice,
 )
+from liveupdate.model.vm_state import StateFacts
 
 
 class Artifact(Value, frozen=True, kw_only=True):
@@ -112,6 +113,7 @@ class GuestMemory(Value, frozen=True, kw_only=True):
     #: by the outgoing and by the incoming kernel
     pfns_before: PageFrames | None = None
     pfns_after: PageFrames | None = None
+    state: StateFacts | None = None
 
 
 class Tick(Row, frozen=True):

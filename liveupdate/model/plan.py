@@ -106,6 +106,8 @@ class FaultPlan(Value, frozen=True, kw_only=True):
     expected: Expected
     #: a run without a record of its strike is an ERROR; an earlier version did not say so
     proves: bool | UnsetType = UNSET
+    #: chooses the place that it strikes; UNSET: a new one for each run
+    seed: int | UnsetType = UNSET
 
 
 class Plan(Value, frozen=True, kw_only=True):
@@ -139,6 +141,8 @@ class Plan(Value, frozen=True, kw_only=True):
     witnesses: tuple[str, ...] = ("kho", "luo")
     #: None: the mechanism takes its memory from anywhere
     region: Region | None = None
+    #: whether the VM state is digested; an earlier version did not, and did not say so
+    state_digests: bool | UnsetType = UNSET
 
     def target_has(self, capability: Capability) -> bool:
         """Return whether the kind of target has a capability; an unknown kind has none."""

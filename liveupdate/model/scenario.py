@@ -134,6 +134,8 @@ class Scenario(Value, frozen=True, kw_only=True):
     #: hand the TSC calibration of the outgoing kernel to the incoming one
     calibration: bool = True
     fault: str | None = None
+    #: None: a new one for each run
+    fault_seed: int | None = None
     cold: bool = False
     #: run it even if the guests would be lost between these kernels
     jump_anyway: bool = False

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from liveupdate.core.errors import PlanError, ScenarioError
@@ -179,7 +180,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         timeouts=_timeouts(scenario),
         observe=scenario.observe,
         budget=scenario.budget,
-        fault=None if fault is None else FaultPlan(name=fault.name, expected=fault.expected),
+        fault=None if fault is None else _plan_fault(fault, scenario.fault_seed),
         # fragmented memory is made anew for each run, and QEMU has no way to save every device
         cold=scenario.cold
         or not target.has(Capability.SAVE)
@@ -190,6 +191,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         seed=_seed(scenario),
         witnesses=mechanism.witnesses,
         region=region,
+        state_digests=True,
     )
 
 
@@ -419,6 +421,10 @@ def _skips(asked: Asked) -> tuple[tuple[str, str], ...]:
     """Return the checks that cannot be answered in this scenario, with the reason."""
     reasons = ((row.id, row.why_skipped(asked)) for row in CHECKS)
     return tuple((check, reason) for check, reason in reasons if reason is not None)
+
+
+def _plan_fault(fault: Fault, seed: int | None) -> FaultPlan:
+    return FaultPlan(name=fault.name, expected=fault.expected, seed=UNSET if seed is None else seed)
 
 
 def _seed(scenario: Scenario) -> int:

@@ -13,6 +13,9 @@ import contextlib
 import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+
+from msgspec.structs import replace
 
 from liveupdate.core.errors import RemoteError
 from liveupdate.core.steps import Steps
@@ -20,9 +23,11 @@ from liveupdate.faults.base import Moment
 from liveupdate.model import codec, slots
 from liveupdate.model.evidence import Incident, PageDigests, PageFrames, SessionFacts
 from liveupdate.model.plan import Hop
+from liveupdate.model.vm_state import StateSeen
 from liveupdate.planning.planner import fill_append
 from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.probes.memory import DigestPass
+from liveupdate.probes.state import collect_state
 from liveupdate.run.observers.host_queries import ask_facts, record_vmm, verify_pattern
 from liveupdate.run.strikes import Strikes
 from liveupdate.run.testbed import GuestHandle, Testbed
@@ -213,16 +218,26 @@ class HopEngine:
             self.see_guest(guest)
             verify_pattern(self.bed, self.n, guest, self.steps)
 
-    def put_events(self, events: Iterable[AgentEvent], outside: Iterable[DigestPass] = ()) -> None:
+    def put_events(
+        self,
+        events: Iterable[AgentEvent],
+        outside: Iterable[DigestPass] = (),
+        states: Mapping[str, Mapping[str, StateSeen]] = MappingProxyType({}),
+    ) -> None:
         """Store what the agent's events say of the hop: its times, and digests from inside.
 
         :param outside: digests that were taken from outside.
+        :param states: those of VM states, by guest and moment.
         """
         events, record = tuple(events), self.bed.record
         names = tuple(guest.spec.name for guest in self.bed.guests)
         for each in (*outside, *(each for each in collect_digests(events) if each.guest in names)):
             digests = PageDigests.of(each.digests, each.began_ns, each.ended_ns)
             record.put(slots.DIGESTS[each.moment], digests, self.n, each.guest)
+        for guest in names:
+            state = replace(collect_state(events, guest), **states.get(guest, {}))
+            if state.saved is not None or state.read is not None:
+                record.put(slots.STATE, state, self.n, guest)
         self.moments = {**find_moments(events), **self.moments}
         record.add(slots.PHASES, phases(self.n, self.moments, names), self.n)
         record.add(slots.MARKS, marks(self.moments, names), self.n)

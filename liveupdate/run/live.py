@@ -22,7 +22,7 @@ from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.mechanism import AGENT_SESSION
 from liveupdate.model.plan import Hop
 from liveupdate.run.devices import DeviceHop
-from liveupdate.run.digests import OutsideDigests
+from liveupdate.run.digests import OutsideDigests, OutsideStates
 from liveupdate.run.hop import HopEngine
 from liveupdate.run.moves import STEPS
 from liveupdate.run.observers.costs import record_costs, record_handed_over
@@ -53,6 +53,7 @@ class LiveHop(HopEngine):
         self._agent = bed.host.agent
         self._mark = self._agent.mark()
         self._digests = OutsideDigests(bed, steps)
+        self._states = OutsideStates(bed, steps)
         self._iommu_observer = IommuObserver(bed, self.n, steps)
         self._devices = DeviceHop(bed, self.n, watchers.senders, steps)
         #: how many kernels have booted before the jump, and until when the next one has to
@@ -76,7 +77,8 @@ class LiveHop(HopEngine):
         self._devices.store()
         self._guest_observers.store(self.n)
         self._iommu_observer.store()
-        self.put_events(self._agent.events(self._mark), self._digests.finish())
+        events = self._agent.events(self._mark)
+        self.put_events(events, self._digests.finish(), self._states.seen)
 
     # --- before
 
@@ -129,6 +131,8 @@ class LiveHop(HopEngine):
             self._wait("paused", self._leaving, guest)
             self._digests.begin(guest.spec.name, "freeze")
         self._wait("jumping", self._leaving)
+        self._states.find(self._agent.events(self._mark))
+        self._states.look("freeze")
 
     def incoming(self) -> None:
         """Strike, wait for the incoming kernel, digest the memory again, and wait for the
@@ -139,6 +143,7 @@ class LiveHop(HopEngine):
         self.fault.strike(Moment.BLACKOUT)
         self.moments["first-line", ""] = self._wait_boot().at_ns
         self.fault.strike(Moment.INCOMING)
+        self._states.look("boot")
         for guest in self.bed.guests:
             self._digests.begin(guest.spec.name, "boot")
         self._follow()

@@ -75,6 +75,7 @@ class Strikes:
             self._put(fault, done)
 
     def _put(self, fault: Fault, done: Struck) -> None:
+        self._steps.note("struck", fault=fault.name, what=done.what, where=done.where)
         self._bed.record.add_struck(replace(done, fault=fault.name), self._hop)
 
     def _prove(self, change: HopChange) -> Struck | None:

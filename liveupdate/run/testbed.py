@@ -28,6 +28,7 @@ from liveupdate.model.evidence import FrameAccount
 from liveupdate.model.mechanism import Requirements
 from liveupdate.model.plan import Plan
 from liveupdate.model.scenario import GuestSpec
+from liveupdate.model.vm_state import Places
 from liveupdate.planning.mechanisms import MECHANISMS
 from liveupdate.probes.frames import FrameSender
 from liveupdate.probes.link import read_link
@@ -58,6 +59,8 @@ class GuestHandle:
     index: int
     ready: payload.Ready | None = None
     pfns: bytes = b""
+    #: where its VM state lies while no kernel has it: from the freeze on
+    state_places: Places = ()
 
     @property
     def mac(self) -> str:

@@ -59,6 +59,13 @@ TOP = (
     _key("kernel_config", "path", "Kconfig fragment on top of the configuration of these trees"),
     _key("calibration", "boolean", "hand the TSC calibration to the incoming kernel"),
     _key("fault", "text", "a fault to inject, see `liveupdate faults`", nullable=True),
+    _key(
+        "fault_seed",
+        "integer",
+        "chooses the place that the fault strikes; when absent, a new one for each run",
+        high=(1 << 32) - 1,
+        nullable=True,
+    ),
     _key("cold", "boolean", "boot the host; do not load a saved one"),
     _key("jump_anyway", "boolean", "run it even if `liveupdate compat` says that guests are lost"),
 )

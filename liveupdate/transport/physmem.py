@@ -8,6 +8,7 @@ same time; data that must be consistent is read under a seqlock. Must not know w
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import mmap
 import os
 import re
@@ -179,6 +180,14 @@ class PhysMem:
         """Overwrite memory; for faults. :raises NotRam:"""
         with self.view(address, len(data)) as view:
             view[:] = data
+
+    def digest(self, pieces: Iterable[tuple[int, int]]) -> str:
+        """Return BLAKE2b (16 bytes, hex) of pieces: address and bytes of each. :raises NotRam:"""
+        digest = hashlib.blake2b(digest_size=16)
+        for address, size_bytes in pieces:
+            with self.view(address, size_bytes) as view:
+                digest.update(view)
+        return digest.hexdigest()
 
     def find_pages(self, descriptor: int, first_word: int) -> list[PhysAddr]:
         """Find the pages that begin with a u64; pages that were never written are not touched.

@@ -192,8 +192,8 @@ def test_an_update_passes_and_its_journal_is_complete(bench: Bench) -> None:
     assert bench.journal == POINTS
     assert any("point of no return" in text for text in bench.said)
     checks = bench.checks()
-    for check in ("handover.kho", "handover.generation", "handover.session", "memory.content",
-                  "memory.placement", "guest.liveness"):  # fmt: skip
+    for check in ("handover.kho", "handover.generation", "handover.session", "handover.state",
+                  "memory.content", "memory.placement", "guest.liveness"):  # fmt: skip
         assert checks[check][0] == "PASS", checks
     # once it has ended, there is nothing to do, and nobody is asked
     bench.host.calls.clear()
@@ -363,6 +363,15 @@ def test_a_guest_that_does_not_come_back_is_judged_and_the_others_go_on(bench: B
     assert bench.host.alive == ["vm0", "vm2"] and bench.host.update.lock is None
     status, reason = bench.checks()["guest.liveness"]
     assert status == "FAIL" and "vm1" in reason
+
+
+def test_a_vm_state_that_changed_is_judged_and_the_others_go_on(bench: Bench) -> None:
+    bench.host.spoilt = "vm1"
+    ended = bench.work()
+    assert (ended.outcome, ended.exit_code) == (LOST, 1), ended
+    assert bench.host.alive == ["vm0", "vm2"]
+    status, reason = bench.checks()["handover.state"]
+    assert status == "FAIL" and "hop 1, vm1:" in reason and "vm0" not in reason
 
 
 # --- the agent, the kernel, the power

@@ -39,6 +39,8 @@ TICK_PAGE = 3
 PATTERN_PAGES = 8
 #: one that runs ticks within this time
 ALIVE_S = 5.0
+#: of a VM state
+DIGEST = "5a" * 16
 
 
 class FakeGuest:
@@ -124,6 +126,8 @@ class FakeHost:
     incoming: str = ""
     #: a guest that the incoming agent cannot bring back
     lost: str = ""
+    #: the guest whose VM state comes over with another digest
+    spoilt: str = ""
     calls: list[str] = field(default_factory=list)
     events: list[AgentEvent] = field(default_factory=list)
     power: Callable[[], None] | None = None
@@ -344,8 +348,8 @@ class FakeHost:
             guest.pause()
             self.emit("paused", guest=name)
             self._digests(guest, "freeze")
-            self.emit("saved", guest=name, bytes=1)
-            self.emit("preserved", guest=name)
+            self.emit("saved", guest=name, bytes=1, state_bytes=4096, state_digest=DIGEST)
+            self.emit("preserved", guest=name, unplaced="no pagemap")
         if self.refuse_jump:
             self.emit("freeze-failed", guest="", message=self.refuse_jump)
             self.state = "failed"
@@ -388,6 +392,12 @@ class FakeHost:
                 self.emit("restore-failed", guest=name, kind="vmm", message=guest.error)
                 continue
             self.emit("vmm-up", guest=name)
+            found = "0" * 32 if name == self.spoilt else DIGEST
+            self.emit("state-read", guest=name, state_bytes=4096, state_digest=found)
+            if name == self.spoilt:
+                guest.error = "another digest; it was not loaded"
+                self.emit("restore-failed", guest=name, kind="state", message=guest.error)
+                continue
             self.emit("loaded", guest=name)
             self.emit("resumed", guest=name)
             guest.running = True

@@ -39,6 +39,7 @@ from liveupdate.model.evidence import (
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Hop, ImageSet, KernelImage, MachineSpec, Plan
 from liveupdate.model.scenario import Budget, GuestSpec, Observation, Timeouts
+from liveupdate.model.vm_state import StateFacts, StateSeen, StateSum
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -122,6 +123,7 @@ def make_plan(
         observe=observe or Observation(),
         budget=budget or Budget(),
         skips=default if skips is None else skips,
+        state_digests=True,
     )
 
 
@@ -161,6 +163,28 @@ def make_frames(pfns: bytes, path: str = "x") -> PageFrames:
     return PageFrames(pages=len(pfns) // 8, artifact=make_artifact(path, pfns), pfns=pfns)
 
 
+def make_state(hop: int) -> StateFacts:
+    """A state of four pages that was seen from outside twice, before the agent's hello."""
+    paused, size, digest = hop * 100 * SECOND + PAUSED_NS, 16384, f"{hop:032x}"
+
+    def seen(after_ns: int) -> StateSeen:
+        return StateSeen(
+            state_bytes=size,
+            state_digest=digest,
+            began_ns=paused + after_ns,
+            ended_ns=paused + after_ns + MS,
+        )
+
+    told = StateSum(state_bytes=size, state_digest=digest)
+    return StateFacts(
+        saved=told,
+        freeze=seen(200 * MS),
+        boot=seen(500 * MS),
+        hello_ns=paused + SECOND,
+        read=told,
+    )
+
+
 def make_memory(hop: int, guest: str) -> GuestMemory:
     base, raw, pfns = hop * 100 * SECOND, make_digests(hop), make_pfns()
 
@@ -179,6 +203,7 @@ def make_memory(hop: int, guest: str) -> GuestMemory:
         boot=digests("boot", PAUSED_NS + 500 * MS),
         pfns_before=make_frames(pfns, slots.PFNS_BEFORE.raw_path(hop, guest)),
         pfns_after=make_frames(pfns, slots.PFNS_AFTER.raw_path(hop, guest)),
+        state=make_state(hop),
     )
 
 

@@ -31,6 +31,8 @@ _WORDS = {
     "dma-after-free": ("kexec refused",),
     "corrupt-record": ("record refused", "checksum"),
     "record-version": ("record refused", "version"),
+    "flip-state": ("its digest is", "saved was"),
+    "cut-state": ("its length is", "saved was"),
 }
 #: what is struck is a device; the guests are to go on as if nothing had happened
 _GUESTS_FINE = ("map-unpreserved", "dma-after-free", "corrupt-record", "record-version")

@@ -20,6 +20,7 @@ OTHERS = [name for name in MECHANISMS if name != "luo-memfd"]
 MUST_PASS = (
     "handover.kho",
     "handover.session",
+    "handover.state",
     "memory.content",
     "memory.placement",
     "guest.liveness",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from liveupdate.core.deadline import Deadline, wait_until
-from tests.support.vm import cli
+from tests.support.vm import cli, nightly
 from tests.support.vm.must_pass import MUST_PASS
 
 
@@ -52,6 +52,17 @@ def test_judge_says_the_same_with_no_machine(finished: Path) -> None:
     said = cli.call("judge", str(finished), "--json")
     assert said.returncode == 0, said.explain()
     assert said.document["outcome"] == "PASS"
+
+
+@nightly.part("faults")
+@pytest.mark.parametrize("fault", ["flip-state", "cut-state"])
+def test_a_vm_state_that_changed_costs_its_own_guest_alone(fault: str, tmp_path: Path) -> None:
+    said = cli.run(tmp_path, "--guests", "2", "--fault", fault)
+    assert said.returncode == 1, said.explain()
+    for check in ("handover.state", "guest.liveness"):
+        reason = said.check(check)["reason"]
+        assert said.check(check)["status"] == "FAIL", said.explain()
+        assert "vm0" in reason and "vm1" not in reason, said.explain()
 
 
 def test_one_altered_digest_byte_is_an_error_that_names_the_page(

@@ -22,6 +22,7 @@ INSIDE = (
     "handover.kho",
     "handover.generation",
     "handover.session",
+    "handover.state",
     "memory.content",
     "memory.placement",
     "guest.liveness",

@@ -33,6 +33,8 @@ from liveupdate.transport.physmem import PhysMem, RamRange, digest_selected
 AGENT_PID = 7
 #: guests' RAM begins here, one after the other
 _FIRST_FRAME = (1 << 20) // PAGE_BYTES
+#: physical address of the VM states, a page each
+_FIRST_STATE = 1 << 16
 _TICK_S = 0.002
 #: how long its network waits for a frame, and so how long it takes to end
 _FRAME_S = 0.02
@@ -61,11 +63,15 @@ class Script:
     panic: str = "fake"
     #: guests that the incoming agent cannot bring back
     lost: frozenset[str] = frozenset()
+    #: guests of whose VM state the first half is preserved
+    cut: frozenset[str] = frozenset()
     #: called with the arguments before a call of that name is answered; may raise :class:`Refusal`
     calls: dict[str, Callable[[Mapping[str, Any]], None]] = field(default_factory=dict)
     #: calls that are never answered
     silent: frozenset[str] = frozenset()
     is_ssh_up: bool = True
+    #: the agent tells where VM states lie
+    is_placed: bool = True
     #: from the last word of a kernel to the first of the next, and from there to its agent's
     kernel_s: float = 0.01
 
@@ -97,6 +103,9 @@ class FakeMachine:
         self._sending = threading.Lock()
         self._n = 0
         self._is_loaded = False
+        #: by guest: where its VM state is, and what was told of it when it was saved
+        self._places: dict[str, list[tuple[int, int]]] = {}
+        self._saved: dict[str, dict[str, object]] = {}
         self._asked = threading.Event()
 
     # --- as a process
@@ -285,13 +294,18 @@ class FakeMachine:
         self._is_loaded = False
 
     def _call_inject(self, args: Mapping[str, Any]) -> None:
-        if args["fault"] != "refuse-state":
-            raise Refusal("fault", f"the fake has no fault '{args['fault']}'")
-        self.script.refuse_freeze = "the VMM's state was refused"
-        self.emit(
-            "struck", fault="refuse-state", what="the state's token", where="lu.guest.vm0",
-            before="free", after="taken",
-        )  # fmt: skip
+        match args["fault"]:
+            case "refuse-state":
+                self.script.refuse_freeze = "the VMM's state was refused"
+                told = ("the state's token", "lu.guest.vm0", "free", "taken")
+            case "cut-state":
+                guest = args["args"]["guest"]
+                self.script.cut = frozenset({guest})
+                told = ("length in bytes", f"the VM state of '{guest}'", "4096", "2048")
+            case other:
+                raise Refusal("fault", f"the fake has no fault '{other}'")
+        names = ("what", "where", "before", "after")
+        self.emit("struck", fault=args["fault"], **dict(zip(names, told, strict=True)))
 
     def _call_jump(self, _args: Mapping[str, Any]) -> None:
         if not self._is_loaded:
@@ -304,8 +318,7 @@ class FakeMachine:
             guest.pause()
             self.emit("paused", guest=guest.name)
             self._tell_digests(guest, "freeze")
-            self.emit("saved", guest=guest.name, bytes=1)
-            self.emit("preserved", guest=guest.name)
+            self._save(guest)
         if self.script.refuse_freeze:
             self.emit("freeze-failed", guest="", message=self.script.refuse_freeze)
             self._call_cont_guests({})
@@ -323,6 +336,23 @@ class FakeMachine:
                 self._print(f"Kernel panic - not syncing: {self.script.panic}")
             case said:
                 self._boot(is_empty=said == "empty")
+
+    def _save(self, guest: FakeGuest) -> None:
+        place = PhysAddr(_FIRST_STATE + guest.index * PAGE_BYTES)
+        self._ram.write(place, secrets.token_bytes(PAGE_BYTES))
+        self._places[guest.name] = [(place, PAGE_BYTES)]
+        self._saved[guest.name] = self._sum_state(guest)
+        self.emit("saved", guest=guest.name, **self._saved[guest.name])
+        if guest.name in self.script.cut:
+            self._places[guest.name] = [(place, PAGE_BYTES // 2)]
+        places = self._places[guest.name]
+        told = {"places": places} if self.script.is_placed else {"unplaced": "the fake"}
+        self.emit("preserved", guest=guest.name, **told)
+
+    def _sum_state(self, guest: FakeGuest) -> dict[str, object]:
+        places = self._places[guest.name]
+        size = sum(size for _, size in places)
+        return {"state_bytes": size, "state_digest": self._ram.digest(places)}
 
     def _boot(self, *, is_empty: bool) -> None:
         self.generation += 1
@@ -348,8 +378,14 @@ class FakeMachine:
                 guest.error = "the VMM ended"
                 self.emit("restore-failed", guest=name, kind="vmm", message=guest.error)
                 continue
-            for event in ("vmm-up", "loaded"):
-                self.emit(event, guest=name)
+            self.emit("vmm-up", guest=name)
+            state = self._sum_state(guest)
+            self.emit("state-read", guest=name, **state)
+            if state != self._saved[name]:
+                guest.error = "the VM state is another; it was not loaded"
+                self.emit("restore-failed", guest=name, kind="state", message=guest.error)
+                continue
+            self.emit("loaded", guest=name)
             guest.resume()
             self.emit("resumed", guest=name)
         sessions = ["lu.agent", *(f"lu.guest.{name}" for name in self.guests)]

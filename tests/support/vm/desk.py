@@ -28,6 +28,7 @@ INSIDE = (
     "handover.kho",
     "handover.generation",
     "handover.session",
+    "handover.state",
     "memory.content",
     "memory.placement",
     "guest.liveness",

@@ -7,6 +7,7 @@ MUST_PASS = (
     "handover.kho",
     "handover.generation",
     "handover.session",
+    "handover.state",
     "memory.content",
     "memory.placement",
     "guest.liveness",

@@ -30,6 +30,7 @@ PARTS: Mapping[str, str] = MappingProxyType(
 
 FAULTS: Mapping[str, str] = MappingProxyType(
     {
+        "cut-state": "flip-state",
         "liveupdate-off": "kho-off",
         "kernel-without-kho": "kexec-load",
         "luo-abi-skew": "kexec-load",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from liveupdate.core.errors import PlanError, ScenarioError
@@ -69,6 +70,13 @@ def test_default_plan_says_all_that_a_run_needs() -> None:
     )
     assert (hop.number, hop.incoming, hop.loader) == (1, IMAGES.incoming, "file")
     assert made.fault is None
+    assert made.state_digests is True
+
+
+def test_a_seed_of_the_fault_is_planned_and_otherwise_left_to_the_run() -> None:
+    for seed, planned in ((7, 7), (0, 0), (None, UNSET)):
+        made = plan(Scenario(fault="flip-state", fault_seed=seed))
+        assert made.fault is not None and made.fault.seed == planned
 
 
 def test_hops_alternate_between_the_two_kernels() -> None:
@@ -624,8 +632,8 @@ REFUSED: dict[str, set[str]] = {
     "qemu": set(),
     "libvirt": {"qmp-drop"},
     "ssh": {
-        "flip-bit", "region-corrupt", "region-version", "clock-jump", "tsc-skew", "cold-reset",
-        "guest-disk-lost", "ssh-drop", "qmp-drop", "qemu-killed",
+        "flip-bit", "flip-state", "region-corrupt", "region-version", "clock-jump", "tsc-skew",
+        "cold-reset", "guest-disk-lost", "ssh-drop", "qmp-drop", "qemu-killed",
     },
 }  # fmt: skip
 
