@@ -127,6 +127,7 @@ class Guest:
     def prepare(self) -> int:
         """Preserve RAM while the guest runs; return how long the kernel took, ns."""
         self.vmm.arm()
+        self._load_reader()
         if self.ram is None:
             raise VmmError("memory", f"guest '{self.spec.name}' has no memory")
         self.session = self._mechanism.create(self.spec.session)
@@ -158,6 +159,7 @@ class Guest:
         self.running = False
         self.tell("paused")
         self._tell_digests("freeze")
+        self._tell_vcpus("before")
         strike(self, "paused")
         size = self.vmm.save(self.state)
         # PRESERVE_FD takes whole pages and fixes the size
@@ -246,10 +248,12 @@ class Guest:
         self._watch(self)
         # while the VMM starts, which takes longer
         self._check_state()
+        self._load_reader()
         self.vmm.greet()
         self.tell("vmm-up")
         self.vmm.load(self.state)
         self.tell("loaded")
+        self._tell_vcpus("after")
         self.vmm.cont()
         self.running = True
         if self.spec.devices:
@@ -278,6 +282,25 @@ class Guest:
 
         for first, text in digest.pages(self.ram):
             self.tell("digests", moment=moment, first=first, digests=text)
+
+    def _load_reader(self) -> None:
+        """Import what reads vCPUs, which takes longer than it has in the blackout: before that, or
+        while a VMM starts.
+        """
+        if self.spec.vcpu_state:
+            from . import vcpu_state  # noqa: F401
+
+    def _tell_vcpus(self, moment: str) -> None:
+        """Send what KVM knows of each vCPU; that it cannot be read is sent as well."""
+        if not self.spec.vcpu_state:
+            return
+        from . import vcpu_state
+
+        try:
+            for vcpu in vcpu_state.read_vcpus(self.vmm.pid):
+                self.tell("vcpu-state", moment=moment, **vcpu)
+        except OSError as err:
+            self.tell("vcpu-state", moment=moment, error=str(err))
 
     def release(self) -> None:
         """Close the preserved set: an outgoing one is dropped, an incoming one finished."""

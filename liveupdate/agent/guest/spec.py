@@ -71,6 +71,8 @@ class GuestSpec:
         #: digest its RAM at the freeze and after the kexec, where it cannot be read from
         #: outside
         self.digest = raw.get("digest") is True
+        #: read what KVM knows of its vCPUs when they have stopped and before they run again
+        self.vcpu_state = raw.get("vcpu_state") is True
         #: the only CPU its VMM may use; -1: any
         self.cpu = _integer(raw, "cpu", -1, 4095, -1)
         #: what is passed through to it

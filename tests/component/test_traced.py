@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls inside another process: it answers, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from liveupdate.agent.base.traced import Traced
+
+FIONREAD = 0x541B
+GETPID = 39
+
+WAITS = """
+import os, sys
+reader, writer = os.pipe()
+os.write(writer, bytes(77))
+print(reader, flush=True)
+line = sys.stdin.readline()
+print("heard", line.strip(), len(os.read(reader, 100)), flush=True)
+"""
+COMPUTES = """
+print(0, flush=True)
+total = 0
+for number in range(2_000_000):
+    total += number
+print(total, flush=True)
+"""
+COUNTS_SIGNALS = """
+import signal, sys
+seen = []
+signal.signal(signal.SIGUSR1, lambda *_: seen.append(1))
+print(0, flush=True)
+sys.stdin.readline()
+print(len(seen), flush=True)
+"""
+
+
+@contextmanager
+def process(code: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process, and the number that it printed first."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            assert running.stdout is not None
+            yield running, int(running.stdout.readline())
+        finally:
+            running.kill()
+
+
+def test_descriptor_of_a_waiting_process_is_asked_and_the_process_goes_on() -> None:
+    with process(WAITS) as (running, fd):
+        with Traced(running.pid) as traced:
+            scratch = traced.scratch(4096)
+            assert traced.ioctl(fd, FIONREAD, scratch) == 0
+            assert int.from_bytes(traced.read(scratch, 4), "little") == 77
+            traced.write(scratch, b"mark")
+            assert traced.read(scratch, 4) == b"mark"
+            with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+                traced.ioctl(999, FIONREAD, scratch)
+        assert f"{scratch:x}-" not in Path(f"/proc/{running.pid}/maps").read_text()
+        out, _ = running.communicate("hello\n", timeout=30)
+        assert out == "heard hello 77\n"
+        assert running.returncode == 0
+
+
+def test_process_that_computes_is_stopped_anywhere_and_computes_on() -> None:
+    with process(COMPUTES) as (running, _):
+        for _ in range(20):
+            with Traced(running.pid) as traced:
+                assert traced.syscall(GETPID) == running.pid
+        out, _ = running.communicate(timeout=60)
+        assert int(out) == sum(range(2_000_000))
+        assert running.returncode == 0
+
+
+def test_signals_that_arrive_meanwhile_are_delivered() -> None:
+    with process(COUNTS_SIGNALS) as (running, _):
+        with Traced(running.pid) as traced:
+            os.kill(running.pid, signal.SIGUSR1)
+            assert traced.syscall(GETPID) == running.pid
+        until = time.monotonic() + 10
+        while "SigPnd:\t0000000000000000" not in Path(f"/proc/{running.pid}/status").read_text():
+            assert time.monotonic() < until
+        out, _ = running.communicate("\n", timeout=30)
+        assert out == "1\n"
+
+
+def test_process_that_does_not_exist_or_has_ended_is_an_error() -> None:
+    with process(WAITS) as (running, _):
+        running.kill()
+        running.wait()
+        with pytest.raises(FileNotFoundError), Traced(running.pid):
+            pass
+
+
+def kill_and_ask(running: subprocess.Popen[str]) -> None:
+    with Traced(running.pid) as traced:
+        running.kill()
+        traced.syscall(GETPID)
+
+
+def test_process_that_ends_while_it_is_traced_is_an_error_and_leaves_nothing_behind() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with process(WAITS) as (running, _), pytest.raises(ProcessLookupError):
+        kill_and_ask(running)
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_same_process_cannot_be_traced_twice_at_once() -> None:
+    with (
+        process(WAITS) as (running, _),
+        Traced(running.pid),
+        pytest.raises(PermissionError),
+        Traced(running.pid),
+    ):
+        pass
