@@ -16,6 +16,7 @@ from liveupdate.judging.checks import (
     memory,
     state,
     translation,
+    vcpu_state,
 )
 
 FAMILIES = (
@@ -24,6 +25,7 @@ FAMILIES = (
     memory,
     liveness,
     guest,
+    vcpu_state,
     translation,
     mappings,
     iommu_faults,

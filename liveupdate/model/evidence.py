@@ -23,6 +23,7 @@ from liveupdate.model.iommu_samples import (
     UnitSample,
     WatchedDevice,
 )
+from liveupdate.model.vcpu_state import VcpuState
 from liveupdate.model.vm_state import StateFacts
 
 
@@ -185,6 +186,7 @@ class GuestTrace(Value, frozen=True, kw_only=True):
     agent_pings: tuple[AgentPing, ...] = ()
     #: None: not known when it was looked at, so that nothing follows from silence
     watched: Watched | None = None
+    vcpus: tuple[VcpuState, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
 
 

@@ -143,6 +143,8 @@ class Plan(Value, frozen=True, kw_only=True):
     region: Region | None = None
     #: whether the VM state is digested; an earlier version did not, and did not say so
     state_digests: bool | UnsetType = UNSET
+    #: whether the registers of vCPUs are read; an earlier version did not, and did not say so
+    vcpu_state: bool | UnsetType = UNSET
 
     def target_has(self, capability: Capability) -> bool:
         """Return whether the kind of target has a capability; an unknown kind has none."""

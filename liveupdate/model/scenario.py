@@ -133,6 +133,8 @@ class Scenario(Value, frozen=True, kw_only=True):
     kernel_config: str | None = None
     #: hand the TSC calibration of the outgoing kernel to the incoming one
     calibration: bool = True
+    #: compare the vCPUs' registers; can be left out to measure what it costs
+    vcpu_state: bool = True
     fault: str | None = None
     #: None: a new one for each run
     fault_seed: int | None = None

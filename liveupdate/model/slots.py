@@ -51,6 +51,7 @@ from liveupdate.model.iommu_samples import (
     UnitSample,
     WatchedDevice,
 )
+from liveupdate.model.vcpu_state import VcpuState
 from liveupdate.model.vm_state import StateFacts
 
 T = TypeVar("T")
@@ -224,6 +225,7 @@ BOOT = _per_page("boot", PageDigests, "digests.xxh3", "memory.content")
 PFNS_BEFORE = _per_page("pfns-before", PageFrames, "pfns.u64", "memory.placement")
 PFNS_AFTER = _per_page("pfns-after", PageFrames, "pfns.u64", "memory.placement")
 STATE = Document(f"{_GUEST}/state.json", StateFacts, "memory.state", ("handover.state",))
+VCPUS = Series(f"{_GUEST}/vcpus.jsonl", VcpuState, "guests.vcpus", ("guest.vcpu-state",))
 TICKS = Series(f"{_GUEST}/ticks.jsonl", Tick, "guests.ticks", _CLOCK)
 ECHOES = Series(f"{_GUEST}/echoes.jsonl", Echo, "guests.echoes", ("guest.network",))
 JOURNAL_SEEN = Series(

@@ -46,6 +46,8 @@ def plan_update(
         timeouts=timeouts,
         budget=budget,
         cold=True,
+        # the agent's record of an update has no room for it
+        vcpu_state=False,
     )
     # unknown facts do not count against the kernel: the preflight has reported them
     known = {each.partition("-v")[0] for each in outgoing.abi}

@@ -192,6 +192,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         witnesses=mechanism.witnesses,
         region=region,
         state_digests=True,
+        vcpu_state=scenario.vcpu_state,
     )
 
 

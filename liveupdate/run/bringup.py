@@ -324,6 +324,7 @@ def _start_args(plan: Plan, guest: GuestHandle, found: Mapping[str, str]) -> dic
         "disk": plan.guest_disks[guest.index] if plan.guest_disks else spec.name,
         # digests come from inside where memory cannot be read from outside
         "digest": not plan.target_has(Capability.PHYSICAL_MEMORY) and plan.observe.memory,
+        "vcpu_state": plan.vcpu_state is True,
         "image": "disk" if spec.image else "",
         "qga": Watch.PINGS in spec.kind.watches,
         "cpu": _guest_cpu(plan),

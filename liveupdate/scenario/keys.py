@@ -58,6 +58,11 @@ TOP = (
     _key("next_kernel_tree", "path", "in place of next_kernel; kernel_tree when absent"),
     _key("kernel_config", "path", "Kconfig fragment on top of the configuration of these trees"),
     _key("calibration", "boolean", "hand the TSC calibration to the incoming kernel"),
+    _key(
+        "vcpu_state",
+        "boolean",
+        "compare the vCPUs' registers; `false` measures a run without that cost",
+    ),
     _key("fault", "text", "a fault to inject, see `liveupdate faults`", nullable=True),
     _key(
         "fault_seed",

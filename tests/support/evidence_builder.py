@@ -40,6 +40,7 @@ from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.plan import Hop, ImageSet, KernelImage, MachineSpec, Plan
 from liveupdate.model.scenario import Budget, GuestSpec, Observation, Timeouts
 from liveupdate.model.vm_state import StateFacts, StateSeen, StateSum
+from tests.support.vcpus import make_vcpu
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -124,6 +125,7 @@ def make_plan(
         budget=budget or Budget(),
         skips=default if skips is None else skips,
         state_digests=True,
+        vcpu_state=True,
     )
 
 
@@ -288,6 +290,10 @@ def make_trace(hop: int = 1, guest: str = "vm0") -> GuestTrace:
         journal_after=make_scan(hop * 1000 + 100),
         pattern=PatternFacts(pages=PATTERN_PAGES, bad=0),
         watched=Watched(began_ns=base, ended_ns=base + WATCHED_NS, longest_hole_ns=8 * MS),
+        vcpus=(
+            make_vcpu("before", base + PAUSED_NS + 20 * MS),
+            make_vcpu("after", base + RESUMED_NS - 20 * MS),
+        ),
     )
 
 

@@ -32,6 +32,8 @@ class FakeGuest:
         self.pages = int(args["memory_bytes"]) // PAGE_BYTES
         self.pattern_pages = int(args["pattern_bytes"]) // PAGE_BYTES
         self.is_told = bool(args.get("digest"))
+        self.has_vcpu_state = bool(args.get("vcpu_state"))
+        self.vcpus = int(args["vcpus"])
         self.frame = frame
         self.boot = secrets.randbits(62) + 1
         self.seq = 0

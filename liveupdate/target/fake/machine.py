@@ -24,6 +24,7 @@ from liveupdate.core import proc
 from liveupdate.core.deadline import Deadline, wait_until
 from liveupdate.core.units import PAGE_BYTES, PhysAddr
 from liveupdate.formats import echo
+from liveupdate.formats.kvm_state import CLASSES
 from liveupdate.model.plan import KernelImage
 from liveupdate.target.fake.guest import FakeGuest
 from liveupdate.target.qemu.argv import MachinePaths
@@ -31,6 +32,7 @@ from liveupdate.transport.guest_network import Wire
 from liveupdate.transport.physmem import PhysMem, RamRange, digest_selected
 
 AGENT_PID = 7
+TSC_KHZ = 2_000_000
 #: guests' RAM begins here, one after the other
 _FIRST_FRAME = (1 << 20) // PAGE_BYTES
 #: physical address of the VM states, a page each
@@ -222,7 +224,7 @@ class FakeMachine:
         later, kernel = self.generation > 0, self._kernels[self.generation]
         return {
             "boot_id": self.boot_id, "release": kernel.release, "build_id": kernel.build_id,
-            "cmdline": "console=ttyS0 kho=on liveupdate=on", "tsc_khz": 2_000_000,
+            "cmdline": "console=ttyS0 kho=on liveupdate=on", "tsc_khz": TSC_KHZ,
             "kho_found": later, "generation": self.generation,
             "luo_number": self.generation or None, "liveupdate": True, "mem_free_bytes": 4 << 20,
             "preserved_bytes": later << 20, "scratch_bytes": 1 << 20,
@@ -318,6 +320,7 @@ class FakeMachine:
             guest.pause()
             self.emit("paused", guest=guest.name)
             self._tell_digests(guest, "freeze")
+            self._tell_vcpus(guest, "before")
             self._save(guest)
         if self.script.refuse_freeze:
             self.emit("freeze-failed", guest="", message=self.script.refuse_freeze)
@@ -386,6 +389,7 @@ class FakeMachine:
                 self.emit("restore-failed", guest=name, kind="state", message=guest.error)
                 continue
             self.emit("loaded", guest=name)
+            self._tell_vcpus(guest, "after")
             guest.resume()
             self.emit("resumed", guest=name)
         sessions = ["lu.agent", *(f"lu.guest.{name}" for name in self.guests)]
@@ -400,6 +404,18 @@ class FakeMachine:
         if guest.is_told:
             digests = _pack(digest_selected(self._ram.select_pages(guest.pfns)))
             self.emit("digests", guest=guest.name, moment=moment, first=0, digests=digests)
+
+    def _tell_vcpus(self, guest: FakeGuest, moment: str) -> None:
+        if not guest.has_vcpu_state:
+            return
+        classes = {name: bytes(size) for name, size in CLASSES.items()}
+        classes["tsc_khz"] = TSC_KHZ.to_bytes(8, "little")
+        told = {name: data.hex() for name, data in classes.items()}
+        for vcpu in range(guest.vcpus):
+            self.emit(
+                "vcpu-state", guest=guest.name, moment=moment, vcpu=vcpu, classes=told,
+                msrs={"10": "1"}, refused={},
+            )  # fmt: skip
 
     def reset(self, reason: str) -> None:
         """Be reset, which ends a machine that may not reboot."""
