@@ -65,6 +65,8 @@ class Part(StrEnum):
     PAYLOAD = "payload"
     #: guest memory is digested
     DIGESTS = "digests"
+    #: the registers of vCPUs are compared
+    REGISTERS = "registers"
 
 
 Need = Capability | Offer | Part

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType, ModuleType
 
-from liveupdate.faults import device, guest, handover, lab, memory, region, state
+from liveupdate.faults import device, guest, handover, lab, memory, region, state, vcpu
 from liveupdate.faults.base import Fault
 
-FAMILIES = (memory, state, handover, region, guest, device, lab)
+FAMILIES = (memory, state, handover, region, guest, vcpu, device, lab)
 
 
 def collect(families: Iterable[ModuleType]) -> Mapping[str, Fault]:

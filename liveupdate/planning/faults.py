@@ -88,6 +88,12 @@ def _no_digests(scenario: Scenario) -> str | None:
     return "is seen by memory digests only, and observe.memory is false"
 
 
+def _no_registers(scenario: Scenario) -> str | None:
+    if scenario.vcpu_state:
+        return None
+    return "is seen by the registers of vCPUs only, and vcpu_state is false"
+
+
 #: what a scenario lacks, as the rest of a sentence about the fault, or None; in this order, so that
 #: each may rely on those before it
 _PARTS: Mapping[Part, Callable[[Scenario], str | None]] = MappingProxyType(
@@ -97,5 +103,6 @@ _PARTS: Mapping[Part, Callable[[Scenario], str | None]] = MappingProxyType(
         Part.GUEST_CARD: _no_guest_card,
         Part.PAYLOAD: _no_payload,
         Part.DIGESTS: _no_digests,
+        Part.REGISTERS: _no_registers,
     }
 )

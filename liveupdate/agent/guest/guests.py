@@ -253,6 +253,10 @@ class Guest:
         self.tell("vmm-up")
         self.vmm.load(self.state)
         self.tell("loaded")
+        if self.faults:
+            from . import vcpu_faults
+
+            vcpu_faults.apply(self)
         self._tell_vcpus("after")
         self.vmm.cont()
         self.running = True

@@ -54,6 +54,16 @@ def _move_page(agent: Agent, details: Args) -> After:
     return None
 
 
+def _change_register(agent: Agent, details: Args) -> After:
+    """Have the incoming side change a register of a guest's first vCPU."""
+    from ..guest import vcpu_faults
+
+    guest = guest_of(agent.guests, details)
+    vcpu_faults.check(details)
+    guest.faults.append(details)
+    return None
+
+
 def _kill_vmm(agent: Agent, details: Args) -> After:
     """Kill a VMM: now, or when the guest is resumed on the incoming side."""
     guest = guest_of(agent.guests, details)
@@ -137,6 +147,7 @@ _FAULTS: dict[str, Callable[[Agent, Args], After]] = {
     "refuse-state": _at_freeze,
     "spin-at-jump": _at_freeze,
     "move-page": _move_page,
+    "change-register": _change_register,
     "kill-vmm": _kill_vmm,
     "reset-guest": _reset_guest,
     "map-unpreserved": _map_unpreserved,

@@ -38,6 +38,9 @@ FAULTS: Mapping[str, str] = MappingProxyType(
         "region-version": "region-corrupt",
         "guest-reboot": "kill-vmm",
         "clock-jump": "tsc-skew",
+        "flip-msr": "flip-xmm",
+        "flip-lapic": "flip-xmm",
+        "shift-tsc": "flip-xmm",
         "tamper-context": "drop-translation",
         "record-version": "corrupt-record",
     }
