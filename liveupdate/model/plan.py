@@ -145,6 +145,8 @@ class Plan(Value, frozen=True, kw_only=True):
     state_digests: bool | UnsetType = UNSET
     #: whether the registers of vCPUs are read; an earlier version did not, and did not say so
     vcpu_state: bool | UnsetType = UNSET
+    #: ``continuous``: guests' clocks go on while the guests do not run; anything else: they do not
+    clock: str | UnsetType = UNSET
 
     def target_has(self, capability: Capability) -> bool:
         """Return whether the kind of target has a capability; an unknown kind has none."""

@@ -12,6 +12,9 @@ from liveupdate.model.base import Value
 from liveupdate.model.guest_kinds import GUEST_KINDS, UNKNOWN, GuestKind
 from liveupdate.model.targets import DEFAULT
 
+#: the value of :attr:`Scenario.clock` with which guests' clocks go on while the guests do not run
+CONTINUOUS = "continuous"
+
 
 class GuestSpec(Value, frozen=True, kw_only=True):
     """One guest of the host under update."""
@@ -133,6 +136,8 @@ class Scenario(Value, frozen=True, kw_only=True):
     kernel_config: str | None = None
     #: hand the TSC calibration of the outgoing kernel to the incoming one
     calibration: bool = True
+    #: what guests' clocks do while the guests do not run: stopped, continuous
+    clock: str = "stopped"
     #: compare the vCPUs' registers; can be left out to measure what it costs
     vcpu_state: bool = True
     fault: str | None = None

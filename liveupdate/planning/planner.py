@@ -36,7 +36,7 @@ from liveupdate.model.plan import (
     Plan,
     Region,
 )
-from liveupdate.model.scenario import Scenario, Timeouts
+from liveupdate.model.scenario import CONTINUOUS, Scenario, Timeouts
 from liveupdate.model.targets import Capability, Target, parse_target
 from liveupdate.planning import region_place as regions
 from liveupdate.planning.devices import (
@@ -193,6 +193,7 @@ def make_plan(scenario: Scenario, images: ImageSet, machine: MachineFacts) -> Pl
         region=region,
         state_digests=True,
         vcpu_state=scenario.vcpu_state,
+        clock=scenario.clock,
     )
 
 
@@ -208,7 +209,20 @@ def check_scenario(scenario: Scenario) -> tuple[Requirements, Target, Fault | No
         fault = _find(scenario, "fault", scenario.fault, FAULTS)
         check_fault(scenario, fault, mechanism, target)
     check_devices(scenario, mechanism)
+    _check_clock(scenario)
     return mechanism, target, fault
+
+
+def _check_clock(scenario: Scenario) -> None:
+    """:raises ScenarioError: clocks are to go on that a guest itself sets when it wakes up."""
+    owners = [device.guest for device in scenario.devices if device.guest is not None]
+    if scenario.clock == CONTINUOUS and owners:
+        raise ScenarioError(
+            f"guest '{owners[0]}' has a device of its own and sleeps over the update, and a guest "
+            "that wakes up sets its clocks by itself",
+            where=where(scenario, "clock"),
+            hint='clock = "stopped"',
+        )
 
 
 def fill_append(append: str, tsc_khz: int | None) -> str:

@@ -27,7 +27,7 @@ from liveupdate.images import catalogue
 from liveupdate.model import codec
 from liveupdate.model.guest_kinds import Watch
 from liveupdate.model.plan import Plan
-from liveupdate.model.scenario import GuestSpec
+from liveupdate.model.scenario import CONTINUOUS, GuestSpec
 from liveupdate.model.targets import TARGETS, Capability
 from liveupdate.run.devices import find_guests_own, start_devices, stop_devices
 from liveupdate.run.observers.ticks import GuestStopped, see_ticks
@@ -132,6 +132,7 @@ def warm_key(plan: Plan, kit: Path) -> str:
             "kit": str(kit),
             "append": plan.boot_append,
             "guests": [codec.encode(guest) for guest in plan.guests],
+            "told": _told_to_agent(plan),
             "user-images": [_stat(guest.image) for guest in plan.guests if guest.image],
             "seed": str(plan.seed),
         }
@@ -309,6 +310,14 @@ def _try_hugetlb(bed: Testbed, steps: Steps) -> None:
         steps.note("hugetlb-not-tried", reason=str(error))
 
 
+def _told_to_agent(plan: Plan) -> dict[str, object]:
+    """Return what the agent remembers of a run with each guest, and so does a saved host."""
+    return {
+        "vcpu_state": plan.vcpu_state is True,
+        "has_continuous_clock": plan.clock == CONTINUOUS,
+    }
+
+
 def _start_args(plan: Plan, guest: GuestHandle, found: Mapping[str, str]) -> dict[str, object]:
     """:param found: addresses of guests' own devices, by name."""
     spec = guest.spec
@@ -324,7 +333,7 @@ def _start_args(plan: Plan, guest: GuestHandle, found: Mapping[str, str]) -> dic
         "disk": plan.guest_disks[guest.index] if plan.guest_disks else spec.name,
         # digests come from inside where memory cannot be read from outside
         "digest": not plan.target_has(Capability.PHYSICAL_MEMORY) and plan.observe.memory,
-        "vcpu_state": plan.vcpu_state is True,
+        **_told_to_agent(plan),
         "image": "disk" if spec.image else "",
         "qga": Watch.PINGS in spec.kind.watches,
         "cpu": _guest_cpu(plan),

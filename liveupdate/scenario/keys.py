@@ -14,7 +14,7 @@ from types import MappingProxyType
 from liveupdate.core.units import GIB, KIB, MIB, PAGE_BYTES
 from liveupdate.model.device_models import DEVICE_KINDS
 from liveupdate.model.guest_kinds import GUEST_KINDS
-from liveupdate.model.scenario import MAX_GUEST_BYTES, MIN_GUEST_BYTES
+from liveupdate.model.scenario import CONTINUOUS, MAX_GUEST_BYTES, MIN_GUEST_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,12 @@ TOP = (
     _key("next_kernel_tree", "path", "in place of next_kernel; kernel_tree when absent"),
     _key("kernel_config", "path", "Kconfig fragment on top of the configuration of these trees"),
     _key("calibration", "boolean", "hand the TSC calibration to the incoming kernel"),
+    _key(
+        "clock",
+        "choice",
+        "what guests' clocks do while the guests do not run",
+        choices=("stopped", CONTINUOUS),
+    ),
     _key(
         "vcpu_state",
         "boolean",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from liveupdate.agent.base import traced as traced_module
 from liveupdate.agent.base.traced import Traced
 
 FIONREAD = 0x541B
@@ -82,6 +83,47 @@ def test_process_that_computes_is_stopped_anywhere_and_computes_on() -> None:
         out, _ = running.communicate(timeout=60)
         assert int(out) == sum(range(2_000_000))
         assert running.returncode == 0
+
+
+BLOCKS_OR_NOT = """
+import fcntl, os, struct, sys
+reader, writer = os.pipe()
+print(reader, flush=True)
+sys.stdin.readline()
+fcntl.ioctl(reader, 0x5421, struct.pack("i", 1))
+print(os.get_blocking(reader), flush=True)
+"""
+FIONBIO = 0x5421
+
+
+def test_ioctl_is_caught_before_it_is_executed_and_its_argument_changed() -> None:
+    with process(BLOCKS_OR_NOT) as (running, _):
+        with Traced(running.pid) as traced:
+            assert running.stdin is not None
+            running.stdin.write("go\n")
+            running.stdin.flush()
+            address = traced.until_ioctl(FIONBIO)
+            assert traced.read(address, 4) == (1).to_bytes(4, "little")
+            traced.write(address, bytes(4))
+        out, _ = running.communicate(timeout=30)
+        assert out == "True\n"
+        assert running.returncode == 0
+
+
+def test_ioctl_that_does_not_come_is_an_error_and_the_process_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(traced_module, "STOP_S", 0.3)
+    with process(WAITS) as (running, _):
+        with pytest.raises(TimeoutError, match="did not stop within"):
+            wait_for_ioctl(running.pid)
+        out, _ = running.communicate("hello\n", timeout=30)
+        assert out == "heard hello 77\n"
+
+
+def wait_for_ioctl(pid: int) -> None:
+    with Traced(pid) as traced:
+        traced.until_ioctl(FIONBIO)
 
 
 def test_signals_that_arrive_meanwhile_are_delivered() -> None:

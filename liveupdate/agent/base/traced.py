@@ -18,7 +18,11 @@ import os
 import time
 
 _SEIZE, _INTERRUPT, _GETREGS, _SETREGS = 0x4206, 0x4207, 12, 13
-_SINGLESTEP, _DETACH = 9, 17
+_SINGLESTEP, _DETACH, _SYSCALL_STOPS = 9, 17, 24
+#: a stop at a system call is told from a SIGTRAP by this bit
+_TRACESYSGOOD, _GOOD = 1, 0x80
+#: what RAX is when a system call is entered
+_NOT_YET = (1 << 64) - errno.ENOSYS
 _WALL = 0x40000000
 _SYS_MMAP, _SYS_MUNMAP, _SYS_IOCTL = 9, 11, 16
 _PROT_RW, _PRIVATE_ANONYMOUS = 3, 0x22
@@ -69,11 +73,12 @@ class Traced:
         self._memory = -1
         self._scratch = (0, 0)
         self._signals: list[int] = []
+        self._runs = False
 
     def __enter__(self) -> Traced:
         self._memory = os.open(f"/proc/{self._pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         try:
-            self._ptrace(_SEIZE)
+            self._ptrace(_SEIZE, _TRACESYSGOOD)
         except BaseException:
             self._close()
             raise
@@ -88,6 +93,12 @@ class Traced:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Let it go on where it was; what was mapped is unmapped. Idempotent."""
+        if self._memory < 0:
+            return
         try:
             address, size = self._scratch
             if address:
@@ -97,6 +108,9 @@ class Traced:
 
     def _leave(self) -> None:
         try:
+            if self._runs:  # only a stopped thread can be let go
+                self._ptrace(_INTERRUPT)
+                self._keep_signal(self._wait())
             if self._at:
                 self._ptrace(_SETREGS, ctypes.byref(self._saved))
             self._ptrace(_DETACH)
@@ -144,6 +158,32 @@ class Traced:
         """Execute ioctl(2) on a descriptor of that process."""
         return self.syscall(_SYS_IOCTL, fd, request, argument)
 
+    def until_ioctl(self, request: int) -> int:
+        """Let it run until it is about to execute this ioctl(2); return the ioctl's argument.
+
+        It does so when it is let go; no other system call can be executed in it any more.
+
+        :raises TimeoutError: it did not come to it.
+        """
+        self._at = 0  # it is not set back
+        until = time.monotonic() + STOP_S
+        regs, signal = _Regs(), 0
+        while time.monotonic() < until:
+            self._ptrace(_SYSCALL_STOPS, signal)
+            self._runs = True
+            status = self._wait()
+            self._runs = False
+            stop = os.WSTOPSIG(status)
+            signal = 0 if status >> 16 or stop == _SIGTRAP | _GOOD else stop
+            if stop != _SIGTRAP | _GOOD:
+                continue
+            self._ptrace(_GETREGS, ctypes.byref(regs))
+            wanted = (_SYS_IOCTL, request, _NOT_YET)
+            if (regs.orig_rax, regs.rsi & 0xFFFFFFFF, regs.rax) == wanted:
+                return int(regs.rdx)
+        said = f"process {self._pid} did not come to ioctl {request:#x} within {STOP_S:g} s"
+        raise TimeoutError(errno.ETIMEDOUT, said)
+
     def scratch(self, size: int) -> int:
         """Map fresh memory in that process until exit, once; return its address."""
         if not self._scratch[0]:
@@ -190,7 +230,7 @@ class Traced:
     def _keep_signal(self, status: int) -> None:
         """Keep a signal that arrived in between, for the end."""
         number = os.WSTOPSIG(status)
-        if status >> 16 == 0 and number != _SIGTRAP:
+        if status >> 16 == 0 and number not in (_SIGTRAP, _SIGTRAP | _GOOD):
             self._signals.append(number)
 
     def _wait(self) -> int:

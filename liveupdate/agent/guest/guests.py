@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..base.framing import Emit
     from ..mechanisms.base import Mechanism, PreservedSet, Ram
+    from .kvm_clock import SavedClock
 
     Watch = Callable[["Guest"], None]
     #: called with a moment of the freeze: "paused", "saved"
@@ -53,6 +54,8 @@ class Guest:
         self.state = -1
         #: what is in ``state``, or ought to be in it when it has come over
         self.saved: StateSum | None = None
+        #: its clock when it was paused; None: it is to stand still meanwhile
+        self.clock: SavedClock | None = None
         #: what it goes out with, or came in with until ``finish``
         self.session: PreservedSet | None = None
         #: why it is not running; None: it should run
@@ -158,6 +161,7 @@ class Guest:
         self.vmm.stop()
         self.running = False
         self.tell("paused")
+        self._save_clock()
         self._tell_digests("freeze")
         self._tell_vcpus("before")
         strike(self, "paused")
@@ -220,7 +224,7 @@ class Guest:
         """
         if self.saved is None:
             raise ValueError(f"the state of guest '{self.spec.name}' was not saved")
-        return GuestEntry(self.spec, self.saved, self.faults)
+        return GuestEntry(self.spec, self.saved, self.faults, self.clock)
 
     # --- incoming
 
@@ -258,10 +262,37 @@ class Guest:
 
             vcpu_faults.apply(self)
         self._tell_vcpus("after")
-        self.vmm.cont()
+        self._go_on()
         self.running = True
         if self.spec.devices:
             self._wake()
+
+    def _save_clock(self) -> None:
+        """Keep the guest's clock, if it is to go on.
+
+        :raises VmmError: ``clock``.
+        """
+        if not self.spec.has_continuous_clock:
+            return
+        from ..base.host import tsc_khz
+        from . import kvm_clock
+
+        try:
+            self.clock = kvm_clock.read_clock(self.vmm.pid, tsc_khz())
+        except (OSError, ValueError) as err:
+            raise VmmError("clock", f"guest '{self.spec.name}': its clock: {err}") from err
+
+    def _go_on(self) -> None:
+        """Let the vCPUs run; a clock that is to go on does so, or that it does not is told."""
+        if self.clock is None:
+            self.vmm.cont()
+            return
+        from . import kvm_clock
+
+        try:
+            self.tell("clock-carried", ahead_ns=kvm_clock.continue_with(self.vmm, self.clock))
+        except OSError as err:
+            self.tell("clock-carried", error=str(err))
 
     def _check_state(self) -> None:
         """Refuse to load a state that is not what was saved; its VMM is ended then.

@@ -9,6 +9,7 @@ from ..base.fast_stdlib import TYPE_CHECKING
 from ..base.names import NAME_CHARS, SpecError, check_name
 
 if TYPE_CHECKING:
+    from .kvm_clock import SavedClock
     from .passthrough import Assigned
     from .state import StateSum
 
@@ -73,6 +74,8 @@ class GuestSpec:
         self.digest = raw.get("digest") is True
         #: read what KVM knows of its vCPUs when they have stopped and before they run again
         self.vcpu_state = raw.get("vcpu_state") is True
+        #: its clocks go on while it does not run
+        self.has_continuous_clock = raw.get("has_continuous_clock") is True
         #: the only CPU its VMM may use; -1: any
         self.cpu = _integer(raw, "cpu", -1, 4095, -1)
         #: what is passed through to it
@@ -116,10 +119,16 @@ class GuestEntry:
     """One guest in the manifest: what the outgoing agent tells the incoming one about it."""
 
     def __init__(
-        self, spec: GuestSpec, state: StateSum, faults: list[dict[str, object]] | None = None
+        self,
+        spec: GuestSpec,
+        state: StateSum,
+        faults: list[dict[str, object]] | None = None,
+        clock: SavedClock | None = None,
     ) -> None:
         self.spec = spec
         #: its VM state, as it was saved
         self.state = state
         #: faults of tests for the incoming side, as given to ``inject``
         self.faults = faults or []
+        #: its clock, if it is to go on
+        self.clock = clock

@@ -99,7 +99,7 @@ class Agent:
         )
         for entry in entries:
             guest = Guest(entry.spec, self.handover.open(), self.network, self.emit, self.watch)
-            guest.faults, guest.saved = entry.faults, entry.state
+            guest.faults, guest.saved, guest.clock = entry.faults, entry.state, entry.clock
             self.guests[entry.spec.name] = guest
         if not recovered:
             self._adopt()

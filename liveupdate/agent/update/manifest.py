@@ -6,7 +6,7 @@ another version of the agent, or a kernel that kept it badly, may have left anyt
 
 Layout, little-endian: char magic[8]; u32 version; u32 body bytes; u32 crc32 of the body;
 u32 reserved 0; body: JSON ``{"boot_id", "guests": [{"spec", "state_bytes", "state_digest",
-"faults"}], "devices": [spec]}``. A version of the agent that took no digest has left none.
+"faults", "clock"}], "devices": [spec]}``. A version of the agent that took no digest has left none.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import os
 from binascii import crc32
 from struct import Struct
 
-from ..base.fast_stdlib import decode_json, encode_json
+from ..base.fast_stdlib import TYPE_CHECKING, decode_json, encode_json
 from ..guest.spec import GuestEntry, GuestSpec
 from ..guest.state import StateSum
+
+if TYPE_CHECKING:
+    from ..guest.kvm_clock import SavedClock
 
 MAGIC = b"LUMANIF1"
 VERSION = 1
@@ -53,7 +56,13 @@ def encode(
         {
             "boot_id": boot_id,
             "guests": [
-                {"spec": g.spec.to_json(), **g.state.to_json(), "faults": g.faults} for g in guests
+                {
+                    "spec": g.spec.to_json(),
+                    **g.state.to_json(),
+                    "faults": g.faults,
+                    "clock": g.clock.to_json() if g.clock is not None else None,
+                }
+                for g in guests
             ],
             "devices": devices or [],
         }
@@ -104,11 +113,20 @@ def _decode_body(body: object) -> tuple[str, list[GuestEntry], list[object]]:
             raise ManifestError(f"'state_digest' is {digest!r}")
         if not isinstance(faults, list) or not all(isinstance(f, dict) for f in faults):
             raise ManifestError("'faults' must be a list of objects")
-        guests.append(GuestEntry(GuestSpec(item.get("spec")), StateSum(size, digest), faults))
+        clock = item.get("clock")
+        saved = None if clock is None else _read_clock(clock)
+        spec = GuestSpec(item.get("spec"))
+        guests.append(GuestEntry(spec, StateSum(size, digest), faults, saved))
     names = {g.spec.name for g in guests}
     if len(names) != len(guests) or len({g.spec.index for g in guests}) != len(guests):
         raise ManifestError("two guests share a name or an index")
     return boot_id, guests, devices
+
+
+def _read_clock(raw: object) -> SavedClock:
+    from ..guest.kvm_clock import SavedClock  # few guests have one, and it takes time to load
+
+    return SavedClock(raw)
 
 
 def create(guests: int) -> int:

@@ -27,11 +27,14 @@ from liveupdate.model.device_models import NAMESPACE_BYTES
 from liveupdate.model.evidence import Echo, GuestTrace
 from liveupdate.model.guest_device_use import JournalFacts
 from liveupdate.model.guest_kinds import Watch
+from liveupdate.model.scenario import CONTINUOUS
 from liveupdate.model.targets import Capability
 
 #: a clock may be off by this much at a step before it counts as one: a reading taken late by a
 #: busy control host looks like a small step
 CLOCK_STEP_TOLERANCE_NS = 100_000_000
+#: by how much a clock that is to go on through the blackout may be off after it
+CONTINUOUS_TOLERANCE_NS = 10_000_000
 #: bytes of one journal record
 _RECORD_BYTES = 512
 _TICK_CLOCKS = ("monotonic", "boottime", "realtime")
@@ -146,6 +149,9 @@ def _judge_clock(
             expected=f"within {format_ns(CLOCK_STEP_TOLERANCE_NS)}",
         )
     step, length_ns = change.step_ns, gap.length_ns if gap else 0
+    goes_on = at.context.plan.clock == CONTINUOUS
+    if step is not None and goes_on and (finding := _judge_continuous(at, clock, step)):
+        return finding
     if step is not None and not (
         -length_ns - CLOCK_STEP_TOLERANCE_NS <= step <= gain_ns + CLOCK_STEP_TOLERANCE_NS
     ):
@@ -164,6 +170,24 @@ def _judge_clock(
             expected=f"within {limit:g} ppm",
         )
     return None
+
+
+def _judge_continuous(at: GuestHop, clock: str, step_ns: int) -> Finding | None:
+    """Require that a clock went on through the blackout."""
+    if abs(step_ns) <= CONTINUOUS_TOLERANCE_NS:
+        return None
+    watched = at.trace.watched if at.trace else None
+    hole_ns = watched.longest_hole_ns if watched else 0
+    if abs(step_ns) <= CONTINUOUS_TOLERANCE_NS + hole_ns and hole_ns > CONTINUOUS_TOLERANCE_NS:
+        return at.error(
+            f"{clock} clock: a step of {_signed(step_ns)} cannot be told from a late look: the "
+            f"guest was not looked at for up to {format_ns(hole_ns)}"
+        )
+    return at.failed(
+        f"{clock} clock did not go on: {_signed(step_ns)} over the update",
+        observed=_signed(step_ns),
+        expected=f"within {format_ns(CONTINUOUS_TOLERANCE_NS)}",
+    )
 
 
 def _is_forward(change: ClockChange) -> bool:

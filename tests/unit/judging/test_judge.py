@@ -578,6 +578,49 @@ def test_clock_that_went_on_over_the_blackout_is_as_good_as_one_that_stood() -> 
     assert judge(PLAN, make.with_trace(GOOD, ticks=ticks)).outcome is Outcome.PASS
 
 
+def gone_on(by_ns: int, hole_ns: int = 8 * MS) -> Evidence:
+    """Clocks that went on through the blackout, but for ``by_ns``."""
+    ahead = make.RESUMED_NS - make.PAUSED_NS + by_ns
+    ticks = tuple(
+        replace(
+            tick,
+            monotonic_ns=tick.monotonic_ns + ahead,
+            boottime_ns=tick.boottime_ns + ahead,
+            realtime_ns=tick.realtime_ns + ahead,
+        )
+        if tick.host_ns > 100 * SECOND + make.RESUMED_NS
+        else tick
+        for tick in make.make_ticks()
+    )
+    watched = Watched(
+        began_ns=100 * SECOND, ended_ns=100 * SECOND + make.WATCHED_NS, longest_hole_ns=hole_ns
+    )
+    return make.with_trace(make.make_evidence(), ticks=ticks, watched=watched)
+
+
+@pytest.mark.parametrize(
+    ("by_ns", "hole_ns", "status"),
+    [
+        (0, 8 * MS, "PASS"),
+        (9 * MS, 8 * MS, "PASS"),
+        (-9 * MS, 8 * MS, "PASS"),
+        (15 * MS, 8 * MS, "FAIL"),
+        (-15 * MS, 8 * MS, "FAIL"),
+        (-15 * MS, 30 * MS, "ERROR"),
+        (-50 * MS, 30 * MS, "FAIL"),
+        (make.PAUSED_NS - make.RESUMED_NS, 30 * MS, "FAIL"),
+    ],
+)
+def test_clocks_that_are_to_go_on_are_where_they_would_have_been(
+    by_ns: int, hole_ns: int, status: str
+) -> None:
+    plan = replace(make.make_plan(), clock="continuous")
+    verdict = judge(plan, gone_on(by_ns, hole_ns))
+    assert status_of(verdict, "guest.clock") == status
+    if by_ns > -(10**9):
+        assert status_of(judge(make.make_plan(), gone_on(by_ns, hole_ns)), "guest.clock") == "PASS"
+
+
 def test_single_late_readings_are_no_clock_step() -> None:
     ticks = tuple(
         replace(tick, host_ns=tick.host_ns + (7 * MS if index % 17 == 0 else 0))

@@ -665,3 +665,11 @@ def test_the_default_mechanism_is_the_first_that_is_listed() -> None:
 def test_every_fault_takes_a_scenario_that_is_shipped() -> None:
     shipped = {path.stem for path in (Path(__file__).parents[3] / "scenarios").glob("*.toml")}
     assert {fault.scenario for fault in FAULTS.values()} <= shipped
+
+
+def test_clocks_of_a_guest_that_sleeps_cannot_go_on() -> None:
+    card = DeviceSpec(name="nic0", kind="igb", tier="quiesce", guest="vm0")
+    with pytest.raises(ScenarioError, match="wakes up sets its clocks by itself"):
+        plan(Scenario(clock="continuous", devices=(card,)))
+    assert plan(Scenario(clock="continuous")).clock == "continuous"
+    assert plan(Scenario()).clock == "stopped"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import functools
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -17,6 +18,7 @@ from liveupdate.model.scenario import GuestSpec
 from liveupdate.run import bringup
 from liveupdate.run.observers.ticks import GuestStopped
 from liveupdate.run.testbed import GuestHandle, Testbed
+from tests.support import evidence_builder
 
 
 class _Ram:
@@ -114,3 +116,15 @@ def test_users_own_image_has_no_ticks_to_see() -> None:
     ram = _Ram(step=0)
     bringup._check_ticks(_bed(ram, image="disk.qcow2", liveness="agent"))
     assert ram.looks == 0
+
+
+@pytest.mark.parametrize("change", [{"vcpu_state": False}, {"clock": "continuous"}, {"seed": 7}])
+def test_a_saved_host_is_not_loaded_for_guests_that_are_started_otherwise(
+    change: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "qemu"
+    program.write_bytes(b"")
+    monkeypatch.setattr(bringup, "_resolve_program", lambda _name: program)
+    plan, kit = evidence_builder.make_plan(), tmp_path / "kit"
+    assert bringup.warm_key(plan, kit) == bringup.warm_key(plan, kit)
+    assert bringup.warm_key(replace(plan, **change), kit) != bringup.warm_key(plan, kit)

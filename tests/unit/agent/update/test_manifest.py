@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from liveupdate.agent.base.fast_stdlib import encode_json
 from liveupdate.agent.base.names import SpecError
+from liveupdate.agent.guest.kvm_clock import SavedClock
 from liveupdate.agent.guest.spec import APPEND_MAX, GuestEntry, GuestSpec
 from liveupdate.agent.guest.state import StateSum
 from liveupdate.agent.update import manifest
@@ -38,6 +39,36 @@ def test_manifest_survives_the_round_trip() -> None:
     assert guests[0].faults == guest.faults
     assert vars(guests[0].state) == {"size": 4096, "digest": "ab" * 16}
     assert [g.spec.name for g in guests] == ["vm0", "vm1"]
+
+
+CLOCK = {"clock_ns": 5_000_000_000, "tsc": 10_000_000_000, "khz": 2_000_000}
+
+
+def test_clock_goes_over_and_goes_on_with_the_tsc() -> None:
+    guest = entry()
+    guest.clock = SavedClock(CLOCK)
+    _, (came, other), _ = manifest.decode(
+        manifest.encode(BOOT, [guest, entry(name="vm1", index=1)], 1 << 16)
+    )
+    assert other.clock is None
+    assert came.clock is not None
+    assert came.clock.at(10_000_000_000) == 5_000_000_000
+    # 4 s at 2 GHz
+    assert came.clock.at(18_000_000_000) == 9_000_000_000
+
+
+@pytest.mark.parametrize("name", CLOCK)
+@pytest.mark.parametrize("value", [None, -1, True, 1.5, "5", 1 << 64])
+def test_clock_that_is_none_is_refused(name: str, value: object) -> None:
+    with pytest.raises(SpecError, match="'clock' is"):
+        SavedClock({**CLOCK, name: value})
+
+
+def test_clock_without_a_frequency_is_refused() -> None:
+    with pytest.raises(SpecError, match="stands still"):
+        SavedClock({**CLOCK, "khz": 0})
+    with pytest.raises(SpecError):
+        SavedClock("soon")
 
 
 def test_manifest_in_a_memfd() -> None:
