@@ -17,7 +17,7 @@ from liveupdate.model.costs import KeptTables
 
 #: "KEEPDMA1" in memory
 MAGIC = 0x31414D445045454B
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = 96
 #: a field that is only printed: the checksum covers it, and no code uses it
 PRESERVE_NS_AT = 56
