@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our kernel modules on a host under update: KUnit, and selftests across a real kexec.
+"""Our kernel code on a host under update: KUnit, and selftests across a real kexec.
 
-One machine for all of them: it boots with KUnit switched on, every module of
-:data:`tests.support.vm.moduletests.ROWS` is loaded with its tests, stage 1 of the selftests runs,
-the other kernel is kexec'ed, and stage 2 runs there. Every result is a test of its own.
+One machine for all of it: it boots with KUnit switched on, which runs the suites of the kernel
+series, then every module of :data:`tests.support.vm.moduletests.ROWS` is loaded with its tests,
+stage 1 of the selftests runs, the other kernel is kexec'ed, and stage 2 runs there. Every result is
+a test of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from liveupdate.scenario.load import Override
 from liveupdate.transport.ssh import Ssh
 from tests.support.ktap import find_wrong
 from tests.support.vm import nightly
-from tests.support.vm.moduletests import MEMORY, ROWS, Row
+from tests.support.vm.moduletests import KERNEL_SUITES, MEMORY, ROWS, Row
 
 #: in one process: they share the machine
 pytestmark = [pytest.mark.side_by_side, pytest.mark.xdist_group("modules")]
@@ -64,15 +65,18 @@ def _load(ssh: Ssh, outcome: Outcome, kernel: str, module: str, parameters: str)
         outcome.refused[module, kernel] = said
 
 
+def _read_suites(ssh: Ssh, outcome: Outcome, suites: tuple[str, ...]) -> None:
+    for suite in suites:
+        _, outcome.kunit[suite] = _call(ssh, "cat", f"/sys/kernel/debug/kunit/{suite}/results")
+
+
 def _run_stage(ssh: Ssh, outcome: Outcome, stage: int, programs: Path) -> None:
     kernel = "outgoing" if stage == 1 else "incoming"
     for row in ROWS:
         _load(ssh, outcome, kernel, row.module, row.parameters)
         if row.kunit and stage == 1:
             _load(ssh, outcome, kernel, row.kunit, "")
-            for suite in row.suites:
-                _, said = _call(ssh, "cat", f"/sys/kernel/debug/kunit/{suite}/results")
-                outcome.kunit[suite] = said
+            _read_suites(ssh, outcome, row.suites)
     for row in ROWS:
         for name in row.selftests:
             path = f"/tmp/{name}"
@@ -106,6 +110,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     with make_host(plan, secrets.token_hex(3), directory, catalogue.make_kit(plan.images)) as host:
         with host.ssh(Deadline.after(BOOT_S, "sshd on the outgoing kernel")) as ssh:
             before = _call(ssh, "cat", "/proc/sys/kernel/random/boot_id")
+            _read_suites(ssh, found, KERNEL_SUITES)
             _run_stage(ssh, found, 1, programs)
             words = f"--command-line={plan.hops[0].append}"
             assert _call(ssh, "kexec", "-s", "-l", "/kit/kernel-b", words) == (0, "")
@@ -123,7 +128,7 @@ def test_module_is_loaded_by_both_kernels(outcome: Outcome, row: Row) -> None:
     assert refused == {}
 
 
-@pytest.mark.parametrize("suite", [suite for row in ROWS for suite in row.suites])
+@pytest.mark.parametrize("suite", [*KERNEL_SUITES, *(name for row in ROWS for name in row.suites)])
 def test_kunit_suite_passes(outcome: Outcome, suite: str) -> None:
     assert find_wrong(outcome.kunit[suite]) == [], outcome.kunit[suite]
 

@@ -18,6 +18,10 @@ PKERNFS_START = REGIONS_START + 128 * MIB
 PKERNFS_BYTES = 512 * MIB
 
 
+#: KUnit suites of the kernel series (guest-images/kernel), built into the kernel
+KERNEL_SUITES = ("keep_dma_record", "keep_dma_tables")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """How one module is tested."""
