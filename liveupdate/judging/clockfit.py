@@ -96,11 +96,12 @@ def _inner_step(readings: Sequence[Reading]) -> int | None:
     side = min(_SIDE, len(readings) // 2)
     if not side:
         return None
+    from statistics import median
+
     offsets = _offsets(readings)
-    jumps = [
-        round(_median(offsets[middle : middle + side]) - _median(offsets[middle - side : middle]))
-        for middle in range(side, len(offsets) - side + 1)
-    ]
+    # of the readings from each one on: each is "after" once and "before" once
+    medians = [median(offsets[at : at + side]) for at in range(len(offsets) - side + 1)]
+    jumps = [round(new - old) for old, new in zip(medians, medians[side:], strict=False)]
     return max(jumps, key=abs)
 
 
