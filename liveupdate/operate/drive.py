@@ -171,7 +171,12 @@ class Driver:
 
     def _do(self, name: str, view: HostView) -> Mapping[str, object]:
         if name.startswith("judge"):
-            return self._judge()
+            try:
+                return self._judge()
+            except LiveUpdateError:
+                raise
+            except Exception as error:
+                raise EvidenceError(f"the evidence cannot be judged: {error!r}") from error
         hop = HeldHop(self.host, state=self.journal.state, view=view, wait=self._wait_incoming)
         try:
             return hop.make(name)

@@ -24,6 +24,7 @@ from liveupdate.core.steps import Steps
 from liveupdate.evidence import RunDir, StoreError
 from liveupdate.evidence.files import RunFiles
 from liveupdate.judging.judge import judge
+from liveupdate.model.evidence import Evidence
 from liveupdate.model.plan import KernelImage, Plan
 from liveupdate.model.scenario import Budget, Observation, Timeouts
 from liveupdate.model.verdict import Outcome, Verdict
@@ -518,6 +519,20 @@ def test_a_disk_that_is_full_stops_it_and_the_next_process_does_the_step_again(
     with monkeypatch.context() as patch, pytest.raises(StoreError, match="No space left"):
         bench.work(hook=fill)
     assert "done:collect" not in bench.journal
+    bench.assert_updated(bench.work())
+
+
+def test_evidence_that_cannot_be_judged_fails_the_step_and_is_judged_by_the_next_process(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_record: RunDir) -> Evidence:
+        raise OverflowError("int too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDir, "load_evidence", fail)
+        with pytest.raises(StepFailed, match=r"judge.*cannot be judged: OverflowError"):
+            bench.work()
+    assert bench.journal[-1] == "failed:judge"
     bench.assert_updated(bench.work())
 
 
