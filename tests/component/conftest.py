@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support import ram
 
 
 @pytest.fixture
@@ -23,11 +24,8 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture
 def in_ram() -> Iterator[Path]:
-    """A directory in RAM: its path is short enough for sockets, and a sync costs nothing there."""
-    shm = Path("/dev/shm")
-    path = Path(tempfile.mkdtemp(prefix="lu-", dir=shm if shm.is_dir() else None))
-    yield path
-    shutil.rmtree(path)
+    with ram.directory() as path:
+        yield path
 
 
 @pytest.fixture

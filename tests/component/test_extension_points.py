@@ -24,9 +24,7 @@ class Copy:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.touched: set[str] = set()
-        shutil.copytree(
-            PACKAGE, root / "liveupdate", ignore=shutil.ignore_patterns("__pycache__", "*.so")
-        )
+        shutil.copytree(PACKAGE, root / "liveupdate", ignore=shutil.ignore_patterns("*.so"))
 
     def write(self, path: str, text: str) -> None:
         """Add a file, or text at the end of one."""

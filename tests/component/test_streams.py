@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 RUN = """
 import sys
 from pathlib import Path
-from liveupdate.cli import main, prepare_run, results
+from types import SimpleNamespace
+from liveupdate.cli import main, results
 from liveupdate.cli import run as verb
 from liveupdate.judging.judge import judge
 from tests.support import evidence_builder as make
@@ -29,7 +30,9 @@ verdict = judge(plan, evidence)
 outcome = results.Outcome(
     plan=plan, evidence=evidence, verdict=verdict, run_dir=Path("anywhere")
 )
-prepare_run.prepare = lambda *args, **kwargs: None
+# what makes a plan is not needed, and takes longer to load than the rest
+prepare_run = SimpleNamespace(prepare=lambda *args, **kwargs: None)
+sys.modules["liveupdate.cli.prepare_run"] = prepare_run
 verb.carry_out = lambda *args: (outcome, ())
 sys.exit(main(["run"]))
 """
