@@ -67,6 +67,8 @@ def build_argv(
         QEMU,
         "-name", spec.name,
         "-nodefaults", "-no-user-config", "-no-reboot",
+        # a guest that takes its VMM over can neither start programs nor get rights by them
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         "-display", "none",
         "-accel", "kvm",
         "-cpu", "host",

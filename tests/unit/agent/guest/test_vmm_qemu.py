@@ -50,6 +50,13 @@ def test_every_inherited_descriptor_is_named() -> None:
         assert f"fd={number}" in text or f"/fd/{number}," in text
 
 
+def test_vmm_may_neither_start_programs_nor_get_rights() -> None:
+    argv = build_argv(spec(), RAM, FDS, "/dev/vdc", incoming=False)
+    rules = argv[argv.index("-sandbox") + 1].split(",")
+    assert rules[0] == "on"
+    assert {"elevateprivileges=deny", "spawn=deny", "resourcecontrol=deny"} <= set(rules)
+
+
 def test_image_boots_from_its_disk() -> None:
     argv = build_argv(spec(image="user.raw"), RAM, FDS, "/dev/vdc", incoming=False)
     assert "-kernel" not in argv
