@@ -25,9 +25,43 @@ KTAP version 1
 ok 1 main
 """
 
+#: what KUnit prints of a test that runs once for each parameter (debugfs of Linux 7.3.4)
+PARAMETERS = """\
+KTAP version 1
+1..1
+    KTAP version 1
+    # Subtest: suite
+    1..2
+        KTAP version 1
+        # Subtest: lookup
+        ok 1 stage 1
+        ok 2 stage 2
+    # lookup: pass:2 fail:0 skip:0 total:2
+    ok 1 lookup
+    ok 2 check
+# suite: pass:2 fail:0 skip:0 total:2
+# Totals: pass:3 fail:0 skip:0 total:3
+ok 1 suite
+"""
 
-def test_nested_results_that_are_ok_are_fine() -> None:
-    assert find_wrong(NESTED) == []
+
+@pytest.mark.parametrize("text", [NESTED, PARAMETERS])
+def test_nested_results_that_are_ok_are_fine(text: str) -> None:
+    assert find_wrong(text) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("        ok 2 stage 2\n", ""),
+        ("        ok 2 stage 2\n", "        not ok 2 stage 2\n"),
+        ("    # lookup: pass:2 fail:0 skip:0 total:2\n", ""),
+        ("    ok 2 check\n", ""),
+    ],
+)
+def test_a_parameter_that_is_missing_or_fails_is_found(old: str, new: str) -> None:
+    assert old in PARAMETERS
+    assert find_wrong(PARAMETERS.replace(old, new))
 
 
 @pytest.mark.parametrize(
