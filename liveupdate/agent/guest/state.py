@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ..mechanisms.base import PreservedSet
 
 DIGEST_BYTES = 16
-_PIECE_BYTES = 1 << 20
+#: so small that malloc() hands out the same memory each time: fresh pages cost more than the digest
+_PIECE_BYTES = 64 << 10
 
 
 class StateSum:
