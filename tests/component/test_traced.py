@@ -115,7 +115,7 @@ def test_ioctl_that_does_not_come_is_an_error_and_the_process_goes_on(
 ) -> None:
     monkeypatch.setattr(traced_module, "STOP_S", 0.3)
     with process(WAITS) as (running, _):
-        with pytest.raises(TimeoutError, match="did not stop within"):
+        with pytest.raises(TimeoutError, match="did not stop in time"):
             wait_for_ioctl(running.pid)
         out, _ = running.communicate("hello\n", timeout=30)
         assert out == "heard hello 77\n"
@@ -144,6 +144,35 @@ def test_process_that_does_not_exist_or_has_ended_is_an_error() -> None:
         running.wait()
         with pytest.raises(FileNotFoundError), Traced(running.pid):
             pass
+
+
+def test_exit_status_of_a_process_that_ends_is_left_to_its_parent() -> None:
+    with process(WAITS) as (running, _):
+        with pytest.raises(ProcessLookupError):
+            kill_and_ask(running)
+        assert running.wait(timeout=10) == -signal.SIGKILL
+
+
+NANOSLEEP = 35
+
+
+def test_call_that_takes_too_long_is_an_error_and_the_process_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(traced_module, "STOP_S", 0.3)
+    with process(WAITS) as (running, _):
+        with pytest.raises(TimeoutError, match="did not stop in time"):
+            sleep_inside(running.pid)
+        out, _ = running.communicate("hello\n", timeout=30)
+        assert out == "heard hello 77\n"
+        assert running.returncode == 0
+
+
+def sleep_inside(pid: int) -> None:
+    with Traced(pid) as traced:
+        area = traced.scratch(4096)
+        traced.write(area, (3600).to_bytes(8, "little") + bytes(8))
+        traced.syscall(NANOSLEEP, area, 0)
 
 
 def kill_and_ask(running: subprocess.Popen[str]) -> None:

@@ -29,8 +29,11 @@ _PROT_RW, _PRIVATE_ANONYMOUS = 3, 0x22
 _SYSCALL = b"\x0f\x05"
 #: Linux returns errors as the last page of addresses
 _MAX_ERRNO = 4095
-#: a thread in the kernel stops when it leaves it
+#: all calls together; a thread in the kernel stops when it leaves it
 STOP_S = 10.0
+#: to let it go, which must not fail: a thread that stays stopped is a VMM that hangs
+LEAVE_S = 30.0
+_ENDED = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
 _POLL_S = 0.0005
 #: a system call takes less time than a sleep, and is part of a blackout
 _LOOKS = 200
@@ -73,22 +76,24 @@ class Traced:
         self._memory = -1
         self._scratch = (0, 0)
         self._signals: list[int] = []
+        #: it is attached, and not stopped
         self._runs = False
+        self._until = 0.0
 
     def __enter__(self) -> Traced:
         self._memory = os.open(f"/proc/{self._pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         try:
-            self._ptrace(_SEIZE, _TRACESYSGOOD)
+            self._resume(_SEIZE, _TRACESYSGOOD)
         except BaseException:
             self._close()
             raise
+        self._until = time.monotonic() + STOP_S
         try:
-            self._ptrace(_INTERRUPT)
-            self._keep_signal(self._wait())
+            self._stop()
             self._ptrace(_GETREGS, ctypes.byref(self._saved))
             self._at = self._find_syscall()
         except BaseException:
-            self._leave()
+            self.detach()
             raise
         return self
 
@@ -96,28 +101,26 @@ class Traced:
         self.detach()
 
     def detach(self) -> None:
-        """Let it go on where it was; what was mapped is unmapped. Idempotent."""
+        """Let it go on where it was; what was mapped is unmapped. Idempotent.
+
+        :raises TimeoutError: it hangs in the kernel; it is let go when this thread ends.
+        """
         if self._memory < 0:
             return
-        try:
-            address, size = self._scratch
-            if address:
-                self.syscall(_SYS_MUNMAP, address, size)
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
+        self._until = time.monotonic() + LEAVE_S
         try:
             if self._runs:  # only a stopped thread can be let go
-                self._ptrace(_INTERRUPT)
-                self._keep_signal(self._wait())
+                self._stop()
+            address, size = self._scratch
+            if address and self._at:
+                self.syscall(_SYS_MUNMAP, address, size)
             if self._at:
                 self._ptrace(_SETREGS, ctypes.byref(self._saved))
             self._ptrace(_DETACH)
             for number in self._signals:
                 os.kill(self._pid, number)
-        except OSError as err:
-            if err.errno != errno.ESRCH:  # it has ended
+        except ProcessLookupError:
+            if os.path.exists(f"/proc/{self._pid}/mem") and not self._has_ended():
                 raise
         finally:
             self._close()
@@ -142,7 +145,7 @@ class Traced:
             setattr(regs, name, value & _WORD)
         self._ptrace(_SETREGS, ctypes.byref(regs))
         for _ in range(_STEPS):
-            self._ptrace(_SINGLESTEP)
+            self._resume(_SINGLESTEP)
             self._keep_signal(self._wait())
             self._ptrace(_GETREGS, ctypes.byref(regs))
             if regs.rip == self._at + len(_SYSCALL):
@@ -166,13 +169,10 @@ class Traced:
         :raises TimeoutError: it did not come to it.
         """
         self._at = 0  # it is not set back
-        until = time.monotonic() + STOP_S
         regs, signal = _Regs(), 0
-        while time.monotonic() < until:
-            self._ptrace(_SYSCALL_STOPS, signal)
-            self._runs = True
+        while time.monotonic() < self._until:
+            self._resume(_SYSCALL_STOPS, signal)
             status = self._wait()
-            self._runs = False
             stop = os.WSTOPSIG(status)
             signal = 0 if status >> 16 or stop == _SIGTRAP | _GOOD else stop
             if stop != _SIGTRAP | _GOOD:
@@ -181,7 +181,7 @@ class Traced:
             wanted = (_SYS_IOCTL, request, _NOT_YET)
             if (regs.orig_rax, regs.rsi & 0xFFFFFFFF, regs.rax) == wanted:
                 return int(regs.rdx)
-        said = f"process {self._pid} did not come to ioctl {request:#x} within {STOP_S:g} s"
+        said = f"process {self._pid} did not come to ioctl {request:#x} in time"
         raise TimeoutError(errno.ETIMEDOUT, said)
 
     def scratch(self, size: int) -> int:
@@ -233,17 +233,35 @@ class Traced:
         if status >> 16 == 0 and number not in (_SIGTRAP, _SIGTRAP | _GOOD):
             self._signals.append(number)
 
+    def _resume(self, request: int, data: object = None) -> None:
+        self._ptrace(request, data)
+        self._runs = True
+
+    def _stop(self) -> None:
+        self._ptrace(_INTERRUPT)
+        self._keep_signal(self._wait())
+
+    def _has_ended(self) -> bool:
+        """Say whether it has ended; its exit status stays for its parent to reap."""
+        how = os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT
+        try:
+            found = os.waitid(os.P_PID, self._pid, how)
+        except ChildProcessError:
+            return True
+        return found is not None and found.si_code in _ENDED
+
     def _wait(self) -> int:
         """Wait until it has stopped; return its status as of waitpid(2)."""
-        until, looks = time.monotonic() + STOP_S, 0
+        looks = 0
         while True:
-            pid, status = os.waitpid(self._pid, _WALL | os.WNOHANG)
-            if pid and os.WIFSTOPPED(status):
-                return status
-            if pid:
+            if self._has_ended():
                 raise ProcessLookupError(errno.ESRCH, f"process {self._pid} has ended")
-            if time.monotonic() > until:
-                said = f"process {self._pid} did not stop within {STOP_S:g} s"
+            pid, status = os.waitpid(self._pid, _WALL | os.WNOHANG | os.WUNTRACED)
+            if pid:
+                self._runs = False
+                return status
+            if time.monotonic() > self._until:
+                said = f"process {self._pid} did not stop in time"
                 raise TimeoutError(errno.ETIMEDOUT, said)
             looks += 1
             if looks > _LOOKS:

@@ -324,6 +324,8 @@ class Guest:
         """
         if self.spec.vcpu_state:
             from . import vcpu_state  # noqa: F401
+        if self.spec.has_continuous_clock:
+            from . import kvm_clock  # noqa: F401
 
     def _tell_vcpus(self, moment: str) -> None:
         """Send what KVM knows of each vCPU; that it cannot be read is sent as well."""

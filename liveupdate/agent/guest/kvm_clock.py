@@ -10,6 +10,7 @@ goes on through a kexec, while the host's clocks begin anew.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import struct
 import time
@@ -30,6 +31,8 @@ _REALTIME, _HOST_TSC = 4, 8
 #: rdtsc; shl $32,%rdx; or %rdx,%rax; ret
 _RDTSC = b"\x0f\x31\x48\xc1\xe2\x20\x48\x09\xd0\xc3"
 _U64_MAX = (1 << 64) - 1
+#: no update takes longer
+_FAR_NS = 3600 * 10**9
 
 
 class SavedClock:
@@ -92,10 +95,14 @@ def continue_with(vmm: QemuVmm, saved: SavedClock) -> int:
             clock_ns, flags, padding, _, _ = _CLOCK.unpack(traced.read(address, _CLOCK.size))
             tsc, realtime = read_tsc(), time.clock_gettime_ns(time.CLOCK_REALTIME)
             carried = saved.at(tsc)
+            if not clock_ns <= carried <= clock_ns + _FAR_NS:
+                raise OSError(errno.ERANGE, f"the TSC says {carried} ns, the VMM {clock_ns} ns")
             # KVM adds what passes between the two lines above and its own look at the clock
             told = _CLOCK.pack(carried, flags | _REALTIME, padding, realtime, 0)
             traced.write(address, told)
         finally:
-            traced.detach()
-            going.join()
+            try:
+                traced.detach()
+            finally:
+                going.join()
     return carried - int(clock_ns)
