@@ -69,7 +69,8 @@ def _render_guests(plan: Plan, evidence: Evidence, verdict: Verdict) -> Iterator
     for guest in dict.fromkeys([*(each.name for each in plan.guests), *names]):
         blackouts = list(find_metrics(verdict, "blackout", guest=guest))
         gaps = [gap for name in GAPS for gap in find_metrics(verdict, name, guest=guest)]
-        yield clean(f"{guest}: {_say_range(blackouts)}{_say_longest(gaps)}")
+        said = f"{guest}: {_say_range(blackouts)}{_say_longest(gaps)}"
+        yield from _wrap(clean(said), "  ", "")
 
 
 def _say_range(blackouts: Sequence[Metric]) -> str:
@@ -115,7 +116,8 @@ def _render_hop(
 ) -> Iterator[str]:
     if not with_details:
         releases = [facts.release if facts else "unknown" for facts in (hop.before, hop.after)]
-        yield clean(f"hop {hop.number}: {releases[0]} → {releases[1]}")
+        said = f"hop {hop.number}: {releases[0]} → {releases[1]}"
+        yield from _wrap(clean(said), "  ", "")
         yield from _render_struck(hop)
         yield from _render_devices(hop, verdict)
         return
