@@ -107,7 +107,7 @@ def decode(classes: Mapping[str, str], msrs: Mapping[str, str]) -> dict[str, int
     :param classes: hexadecimal bytes of each class, as KVM's ioctl gives it.
     :param msrs: index to value, in hexadecimal.
     :returns: register, such as ``regs.rip``, ``lapic.380`` or ``msr.c0000080``, to value; what says
-        something of an event only is 0 when there is none.
+        something of an event only is 0 when there is none, and so are flags of an unusable segment.
     :raises LayoutError: a class is too short, or unknown.
     """
     found: dict[str, int] = {}
@@ -120,7 +120,13 @@ def decode(classes: Mapping[str, str], msrs: Mapping[str, str]) -> dict[str, int
 
 
 def _meaningless(found: Mapping[str, int]) -> Iterator[str]:
-    """Name what describes an exception or interrupt that is not there."""
+    """Name what describes an exception or interrupt that is not there, or an unusable segment.
+
+    KVM on Intel restores the type of such a segment with another bit (``__vmx_set_segment()``).
+    """
+    for segment in _SEGMENTS:
+        if found.get(f"sregs2.{segment}.unusable"):
+            yield from (f"sregs2.{segment}.{flag}" for flag in _FLAGS if flag != "unusable")
     for event, parts in _EVENTS.items():
         if not any(found.get(f"events.{event}.{flag}") for flag in ("injected", "pending")):
             yield from (f"events.{event}.{part}" for part in parts if "events.flags" in found)

@@ -188,10 +188,10 @@ def find_disagreement(
             more = round(more / usual) if usual else new.monotonic_ns - old.monotonic_ns
         return int(more) - (new.monotonic_ns - old.monotonic_ns)
 
-    read_late: Tick | None = None
+    read_late: tuple[Tick, Tick] | None = None
     for (old, new), later in zip_longest(pairs, pairs[1:]):
-        if old is read_late:
-            continue
+        if read_late is not None and old is read_late[1]:
+            old = read_late[0]
         ran_ns = new.monotonic_ns - old.monotonic_ns
         if new.seq - old.seq > ran_ns / _TICK_NS + _TICKS_MORE:
             return f"there were {new.seq - old.seq} ticks in {format_ns(ran_ns)}", True
@@ -201,8 +201,8 @@ def find_disagreement(
                 follows = later is not None and later[0] is new
                 lasts = follows and abs(gained(clock, old, later[1])) > _CLOCKS_NS
                 if follows and not lasts and later[1].host_ns - old.host_ns >= abs(apart_ns):
-                    read_late = new
-                    break
+                    read_late = (old, new)
+                    continue
                 text = f"{name} and the monotonic clock moved apart by {format_ns(abs(apart_ns))}"
                 return f"{text} outside the blackout", lasts
     return None

@@ -10,8 +10,8 @@ from msgspec import Meta
 
 from liveupdate.model.base import Row
 
-#: the largest class is XSAVE with AMX, below 16 KiB
-_Bytes = Annotated[str, Meta(pattern="^([0-9a-f]{2})*$", max_length=1 << 16)]
+#: in hexadecimal; an agent reads at most 64 KiB of XSAVE
+_Bytes = Annotated[str, Meta(pattern="^([0-9a-f]{2})*$", max_length=1 << 17)]
 _Index = Annotated[str, Meta(pattern="^[0-9a-f]{1,8}$")]
 _U64 = Annotated[str, Meta(pattern="^[0-9a-f]{1,16}$")]
 _Short = Annotated[str, Meta(max_length=64)]
@@ -34,6 +34,6 @@ class VcpuState(Row, frozen=True, kw_only=True):
     at_ns: int
     moment: Literal["before", "after"]
     vcpu: Annotated[int, Meta(ge=0, lt=VCPUS_MAX)]
-    classes: Annotated[Mapping[_Short, _Bytes], Meta(max_length=32)]
+    classes: Annotated[Mapping[_Short, _Bytes], Meta(max_length=16)]
     msrs: Annotated[Mapping[_Index, _U64], Meta(max_length=2048)]
     refused: Annotated[Mapping[_Short, _Short], Meta(max_length=2048)]

@@ -28,7 +28,7 @@ from liveupdate.planning.planner import fill_append
 from liveupdate.probes.inside_digests import collect_digests
 from liveupdate.probes.memory import DigestPass
 from liveupdate.probes.state import collect_state
-from liveupdate.probes.vcpu_state import collect_vcpus
+from liveupdate.probes.vcpu_state import collect_vcpus, find_errors
 from liveupdate.run.observers.host_queries import ask_facts, record_vmm, verify_pattern
 from liveupdate.run.strikes import Strikes
 from liveupdate.run.testbed import GuestHandle, Testbed
@@ -239,7 +239,10 @@ class HopEngine:
             state = replace(collect_state(events, guest), **states.get(guest, {}))
             if state.saved is not None or state.read is not None:
                 record.put(slots.STATE, state, self.n, guest)
-            record.add(slots.VCPUS, collect_vcpus(events, guest), self.n, guest)
+            vcpus = next(each.spec.vcpus for each in self.bed.guests if each.spec.name == guest)
+            record.add(slots.VCPUS, collect_vcpus(events, guest, vcpus), self.n, guest)
+            for text in find_errors(events, guest):
+                self.incident("harness", text, guest=guest)
         self.moments = {**find_moments(events), **self.moments}
         record.add(slots.PHASES, phases(self.n, self.moments, names), self.n)
         record.add(slots.MARKS, marks(self.moments, names), self.n)

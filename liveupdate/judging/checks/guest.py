@@ -149,7 +149,7 @@ def _judge_clock(
             expected=f"within {format_ns(CLOCK_STEP_TOLERANCE_NS)}",
         )
     step, length_ns = change.step_ns, gap.length_ns if gap else 0
-    goes_on = at.context.plan.clock == CONTINUOUS
+    goes_on = at.context.plan.clock == CONTINUOUS and not at.is_rolled_back
     if step is not None and goes_on and (finding := _judge_continuous(at, clock, step)):
         return finding
     if step is not None and not (

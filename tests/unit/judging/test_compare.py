@@ -296,5 +296,8 @@ def test_a_tick_that_was_read_late_explains_itself_by_the_silence_around_it(cloc
     ticks[40] = late(ticks[40], clock)
     del ticks[41:82]  # a vCPU that is stopped makes no ticks meanwhile
     assert find_disagreement(ticks, None, None) is None
+    stepped = [replace(tick, tsc=tick.tsc + 10**12) for tick in ticks[41:]]
+    found = find_disagreement([*ticks[:41], *stepped], None, None)
+    assert found is not None and "the TSC and the monotonic clock moved apart" in found[0]
     too_short = [*ticks[:41], replace(ticks[41], host_ns=ticks[40].host_ns + 10 * MS), *ticks[42:]]
     assert find_disagreement(too_short, None, None) is not None

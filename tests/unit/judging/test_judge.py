@@ -621,6 +621,13 @@ def test_clocks_that_are_to_go_on_are_where_they_would_have_been(
         assert status_of(judge(make.make_plan(), gone_on(by_ns, hole_ns)), "guest.clock") == "PASS"
 
 
+def test_clock_of_a_guest_that_was_rolled_back_did_not_have_to_go_on() -> None:
+    plan = replace(make.make_plan(), clock="continuous")
+    refused = Incident(kind="freeze-refused", hop=1, text="refused")
+    evidence = replace(make.make_evidence(), incidents=(refused,), rolled_back=True)
+    assert status_of(judge(plan, evidence), "guest.clock") == "PASS"
+
+
 def test_single_late_readings_are_no_clock_step() -> None:
     ticks = tuple(
         replace(tick, host_ns=tick.host_ns + (7 * MS if index % 17 == 0 else 0))
