@@ -163,7 +163,12 @@ class Cache:
 
     def entries(self) -> tuple[Entry, ...]:
         """Return all entries, by kind and then latest use first."""
-        found = [self._entry(path) for path in self.root.glob(f"*/*/{_INFO}")]
+        found = [
+            self._entry(path)
+            for path in self.root.glob(f"*/*/{_INFO}")
+            # by-name/NAME is a link to an entry, which is there already
+            if not path.parent.is_symlink()
+        ]
         return tuple(sorted(found, key=lambda entry: (entry.kind, -entry.used_at)))
 
     def remove_older(self, used_before: float, *, keep: frozenset[Path] = frozenset()) -> int:

@@ -127,6 +127,16 @@ def test_old_entries_and_dead_builders_leftovers_are_removed(tmp_path: Path) -> 
     assert {path.name for path in (tmp_path / "kind").iterdir()} == {kept.name, fresh.name}
 
 
+def test_what_people_call_an_entry_is_no_entry_of_its_own(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    kept = cache.build("kind", INPUTS, fill)
+    os.utime(kept / "entry.json", (1, 1))
+    catalogue._link(cache, "thing", kept)
+    assert [entry.path for entry in cache.entries()] == [kept]
+    assert cache.remove_older(1000, keep=frozenset({kept})) == 0
+    assert cache.find("kind", kept.name) == kept
+
+
 def test_entry_that_is_being_built_survives_collection(tmp_path: Path) -> None:
     with start_builder(tmp_path, 1.0) as child:
         wait_for(tmp_path / "builds")
