@@ -25,8 +25,8 @@ from tests.support.processes import is_running
 
 pytest.importorskip("labgrid", reason="pip install -e '.[labgrid]'")
 pytest.importorskip("ansible", reason="pip install -e '.[dev]'")
-# one worker: the lab is the same for all
-pytestmark = pytest.mark.xdist_group("labgrid")
+# one worker, so that one lab is started
+pytestmark = pytest.mark.xdist_group("lab-job")
 
 SCRIPT = paths.checkout_root() / "ci" / "lab-job.sh"
 NIGHTLY = SCRIPT.parent / "examples" / "nightly.sh"

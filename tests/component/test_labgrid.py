@@ -26,7 +26,7 @@ from liveupdate.target.ssh.spec import ConsoleSpec, LabgridSpec, LabMachine
 from tests.support import labgrid
 
 pytest.importorskip("labgrid", reason="pip install -e '.[labgrid]'")
-# one worker: the lab is the same for all
+# one worker, so that one lab is started
 pytestmark = pytest.mark.xdist_group("labgrid")
 
 PLACE = "box"
