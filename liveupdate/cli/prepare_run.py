@@ -277,7 +277,7 @@ def find_images(scenario: Scenario, app: App | None = None) -> ImageSet:
         images,
         outgoing=kernels.get("outgoing", images.outgoing),
         incoming=kernels.get("incoming", images.incoming),
-        replaced={side: getattr(images, side).build_id for side in kernels} or UNSET,
+        replaced={side: getattr(images, side) for side in kernels} or UNSET,
     )
 
 

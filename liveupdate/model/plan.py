@@ -51,8 +51,8 @@ class ImageSet(Value, frozen=True, kw_only=True):
     rootfs_sha256: str
     ssh_client_key: str
     ssh_host_key_pub: str
-    #: build ids of the kernels in whose place a fault has put others, by "outgoing" and "incoming"
-    replaced: Mapping[str, str] | UnsetType = UNSET
+    #: the kernels in whose place a fault has put others, by "outgoing" and "incoming"
+    replaced: Mapping[str, KernelImage] | UnsetType = UNSET
 
 
 class MachineSpec(Value, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ A fault that changes the plan strikes with the plan; what was observed of both k
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
@@ -15,11 +16,13 @@ from liveupdate.core.steps import Steps
 from liveupdate.faults.base import REGION_WORDS, Fault, HopChange, Later, Moment, struck
 from liveupdate.faults.table import FAULTS
 from liveupdate.model.evidence import Incident, KernelFacts, Struck
+from liveupdate.model.plan import KernelImage
 from liveupdate.run.testbed import Testbed
 from liveupdate.transport.console import ConsoleLine
 
-#: printed by start_kernel() in init/main.c
-_CMDLINE = "Kernel command line: "
+#: linux_banner, and what start_kernel() prints (init/version-timestamp.c, init/main.c)
+_RELEASE = re.compile(r"Linux version (\S+)")
+_CMDLINE = re.compile(r"Kernel command line: (.*)")
 
 
 class Strikes:
@@ -79,20 +82,21 @@ class Strikes:
         self._bed.record.add_struck(replace(done, fault=fault.name), self._hop)
 
     def _prove(self, change: HopChange) -> Struck | None:
+        lines = self._bed.host.console.lines(self._console_mark)
         if change.kernels:
             replaced = self._bed.plan.images.replaced or {}
-            return compare_kernels(change, replaced, self.before, self.after)
+            release = find_said(lines, _RELEASE)
+            return compare_kernels(change, replaced, self.before, self.after, release)
         if change.loader != HopChange().loader:
             return compare_loading(self.loaded)
-        lines = self._bed.host.console.lines(self._console_mark)
-        cmdline = self.after.cmdline if self.after is not None else find_cmdline(lines)
+        cmdline = self.after.cmdline if self.after is not None else find_said(lines, _CMDLINE)
         return compare_words(change, self.before.cmdline if self.before else None, cmdline)
 
 
-def find_cmdline(lines: Iterable[ConsoleLine]) -> str | None:
-    """Find the command line that a kernel prints while it boots; None: it has not come to that."""
-    texts = (line.text.partition(_CMDLINE) for line in lines)
-    return next((rest for _, found, rest in texts if found), None)
+def find_said(lines: Iterable[ConsoleLine], pattern: re.Pattern[str]) -> str | None:
+    """Find what a kernel says while it boots; None: it has not come to that."""
+    matches = (pattern.search(line.text) for line in lines)
+    return next((match[1] for match in matches if match), None)
 
 
 def compare_words(change: HopChange, before: str | None, after: str | None) -> Struck | None:
@@ -116,25 +120,33 @@ def compare_words(change: HopChange, before: str | None, after: str | None) -> S
 
 def compare_kernels(
     change: HopChange,
-    replaced: Mapping[str, str],
+    replaced: Mapping[str, KernelImage],
     before: KernelFacts | None,
     after: KernelFacts | None,
+    release: str | None,
 ) -> Struck | None:
-    """Compare the build ids of the kernels that ran with those of the kernels that they replace.
+    """Compare the kernels that ran with those that they replace: by their build ids, or by their
+    releases when the incoming one has not lived to be asked.
 
-    :param replaced: build ids by "outgoing" and "incoming"; what is not there is a kernel of the
-        user's own, which is compared with the outgoing one.
+    :param replaced: by "outgoing" and "incoming"; what is not there is a kernel of the user's own,
+        which is compared with the outgoing one.
+    :param release: of the incoming kernel, as it printed it.
     :return: None: not all of them are known.
     """
-    ran = {"outgoing": before, "incoming": after}
-    found = {side: facts.build_id for side, facts in ran.items() if facts is not None}
-    else_ = {"incoming": found.get("outgoing"), **replaced}
-    pairs = [(side, else_.get(side), found.get(side)) for side in sorted(change.kernels)]
-    if any(not was or not is_ for _, was, is_ in pairs):
+    of = "release" if after is None else "build_id"
+    seen = {"outgoing": before, "incoming": after}
+    ran = {side: getattr(facts, of) for side, facts in seen.items() if facts is not None}
+    if after is None:
+        ran["incoming"] = release
+    instead = {"incoming": ran.get("outgoing")}
+    instead |= {side: getattr(image, of) for side, image in replaced.items()}
+    sides = sorted(change.kernels)
+    texts = [[names.get(side) or "" for side in sides] for names in (instead, ran)]
+    if "" in (*texts[0], *texts[1]):
         return None
-    where = " and ".join(f"{side} kernel" for side, _, _ in pairs)
-    was, is_ = (", ".join(str(pair[at]) for pair in pairs) for at in (1, 2))
-    return struck("build ids of the kernels that ran", where, was, is_, view="inside")
+    what = f"{of.replace('_', ' ')} of the kernel that ran"
+    was, is_ = map(", ".join, texts)
+    return struck(what, " and ".join(sides), was, is_, view="inside")
 
 
 def compare_loading(loaded: Mapping[str, object]) -> Struck | None:

@@ -744,7 +744,7 @@ def test_faults_of_kernels_take_the_kernels_made_for_them(
     plain = prepare_run.find_images(Scenario(fault="flip-bit"))
     assert plain == IMAGES
     found = prepare_run.find_images(Scenario(fault="kernel-without-kho"))
-    replaced = {"incoming": IMAGES.incoming.build_id}
+    replaced = {"incoming": IMAGES.incoming}
     assert found == replace(IMAGES, incoming=kernel("kernel-nokho", ()), replaced=replaced)
     own = prepare_run.find_images(Scenario(fault="kernel-without-kho", next_kernel="/own"))
     assert own == IMAGES

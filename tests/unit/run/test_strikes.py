@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from liveupdate.faults.base import HopChange
 from liveupdate.faults.table import FAULTS
-from liveupdate.run.strikes import compare_kernels, compare_loading, compare_words, find_cmdline
+from liveupdate.run import strikes
+from liveupdate.run.strikes import compare_kernels, compare_loading, compare_words, find_said
 from liveupdate.transport.console import ConsoleLine
 from tests.support import evidence_builder as make
 
@@ -60,30 +61,44 @@ def test_parameter_that_has_not_come_over_is_as_before() -> None:
 def test_command_line_is_found_on_the_console() -> None:
     texts = (b"[    0.000000] Linux version 7.3\r\n", b"[    0.1] Kernel command line: a=1 b\r\n")
     lines = [ConsoleLine(boot=1, offset=0, at_ns=1, data=text) for text in texts]
-    assert find_cmdline(lines) == "a=1 b"
-    assert find_cmdline(lines[:1]) is None
+    assert find_said(lines, strikes._CMDLINE) == "a=1 b"
+    assert find_said(lines[:1], strikes._CMDLINE) is None
+    assert find_said(lines, strikes._RELEASE) == "7.3"
 
 
 def test_kernel_in_the_place_of_another_has_another_build_id() -> None:
     change = change_of("kernel-without-kho")
     ran = replace(INCOMING, build_id="cc")
-    struck = compare_kernels(change, {"incoming": "bb"}, OUTGOING, ran)
+    replaced = {"incoming": make.KERNEL_B}
+    struck = compare_kernels(change, replaced, OUTGOING, ran, None)
     assert struck is not None
-    assert (struck.where, struck.before, struck.after) == ("incoming kernel", "bb", "cc")
+    assert (struck.where, struck.before) == ("incoming", make.KERNEL_B.build_id)
+    assert struck.after == "cc"
     # a kernel of the user's own replaces none: it is compared with the outgoing one
-    own = compare_kernels(change, {}, OUTGOING, ran)
+    own = compare_kernels(change, {}, OUTGOING, ran, None)
     assert own is not None and (own.before, own.after) == (OUTGOING.build_id, "cc")
-    assert compare_kernels(change, {"incoming": "bb"}, OUTGOING, None) is None
+    assert compare_kernels(change, replaced, OUTGOING, None, None) is None
+
+
+def test_kernel_that_panics_is_known_by_the_release_that_it_printed() -> None:
+    change = change_of("luo-abi-skew")
+    replaced = {"incoming": make.KERNEL_B}
+    struck = compare_kernels(change, replaced, OUTGOING, None, "7.3.4-lu-skew")
+    assert struck is not None and struck.what == "release of the kernel that ran"
+    assert (struck.before, struck.after) == (make.KERNEL_B.release, "7.3.4-lu-skew")
+    own = compare_kernels(change, {}, OUTGOING, None, "mine")
+    assert own is not None and (own.before, own.after) == (OUTGOING.release, "mine")
 
 
 def test_both_kernels_in_the_place_of_others_are_compared() -> None:
     change = change_of("stock-kernel")
     ran = replace(OUTGOING, build_id="ss")
-    replaced = {"outgoing": "aa", "incoming": "bb"}
-    struck = compare_kernels(change, replaced, ran, ran)
+    replaced = {"outgoing": make.KERNEL_A, "incoming": make.KERNEL_B}
+    struck = compare_kernels(change, replaced, ran, ran, None)
     assert struck is not None
-    assert (struck.before, struck.after) == ("bb, aa", "ss, ss")
-    assert compare_kernels(change, {}, ran, ran) is None
+    assert struck.before == f"{make.KERNEL_B.build_id}, {make.KERNEL_A.build_id}"
+    assert struck.after == "ss, ss"
+    assert compare_kernels(change, {}, ran, ran, None) is None
 
 
 def test_loading_is_told_by_the_agent() -> None:
