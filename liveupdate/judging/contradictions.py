@@ -46,6 +46,26 @@ def find_contradictions(context: Context) -> list[Finding]:
     return [error_finding(f"the evidence contradicts itself: {text}") for text in told]
 
 
+def find_unproven(context: Context) -> list[Finding]:
+    """Return an ERROR when a planned fault did not strike, as far as the evidence shows.
+
+    Without it, what the checks say of the fault would be worth nothing. A plan of an earlier
+    version demands no record.
+    """
+    planned, hops = context.plan.fault, context.plan.hops
+    if planned is None or planned.proves is not True or not hops:
+        return []
+    facts = context.hop(hops[0].number)
+    found = [each for each in facts.struck if each.fault == planned.name] if facts else []
+    said = f"fault '{planned.name}' was planned, and"
+    path = slots.STRUCK.path(hops[0].number)
+    if not found:
+        return [error_finding(f"{said} no record says that it struck", evidence=(path,))]
+    if any(each.before == each.after for each in found):
+        return [error_finding(f"{said} what it struck is as it was before", evidence=(path,))]
+    return []
+
+
 def _of_run(context: Context) -> Iterator[str]:
     plan, origin = context.plan, context.evidence.provenance
     if origin is None:
@@ -77,6 +97,9 @@ def _of_hops(context: Context) -> Iterator[str]:
     for early, late in pairwise(hops):
         if early.after and late.before and early.after.boot_id != late.before.boot_id:
             yield f"hop {late.number} begins in another boot than hop {early.number} ended in"
+    wanted = plan.fault.name if plan.fault else None
+    if struck := [each for hop in hops for each in hop.struck if each.fault != wanted]:
+        yield f"a fault '{struck[0].fault}' struck that was not planned"
     for planned, hop in zip(plan.hops, hops, strict=False):
         where = f"hop {hop.number}"
         append = plan.boot_append if planned is plan.hops[0] else ""

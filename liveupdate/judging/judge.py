@@ -20,7 +20,7 @@ from liveupdate.judging.context import (
     skipped,
     to_check,
 )
-from liveupdate.judging.contradictions import find_contradictions
+from liveupdate.judging.contradictions import find_contradictions, find_unproven
 from liveupdate.judging.metrics import measure
 from liveupdate.judging.table import CHECKS
 from liveupdate.model.evidence import Evidence
@@ -42,7 +42,8 @@ def judge(plan: Plan, evidence: Evidence) -> Verdict:
         if row.id in skips:
             findings = [skipped(skips[row.id])]
         found[row.id] = to_check(row.id, findings)
-    rest: list[Finding] = []
+    unproven = find_unproven(context)
+    rest = list(unproven)
     metrics: tuple[Metric, ...] = ()
     try:
         metrics = measure(context)
@@ -57,7 +58,7 @@ def judge(plan: Plan, evidence: Evidence) -> Verdict:
         checks=checks,
         metrics=metrics,
         reason=_say_why(outcome, checks),
-        rolled_back=_is_rolled_back(evidence, checks),
+        rolled_back=_is_rolled_back(evidence, checks) and not unproven,
         timed_out=any(incident.kind == "deadline" for incident in context.troubles()),
     )
 

@@ -439,12 +439,11 @@ def _skips(asked: Asked) -> tuple[tuple[str, str], ...]:
 
 
 def _plan_fault(fault: Fault, seed: int | None) -> FaultPlan:
-    return FaultPlan(name=fault.name, expected=fault.expected, seed=UNSET if seed is None else seed)
+    place = UNSET if seed is None else seed
+    return FaultPlan(name=fault.name, expected=fault.expected, proves=True, seed=place)
 
 
 def _seed(scenario: Scenario) -> int:
     """Seed of the guests' patterns: a digest, so that a saved host fits its scenario again."""
-    text = repr(
-        [(guest.name, guest.memory_bytes, guest.pattern_bytes) for guest in scenario.guests]
-    )
+    text = repr([(each.name, each.memory_bytes, each.pattern_bytes) for each in scenario.guests])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

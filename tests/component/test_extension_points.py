@@ -68,8 +68,9 @@ FAULT = """
     needs={Capability.MONITOR, Part.PAYLOAD},
     expect=fails("guest.liveness"),
 )
-def guest_nmi(bed: Testbed) -> None:
+def guest_nmi(bed: Testbed) -> Struck:
     _command(bed, cmd="nmi")
+    return struck("the guest", "its VMM", "running", "interrupted")
 """
 
 

@@ -34,6 +34,7 @@ from liveupdate.model.verdict import Outcome
 from liveupdate.probes.liveness import EchoWatcher, JournalWatcher, TickWatcher
 from liveupdate.run.live import LiveHop
 from liveupdate.run.runner import RunResult
+from liveupdate.run.strikes import Strikes
 from liveupdate.target.base import Host
 from liveupdate.target.fake.machine import Refusal
 from liveupdate.transport.agent_link import AgentLink
@@ -514,6 +515,25 @@ def test_a_fault_of_the_blackout_strikes_in_the_first_hop_alone(
         # it struck between the two passes: afterwards the page stays as it is
         assert before.freeze.digests != before.boot.digests
         assert first.guests[0].pattern is not None and first.guests[0].pattern.bad == 1
+
+
+def test_a_fault_whose_effect_is_not_seen_is_an_error_and_no_finding(made: FakeRun) -> None:
+    # the fake does not do what it is asked: both kernels have booted with the same words
+    made.plan = quick_plan(fault="kho-off")
+    result = made.run()
+    assert result.verdict.outcome is Outcome.ERROR
+    assert "'kho-off' was planned, and what it struck is as it was before" in result.verdict.reason
+
+
+def test_a_fault_without_a_record_is_an_error(
+    made: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.plan = quick_plan(fault="flip-bit")
+    monkeypatch.setattr(Strikes, "_put", lambda *_: None)
+    result = made.run()
+    assert result.verdict.outcome is Outcome.ERROR
+    assert "'flip-bit' was planned, and no record says that it struck" in result.verdict.reason
+    assert statuses(result)["memory.content"] == "FAIL"
 
 
 def test_a_fault_whose_effect_cannot_be_read_is_an_error(

@@ -98,7 +98,7 @@ def quick_plan(
             disks=tuple((name, 1 << 20) for name in names),
         ),
         timeouts=Timeouts(jump_s=1.0, incoming_s=1.0, restore_s=1.0),
-        fault=None if fault is None else FaultPlan(name=fault, expected=NOT_COMPARED),
+        fault=None if fault is None else FaultPlan(name=fault, expected=NOT_COMPARED, proves=True),
     )
 
 

@@ -123,6 +123,7 @@ DEFAULT: tuple[tuple[str, Evidence], ...] = (
     ("QEMU's command line has no 'tcg'", origin(qemu_argv=("qemu", "-accel", "kvm"))),
     ("provenance.json does not say what was run", origin(started_utc="")),
     ("the hops are not those of the plan", TWO_HOPS),
+    ("a fault 'flip-bit' struck", make.with_hop(GOOD, struck=(make.make_struck("flip-bit"),))),
     ("hop 1: the outgoing kernel has no boot id", before(boot_id="")),
     ("hop 1: the outgoing kernel was not started with 'console=ttyS0'", before(cmdline="quiet")),
     ("hop 1: generation 1 and whether KHO", make.with_after(GOOD, kho_found=False)),

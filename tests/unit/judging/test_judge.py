@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec import structs
+from msgspec import UNSET, structs
 from msgspec.structs import replace
 
 from liveupdate.core.units import MIB
@@ -26,10 +26,11 @@ from liveupdate.model.evidence import (
     Incident,
     PatternFacts,
     SessionFacts,
+    Struck,
     Tick,
     Watched,
 )
-from liveupdate.model.plan import Plan
+from liveupdate.model.plan import Expected, FaultPlan, Plan
 from liveupdate.model.scenario import Budget, GuestSpec, Observation
 from liveupdate.model.verdict import Check, ExitCode, Outcome, Verdict
 from tests.support import evidence_builder as make
@@ -480,6 +481,70 @@ def test_outgoing_kernel_that_panics_before_the_update_is_error() -> None:
 
 def test_injected_fault_is_a_note() -> None:
     assert judge(PLAN, with_incident(GOOD, "fault")).outcome is Outcome.PASS
+
+
+STRUCK = make.make_struck("flip-bit")
+FAULT_PLAN = replace(
+    PLAN,
+    fault=FaultPlan(
+        name="flip-bit",
+        expected=Expected(check="memory.content", status="FAIL", exit_code=1),
+        proves=True,
+    ),
+)
+
+
+def test_planned_fault_that_left_its_record_changes_nothing() -> None:
+    struck = make.with_hop(GOOD, struck=(STRUCK,))
+    assert judge(FAULT_PLAN, struck).outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("struck", "said"),
+    [
+        ((), "fault 'flip-bit' was planned, and no record says that it struck"),
+        ((make.make_struck("move-page"),), "no record says that it struck"),
+        ((replace(STRUCK, after=STRUCK.before),), "what it struck is as it was before"),
+    ],
+)
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_planned_fault_that_is_not_seen_to_have_struck_is_error_whatever_else_is_found(
+    struck: tuple[Struck, ...], said: str, is_lost: bool
+) -> None:
+    evidence = make.with_hop(GOOD, struck=struck)
+    if is_lost:
+        evidence = with_incident(evidence, "panic")
+    verdict = judge(FAULT_PLAN, evidence)
+    assert verdict.exit_code is ExitCode.ERROR
+    assert status_of(verdict, "handover.kho") == "ERROR" and said in verdict.reason
+
+
+def test_fault_that_is_not_seen_to_have_struck_was_not_rolled_back_either() -> None:
+    given_up = with_incident(replace(GOOD, rolled_back=True), "freeze-refused")
+    struck = make.with_hop(given_up, struck=(STRUCK,))
+    assert judge(FAULT_PLAN, struck).exit_code is ExitCode.ROLLED_BACK
+    assert judge(FAULT_PLAN, given_up).exit_code is ExitCode.ERROR
+
+
+def test_fault_strikes_in_the_first_hop_and_in_no_other() -> None:
+    plan = replace(make.make_plan(hops=2), fault=FAULT_PLAN.fault)
+    first, second = make.make_evidence(hops=2).hops
+    early = replace(GOOD, hops=(replace(first, struck=(STRUCK,)), second))
+    late = replace(GOOD, hops=(first, replace(second, struck=(STRUCK,))))
+    assert judge(plan, early).outcome is Outcome.PASS
+    assert "no record says that it struck" in judge(plan, late).reason
+
+
+def test_plan_of_an_earlier_version_demands_no_record_of_its_fault() -> None:
+    assert FAULT_PLAN.fault is not None
+    plan = replace(PLAN, fault=replace(FAULT_PLAN.fault, proves=UNSET))
+    assert judge(plan, GOOD).outcome is Outcome.PASS
+
+
+def test_fault_that_struck_without_a_plan_is_error() -> None:
+    verdict = judge(PLAN, make.with_hop(GOOD, struck=(STRUCK,)))
+    assert verdict.exit_code is ExitCode.ERROR
+    assert "a fault 'flip-bit' struck that was not planned" in verdict.reason
 
 
 def test_unreadable_file_is_error_and_named() -> None:

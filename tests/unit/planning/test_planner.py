@@ -266,6 +266,11 @@ def test_kexec_load_is_the_legacy_loader() -> None:
     assert plan(Scenario(fault="kexec-load")).hops[0].loader == "legacy"
 
 
+def test_fault_is_planned_to_leave_a_record() -> None:
+    planned = plan(Scenario(fault="flip-bit")).fault
+    assert planned is not None and planned.proves is True
+
+
 def test_kernels_without_what_the_mechanism_needs_are_refused() -> None:
     with pytest.raises(PlanError, match=r"outgoing kernel: with '/k/a' .* 'refused': .* no KHO"):
         plan(images=replace(IMAGES, outgoing=kernel("a", ())))
