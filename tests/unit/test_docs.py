@@ -86,6 +86,11 @@ def test_every_adr_is_in_the_index() -> None:
     assert unlisted(ROOT / "docs" / "adr") == []
 
 
+def test_no_two_adrs_have_one_number() -> None:
+    numbers = [path.name[:4] for path in (ROOT / "docs" / "adr").glob("0*.md")]
+    assert len(numbers) == len(set(numbers)), sorted(numbers)
+
+
 def test_an_adr_that_the_index_lacks_is_found(tmp_path: Path) -> None:
     (tmp_path / "0001-one.md").write_text("# 0001: One\n")
     (tmp_path / "0002-two.md").write_text("# 0002: Two\n")
