@@ -20,7 +20,7 @@ _MAX_PLACES = 1 << 18
 
 
 def collect_state(events: Iterable[AgentEvent], guest: str) -> StateFacts:
-    """Return what agents told of a guest's state in one hop."""
+    """Return what agents reported about a guest's state in one hop."""
     sums: dict[str, StateSum | None] = {}
     hello_ns = None
     for event in events:

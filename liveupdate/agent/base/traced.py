@@ -7,7 +7,7 @@ guest can be asked by its VMM alone. One thread of it is stopped, made to execut
 instruction that it has anyway, and set back to where it was. A system call that it was waiting in
 is restarted by the kernel, as after a signal without a handler.
 
-Attach, calls and detach belong to one thread of ours, which is what ptrace(2) demands.
+Attach, calls and detach belong to one thread of the agent, which is what ptrace(2) demands.
 """
 
 from __future__ import annotations

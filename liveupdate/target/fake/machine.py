@@ -105,7 +105,7 @@ class FakeMachine:
         self._sending = threading.Lock()
         self._n = 0
         self._is_loaded = False
-        #: by guest: where its VM state is, and what was told of it when it was saved
+        #: by guest: where its VM state is, and what was reported about it when it was saved
         self._places: dict[str, list[tuple[int, int]]] = {}
         self._saved: dict[str, dict[str, object]] = {}
         self._asked = threading.Event()

@@ -114,7 +114,7 @@ def scan(name: str, **changes: object) -> Evidence:
 WATCHED = Watched(began_ns=100 * SECOND, ended_ns=108 * SECOND, longest_hole_ns=8 * MS)
 TWO_HOPS = make.make_evidence(hops=2)
 
-#: the start of what is said, and what it is said of; of the default plan and of one with a device
+#: the start of a message, and what it is about; of the default plan and of one with a device
 DEFAULT: tuple[tuple[str, Evidence], ...] = (
     ("provenance.json names other images", origin(images={"outgoing": "aa"})),
     ("the plan says 'tcg', the machine ran under 'kvm'", origin(accel="kvm", kvm_enabled=True)),
@@ -222,7 +222,7 @@ def test_hop_that_begins_in_another_boot_than_the_last_ended_in_is_named() -> No
 
 
 def test_every_message_has_a_case() -> None:
-    """What is said begins with words that some case above looks for."""
+    """Each message begins with words that some case above looks for."""
     messages: list[str] = []
     for node in ast.walk(ast.parse(inspect.getsource(contradictions))):
         value = node.value if isinstance(node, ast.Yield) else None
