@@ -27,13 +27,13 @@ setup: ## install packages, make .venv, build images; under 2 s when nothing is 
 run: setup ## set up, then take a guest through a kexec; RUN='...' gives arguments
 	$(VENV)/bin/liveupdate run $(RUN)
 
-test: ## set up for tests, then lint and all tests but the nightly ones; 25 minutes on 2 CPUs
+test: ## set up for tests, then lint and all tests but the nightly ones; 23 minutes on 2 CPUs
 	liveupdate/setup.sh --tests
 	$(MAKE) --no-print-directory check
 	$(MAKE) --no-print-directory -j1 -k vm-shared vm-alone
 
 # Component tests mostly wait, and what they wait for has deadlines: what only computes lets them go first.
-check: tools ## lint, unit and component tests, in 3 minutes; needs no root, network or images
+check: tools ## lint, unit and component tests, in 2 minutes; needs no root, network or images
 	@echo "lint, unit and component tests run side by side; each is shown when it has ended"
 	@$(MAKE) --no-print-directory --output-sync=target -j3 COMPUTE='nice -n 5' lint unit component
 
