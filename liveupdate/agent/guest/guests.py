@@ -293,6 +293,8 @@ class Guest:
             self.tell("clock-carried", ahead_ns=kvm_clock.continue_with(self.vmm, self.clock))
         except OSError as err:
             self.tell("clock-carried", error=str(err))
+            # it may not have come to that, such as when ptrace(2) is refused; twice does no harm
+            self.vmm.cont()
 
     def _check_state(self) -> None:
         """Refuse to load a state that is not what was saved; its VMM is ended then.

@@ -86,7 +86,7 @@ def read_clock(pid: int, khz: int | None) -> SavedClock:
 def continue_with(vmm: QemuVmm, saved: SavedClock) -> int:
     """Let the vCPUs run, with a clock that has gone on; return by how much it was ahead, ns.
 
-    :raises OSError: the VMM did not set its clock; its guest runs nevertheless.
+    :raises OSError: the VMM cannot be traced, or did not set its clock; the vCPUs may not run yet.
     """
     with Traced(vmm.pid) as traced:
         going = Task(vmm.cont)
